@@ -1,0 +1,41 @@
+# book · test · claims · lab · clean, all in .venv.  `make book PYTHON=python3.12` picks the interpreter.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+TAGS   ?= test,slow,data,gpu
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: book test claims lab lint clean
+.DEFAULT_GOAL := book
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1): Python 3.11 or newer is needed, as in make book PYTHON=python3.12"; exit 1; }
+	@echo "Installing into $(VENV) (some gigabytes with PyTorch, once)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --progress-bar on --editable '.[all]'
+	@touch $@
+
+book: $(STAMP)  ## run every chapter and render the report
+	@$(BIN)/nnbook run
+	@$(BIN)/nnbook report
+
+test: $(STAMP)  ## unit tests, and every notebook under nbval
+	$(BIN)/python -m ruff check nnlib claims tests notebooks
+	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks
+
+claims: $(STAMP)  ## every stated figure, measured: make claims TAGS=test, slow, data or gpu
+	@$(BIN)/python -m claims --tags $(TAGS)
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab notebooks
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check nnlib claims tests notebooks
+
+clean:  ## what runs wrote, and the environment; recorded figures and data stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find reports -mindepth 1 -maxdepth 1 ! -name recorded -exec rm -rf {} +
