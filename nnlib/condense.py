@@ -1,0 +1,138 @@
+"""Condensing: keep as centers only the samples that the model gets wrong, batch by batch.
+
+The published rule, without its waiting: the centers found so far are compared with many batches in one product, and
+what those batches add meanwhile joins their sums from one more product, of the batches among themselves.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+
+from nnlib.attend import RunningAverage, accumulate, exact_products
+from nnlib.kernels import Kernel
+from nnlib.rows import Chosen, Copied
+
+BLOCK_ROWS = 1024  # samples compared with all centers at once
+BLOCK_BYTES = 64 << 20  # for their distances, where a kernel needs them kept
+
+Batch = tuple[Float[Tensor, "S D"], Shaped[Tensor, "S *V"], Int64[Tensor, " S"] | None]
+
+
+class Rule(NamedTuple):
+    """What a center votes for, which samples of a batch are wrong, and when the batch is good enough."""
+
+    values: Callable[[Tensor], Float[Tensor, "N V"]]
+    wrong: Callable[[Float[Tensor, "N V"], Tensor], Tensor]
+    quality: Callable[[Float[Tensor, "N V"], Tensor], Tensor]
+    target: float
+    rounds: int | None
+    batch_size: int
+    max_neighbors: int
+
+
+def condense(
+    blocks: Iterable[Batch],
+    centers: Chosen | Copied,
+    kernel: Kernel,
+    rule: Rule,
+    watch: Callable[[int, int], None] = lambda samples, neighbors: None,
+) -> None:
+    """Learn (x, y, numbers) blocks in their order, a batch at a time: what the model gets wrong joins `centers`.
+
+    The first batch of all becomes centers whole. A later one is predicted and its wrong samples added, until it is good
+    enough, nothing is wrong, or its rounds are over; a sample still wrong in the next round is added again. The pass
+    ends once the centers outnumber `rule.max_neighbors`. `watch(samples, neighbors)` is called after every batch.
+    """
+    with torch.no_grad(), exact_products():
+        for x, y, numbers in blocks:
+            votes = (RankedVotes if kernel.ranks else SummedVotes)(x, rule.values(y), centers, kernel, rule)
+            for start in range(0, len(x), rule.batch_size):
+                if len(centers) > rule.max_neighbors:
+                    return
+                rows = slice(start, min(start + rule.batch_size, len(x)))
+                for picked in _mistakes(votes, y, rows, centers, rule):
+                    centers.append(x[picked], y[picked], None if numbers is None else numbers[picked])
+                    votes.add(picked, start)
+                watch(rows.stop - start, len(centers))
+
+
+def _mistakes(votes, y, rows: slice, centers, rule: Rule) -> Iterator[Int64[Tensor, " K"]]:
+    """What a batch adds, round by round; each round sees what the rounds before have added."""
+    if len(centers) == 0:
+        yield torch.arange(rows.start, rows.stop, device=y.device)
+        return
+    rounds, average = 0, votes.average(rows)
+    while rounds != rule.rounds and len(centers) <= rule.max_neighbors:
+        picked = rule.wrong(average, y[rows]).nonzero()[:, 0]
+        if len(picked) == 0:
+            return
+        yield picked + rows.start
+        rounds, average = rounds + 1, votes.average(rows)
+        if rule.quality(average, y[rows]) >= rule.target:
+            return
+
+
+class SummedVotes:
+    """The running averages of a block's samples, where every center's weight stands by itself."""
+
+    def __init__(self, x, values, centers, kernel, rule):
+        self.values, frame = values, kernel.frame(x, x, x.dtype)
+        self.state = RunningAverage(len(x), values.shape[1], x)
+        accumulate(self.state, x, centers.x, _Encoded(centers.y, rule.values), kernel, frame)
+        self.among = kernel.log_weight(kernel.distance(x, x, frame), frame)
+
+    def add(self, picked: Int64[Tensor, " K"], start: int) -> None:
+        """Make samples of the block centers, for those from `start` on."""
+        self.state.add(self.among[start:, picked], self.values[picked], slice(start, None))
+
+    def average(self, rows: slice) -> Float[Tensor, "N V"]:
+        """What the centers so far say of some samples of the block."""
+        return self.state.sums[rows] / self.state.total[rows, None]
+
+
+class RankedVotes:
+    """The same where a weight depends on the other centers: the distances are kept and weighed anew."""
+
+    def __init__(self, x, values, centers, kernel, rule):
+        self.kernel, self.frame, self.own = kernel, kernel.frame(x, x, x.dtype), values
+        self.among = kernel.distance(x, x, self.frame)
+        self.distance, self.values = self.among[:, :0], values[:0]
+        if len(centers):
+            self.values = rule.values(centers.y[:])
+            self.distance = x.new_empty(len(x), len(centers))
+            for start in range(0, len(centers), BLOCK_ROWS):
+                cols = slice(start, min(start + BLOCK_ROWS, len(centers)))
+                self.distance[:, cols] = kernel.distance(x, centers.x[cols].to(x.dtype), self.frame)
+        self.picked = torch.empty(0, dtype=torch.int64, device=x.device)
+
+    def add(self, picked, start):
+        self.picked = torch.cat([self.picked, picked])
+
+    def average(self, rows):
+        distance = torch.cat([self.distance[rows], self.among[rows][:, self.picked]], 1)
+        values = torch.cat([self.values, self.own[self.picked]])
+        if self.kernel.count is not None:
+            index = distance.topk(min(self.kernel.count, distance.shape[1]), largest=False).indices
+            return values[index].mean(1)
+        state = RunningAverage(len(distance), values.shape[1], distance)
+        state.add(self.kernel.log_weight(distance, self.frame, distance.amin(1)), values)
+        return state.value()
+
+
+class _Encoded:
+    """Targets that are turned into the values to vote with a slice at a time."""
+
+    def __init__(self, targets, encode):
+        self.targets, self.encode = targets, encode
+
+    def __getitem__(self, cols: slice) -> Tensor:
+        return self.encode(self.targets[cols])
+
+
+def block_rows(kernel: Kernel, centers: int, batch_size: int) -> int:
+    """How many samples to compare at once: whole batches, and fewer of them where a kernel's distances are kept."""
+    rows = min(BLOCK_ROWS, BLOCK_BYTES // (4 * max(1, centers))) if kernel.ranks else BLOCK_ROWS
+    return max(1, rows // batch_size) * batch_size

@@ -1,0 +1,19 @@
+"""Where to compute."""
+
+import torch
+
+
+def device_of(device: str | torch.device = "auto") -> torch.device:
+    """The device of that name; "auto" is CUDA where there is one, else MPS, else the CPU.
+
+    Raises ValueError for one that can't be used here.
+    """
+    if str(device) != "auto":
+        try:
+            return torch.zeros(0, device=device).device
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"device={str(device)!r} can't be used here ({reason}): give 'auto' or 'cpu'") from None
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

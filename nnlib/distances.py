@@ -1,0 +1,216 @@
+"""Distances between two blocks of rows: exact to rounding, with gradients that stay finite.
+
+A matrix product gives |x - c|^2 = |x|^2 + |c|^2 - 2 x.c at the hardware's speed, and loses its digits where x and c are
+close beside their own length. So: rows are centred and scaled first (`Frame`), and every pair that still cancels is
+measured again, by direct differences (Euclidean) or in float64 (cosine).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+DIRECT_FEATURES = 16  # up to here, differences feature by feature are as quick as the product
+CANCELS = {torch.float32: 16.0, torch.float64: 1e5}  # (|x|^2 + |c|^2) / |x - c|^2 above which a pair is measured again
+CROWDED = 1 / 16  # share of such pairs in a block above which all of it is
+PAIR_BYTES = 16 << 20  # for the rows gathered at a time
+
+
+class Frame(NamedTuple):
+    """x -> x * scale - offset: what distances are measured in, so that they are `scale` times those of the data."""
+
+    scale: float = 1.0
+    offset: Float[Tensor, " D"] | None = None
+
+    def __call__(self, rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        if self.scale != 1.0:
+            rows = rows * self.scale
+        return rows if self.offset is None else rows - self.offset
+
+
+def frame_of(queries: Tensor, centers: Tensor, dtype: torch.dtype) -> Frame:
+    """Scale by a power of two where squares would lose digits, centre where the mean outweighs the spread.
+
+    queries [B, D], centers [M, D] -> Frame. Any frame is correct; a good one leaves few pairs to measure again.
+    """
+    largest = max(_largest(queries), _largest(centers))
+    scale = 1.0 if 2**-10 < largest < 2**10 or largest == 0 else 2.0 ** -math.frexp(largest)[1]
+    if queries.shape[1] <= DIRECT_FEATURES:
+        return Frame(scale)
+    sample = centers[:: max(1, centers.shape[0] // 512)].to(dtype) * scale
+    offset = sample.mean(0)
+    spread = (sample - offset).square().sum(1).mean()
+    return Frame(scale, offset if bool(offset.square().sum() > spread) else None)
+
+
+def _largest(rows: Tensor) -> float:
+    low, high = torch.aminmax(rows)
+    return max(abs(float(low)), abs(float(high)))
+
+
+def euclidean(x: Float[Tensor, "B D"], c: Float[Tensor, "M D"], frame: Frame) -> Float[Tensor, "B M"]:
+    """|x_i - c_j| times the frame's scale. The gradient at distance 0 is 0."""
+    return _Euclidean.apply(x, c, frame)
+
+
+class _Euclidean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, c, frame):
+        if x.shape[1] <= DIRECT_FEATURES:
+            squares, ctx.pairs = _direct_squares(x * frame.scale, c * frame.scale), None
+        else:
+            squares, ctx.pairs = _product_squares(x, c, frame)
+        distance = squares.sqrt_()
+        ctx.frame = frame
+        ctx.save_for_backward(x, c, distance)
+        return distance
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, c, distance = ctx.saved_tensors
+        scale = ctx.frame.scale
+        pull = torch.where(distance > 0, gradient / distance, 0)  # times the framed x - c is the gradient
+        if x.shape[1] <= DIRECT_FEATURES:
+            to_x, to_c = _direct_pull(x * scale, c * scale, pull)
+        else:
+            to_x, to_c = _product_pull(x, c, pull, ctx.frame, ctx.pairs)
+        return to_x * scale, to_c * scale, None
+
+
+def _direct_squares(x: Tensor, c: Tensor) -> Tensor:
+    squares = (x[:, :1] - c[:, 0]).square_()
+    for feature in range(1, x.shape[1]):
+        difference = x[:, feature, None] - c[:, feature]
+        squares.addcmul_(difference, difference)
+    return squares
+
+
+def _direct_pull(x: Tensor, c: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
+    to_x, to_c = torch.empty_like(x), torch.empty_like(c)
+    for feature in range(x.shape[1]):
+        difference = (x[:, feature, None] - c[:, feature]).mul_(pull)
+        to_x[:, feature], to_c[:, feature] = difference.sum(1), -difference.sum(0)
+    return to_x, to_c
+
+
+def _product_squares(x: Tensor, c: Tensor, frame: Frame) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """Squared distances, and the pairs (i, j) that were measured again: None where that was the whole block."""
+    xf, cf = frame(x), frame(c)
+    xx, cc = xf.square().sum(1), cf.square().sum(1)
+    squares = torch.addmm(cc.expand(len(x), -1), xf, cf.T, alpha=-2).add_(xx[:, None])
+    limit = CANCELS[x.dtype]
+    near = squares < ((xx + cc.max()) / limit)[:, None]  # one cheap pass, a little too many
+    if int(near.sum()) > CROWDED * near.numel():
+        near = squares * limit < xx[:, None] + cc
+    pairs = near.nonzero(as_tuple=True)
+    if len(pairs[0]) > CROWDED * near.numel():
+        exact = torch.cdist(x * frame.scale, c * frame.scale, compute_mode="donot_use_mm_for_euclid_dist")
+        return exact.square_(), None
+    for i, j in _chunks(pairs, x):
+        squares[i, j] = (x[i] - c[j]).mul_(frame.scale).square_().sum(1)
+    return squares, pairs
+
+
+def _product_pull(x: Tensor, c: Tensor, pull: Tensor, frame: Frame, pairs) -> tuple[Tensor, Tensor]:
+    xf, cf = frame(x), frame(c)
+    if pairs is None:  # everything is near: the sums below would cancel too
+        wide = _wide(x)
+        return tuple(part.to(x.dtype) for part in _spread(xf.to(wide), cf.to(wide), pull.to(wide)))
+    to_x, to_c = _spread(xf, cf, pull.index_put(pairs, pull.new_zeros(())))
+    for i, j, g in _chunks(pairs, x, pull[pairs]):
+        difference = (x[i] - c[j]).mul_(frame.scale).mul_(g[:, None])
+        to_x.index_add_(0, i, difference)
+        to_c.index_add_(0, j, difference, alpha=-1)
+    return to_x, to_c
+
+
+def _spread(x: Tensor, c: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
+    """sum_j pull_ij (x_i - c_j), and minus the same over i."""
+    return pull.sum(1, keepdim=True) * x - pull @ c, pull.sum(0)[:, None] * c - pull.T @ x
+
+
+def cosine(x: Float[Tensor, "B D"], c: Float[Tensor, "M D"], signed: bool = False) -> Float[Tensor, "B M"]:
+    """1 - |cos(x_i, c_j)|, or 1 - cos where signed. A row of zeros has cosine 0 to all; its gradient is 0."""
+    return _Cosine.apply(x, c, signed)
+
+
+class _Cosine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, c, signed):
+        similarity = unit(x) @ unit(c).T
+        ctx.sign = None if signed else similarity.detach().sign() if x.requires_grad or c.requires_grad else 1
+        distance = similarity.neg_() if signed else similarity.abs_().neg_()
+        distance.add_(1)
+        near = distance < 2 / CANCELS[x.dtype]
+        crowded = int(near.sum()) > CROWDED * near.numel()
+        ctx.pairs = None if crowded else near.nonzero(as_tuple=True)
+        if crowded:
+            wide = _wide(x)
+            similarity = unit(x.to(wide)) @ unit(c.to(wide)).T
+            distance = (1 - (similarity if signed else similarity.abs_())).to(x.dtype)
+        for i, j in _chunks(ctx.pairs, x):
+            similarity = (_wide_unit(x[i]) * _wide_unit(c[j])).sum(1)
+            distance[i, j] = (1 - (similarity if signed else similarity.abs_())).to(x.dtype)
+        ctx.save_for_backward(x, c)
+        return distance.clamp_(min=0)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, c = ctx.saved_tensors
+        pull = -gradient if ctx.sign is None else -gradient * ctx.sign  # by the cosine
+        wide = x.dtype if ctx.pairs else _wide(x)
+        far = pull.index_put(ctx.pairs, pull.new_zeros(())) if ctx.pairs else pull
+        xu, cu = unit(x.to(wide)), unit(c.to(wide))
+        to_x, to_c = _tangent(far.to(wide) @ cu, xu), _tangent(far.T.to(wide) @ xu, cu)
+        for i, j, g in _chunks(ctx.pairs, x, *([pull[ctx.pairs]] if ctx.pairs else [])):
+            xi, cj = _wide_unit(x[i]), _wide_unit(c[j])
+            to_x.index_add_(0, i, (_tangent(cj, xi) * g[:, None]).to(wide))
+            to_c.index_add_(0, j, (_tangent(xi, cj) * g[:, None]).to(wide))
+        return (to_x * _inverse_norm(x)).to(x.dtype), (to_c * _inverse_norm(c)).to(x.dtype), None
+
+
+def unit(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    """Rows of length 1, whatever their scale; a row of zeros stays zero."""
+    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    if _strays(norm):
+        rows = _rescaled(rows)
+        norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows * torch.where(norm > 0, 1 / norm, 0)
+
+
+def _inverse_norm(rows: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    if _strays(norm):
+        norm = rows.abs().amax(1, keepdim=True) * torch.linalg.vector_norm(_rescaled(rows), dim=1, keepdim=True)
+    return torch.where(norm > 0, 1 / norm, 0).clamp_(max=torch.finfo(rows.dtype).max)
+
+
+def _strays(norm: Tensor) -> bool:
+    """Whether squares left the float range somewhere, or a row is zero."""
+    return bool(((norm < 1e-15) | (norm > 1e15)).any())
+
+
+def _rescaled(rows: Tensor) -> Tensor:
+    largest = rows.abs().amax(1, keepdim=True)
+    return rows / torch.where(largest > 0, largest, 1)
+
+
+def _tangent(vector: Tensor, normal: Tensor) -> Tensor:
+    return vector - (vector * normal).sum(1, keepdim=True) * normal
+
+
+def _wide_unit(rows: Tensor) -> Tensor:
+    return unit(rows.to(_wide(rows)))
+
+
+def _wide(rows: Tensor) -> torch.dtype:
+    return rows.dtype if rows.device.type == "mps" else torch.float64  # that device has no float64
+
+
+def _chunks(pairs: tuple[Int[Tensor, " P"], ...] | None, rows: Tensor, *along: Tensor):
+    """The pairs and what goes along with each, as many at a time as their gathered rows fit in PAIR_BYTES."""
+    if pairs is not None and len(pairs[0]):
+        length = max(1, PAIR_BYTES // (rows.shape[1] * 8))
+        yield from zip(*(part.split(length) for part in (*pairs, *along)), strict=True)

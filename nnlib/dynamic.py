@@ -1,0 +1,165 @@
+"""What the dynamic classifier and regressor share: one pass of condensing, over data at hand or over a stream."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from numbers import Integral
+
+import torch
+from jaxtyping import Float, Int64, Shaped
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from nnlib.attend import nearest
+from nnlib.condense import Batch, Rule, block_rows, condense
+from nnlib.device import device_of
+from nnlib.inputs import answer, features_of, gathered, stored_type
+from nnlib.kernels import Kernel, KNearest, kernel_of
+from nnlib.rows import Chosen, Copied
+
+PREDICTORS = ("interpolation", "nearest")
+PREDICT_ROWS = 8192
+
+
+class Dynamic(BaseEstimator, torch.nn.Module):
+    """A weighted average over centers, which are the samples that it got wrong while it learned.
+
+    Fitted, it has the buffers `centers_` [M, D] and `values_` [M, ...], and `indices_` [M]: which samples of a set at
+    hand became centers (None after a stream or `partial_fit`).
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("centers_", None)
+        self.register_buffer("values_", None)
+
+    @property
+    def num_neighbors(self) -> int:
+        """How many centers there are."""
+        return 0 if self.centers_ is None else len(self.centers_)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return self.centers_ is not None
+
+    def kneighbors(self, X=None, n_neighbors: int = 5, return_distance: bool = True):
+        """Distances and numbers of each sample's nearest centers, nearest first, by the kernel's own distance.
+
+        X [N, D], or None for the centers themselves, each without itself -> [N, K] and [N, K] (or the numbers alone).
+        """
+        self._require_fitted()
+        if not 1 <= n_neighbors <= self.num_neighbors:
+            raise ValueError(f"n_neighbors={n_neighbors!r} of {self.num_neighbors} centers: give 1 up to as many")
+        x = self.centers_ if X is None else features_of(self, X, reset=False).to(self.centers_.device)
+        own = torch.arange(len(x), device=x.device) if X is None else None
+        distance, index = nearest(x, self.centers_, n_neighbors, self._kernel(), own)
+        return (answer(distance, X), answer(index, X)) if return_distance else answer(index, X)
+
+    def _kernel(self) -> Kernel:
+        """What the settings say, checked."""
+        kernel = kernel_of(self.kernel, self.exponent, self.epsilon, self.influence_cone_factor, self.scales)
+        if self.predictor not in PREDICTORS:
+            raise ValueError(f"predictor={self.predictor!r} is not known: give one of {', '.join(PREDICTORS)}")
+        return KNearest(1, kernel) if self.predictor == "nearest" else kernel
+
+    def _rule(self) -> Rule:
+        raise NotImplementedError
+
+    def _encoded(self, y) -> Tensor:
+        raise NotImplementedError
+
+    def _check_settings(self) -> None:
+        self._kernel()
+        for name in ("batch_size", "max_neighbors", "max_count"):
+            given = getattr(self, name, 1)
+            if not isinstance(given, Integral) or given < 1:
+                raise ValueError(f"{name}={given!r} can't be used: give a whole number, 1 or more")
+        if not 0 < self.target_accuracy <= 1:
+            raise ValueError(f"target_accuracy={self.target_accuracy!r} can't be used: give a number in (0, 1]")
+
+    def _require_fitted(self) -> None:
+        if self.centers_ is None:
+            raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet: call fit or load one")
+
+    def _learn(self, x: Shaped[Tensor, "N D"], y: Shaped[Tensor, "N *V"], more: bool) -> None:
+        """Condense a set at hand into new centers, or into `more` of them."""
+        device = device_of(self.device)
+        if x.device != device:
+            x = x.to(device=device, dtype=stored_type(x))
+        y, order = y.to(device), self._order(len(x)).to(device)
+        centers = self._copied(device) if more else Chosen(x, y)
+        self._condense(_blocks(x, y, order, self._block_rows(centers)), centers, len(x))
+
+    def _learn_stream(self, batches: Iterable, more: bool) -> None:
+        """The same from (x, y) batches, in the order they come; only the centers are kept."""
+        device, batches = device_of(self.device), iter(batches)
+        first = next(batches, None)
+        if first is None:
+            raise ValueError("X hands out no batches: give at least one")
+        x, y = features_of(self, torch.as_tensor(first[0]), reset=not more), self._encoded(first[1])
+        if not more:
+            self.centers_ = self.values_ = None
+        centers = self._copied(device) if more else Copied(x[:0].to(device, stored_type(x)), y[:0].to(device))
+
+        def blocks():
+            for x, y in gathered(chain([first], batches), self._block_rows(centers)):
+                yield features_of(self, x, reset=False).to(device, torch.float32), self._encoded(y).to(device), None
+
+        self._condense(blocks(), centers, None)
+
+    def _condense(self, blocks: Iterable, centers: Chosen | Copied, samples: int | None) -> None:
+        with tqdm(total=samples, unit=" samples", delay=1, leave=False, disable=not self.progress) as bar:
+
+            def watch(samples: int, neighbors: int) -> None:
+                bar.set_postfix(neighbors=neighbors, refresh=False)
+                bar.update(samples)
+
+            condense(blocks, centers, self._kernel(), self._rule(), watch)
+        self._grown = centers if isinstance(centers, Copied) else None
+        self.indices_ = None if self._grown else centers.numbers.clone()
+        self.centers_, self.values_ = centers.finished(stored_type(centers.x))
+
+    def _order(self, samples: int) -> Int64[Tensor, " N"]:
+        if not self.shuffle:
+            return torch.arange(samples)
+        generator = torch.Generator()
+        if self.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self.seed)
+        return torch.randperm(samples, generator=generator)
+
+    def _copied(self, device: torch.device) -> Copied:
+        """The centers there are, with the room that an earlier call left behind them."""
+        grown = getattr(self, "_grown", None)
+        if grown and grown.x.data_ptr() == self.centers_.data_ptr() and len(grown) == self.num_neighbors:
+            return grown.again()
+        return Copied(self.centers_.to(device), self.values_.to(device))
+
+    def _block_rows(self, centers: Chosen | Copied) -> Callable[[], int]:
+        kernel = self._kernel()
+        return lambda: block_rows(kernel, len(centers), self.batch_size)
+
+    def _averages(self, X, average: Callable[[Tensor], Tensor]) -> Float[Tensor, "N V"]:
+        """`average(x)` of all samples, some thousands at a time."""
+        self._require_fitted()
+        x = features_of(self, X, reset=False)
+        with torch.no_grad():
+            return torch.cat([average(rows.to(self.centers_.device, torch.float32)) for rows in x.split(PREDICT_ROWS)])
+
+    def __getstate__(self):
+        state = super().__getstate__().copy()
+        state.pop("_grown", None)
+        state["_buffers"] = {  # without the room to grow
+            name: part if part is None or part.untyped_storage().nbytes() == part.nbytes else part.clone()
+            for name, part in state["_buffers"].items()
+        }
+        return state
+
+
+def _blocks(x, y, order, rows: Callable[[], int]) -> Iterator[Batch]:
+    start = 0
+    while start < len(order):
+        numbers = order[start : start + rows()]
+        yield x[numbers].to(torch.float32), y[numbers], numbers
+        start += len(numbers)

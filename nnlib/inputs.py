@@ -1,0 +1,89 @@
+"""What users hand over, as tensors: numpy arrays, tensors, frames, lists, or a DataLoader's batches."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from sklearn.utils.validation import validate_data
+from torch import Tensor
+
+KEPT = (torch.uint8, torch.bfloat16, torch.float16, torch.float32)  # what centers are stored in; else float32
+BLOCK_NUMBERS = 1 << 22
+
+
+def features_of(estimator, X, reset: bool) -> Shaped[Tensor, "N D"]:
+    """X as a tensor [N, D], without a copy where that can be; a tensor's further dimensions are flattened.
+
+    Raises ValueError for NaN, infinity, no samples, no features, or another number of features than fitted on.
+    """
+    if not isinstance(X, Tensor):
+        x = _from_numpy(validate_data(estimator, X, reset=reset))
+    else:
+        x = _flat(X)
+        if reset:
+            estimator.n_features_in_ = x.shape[1]
+        elif x.shape[1] != estimator.n_features_in_:
+            raise ValueError(
+                f"X has {x.shape[1]} features, but {type(estimator).__name__} is expecting "
+                f"{estimator.n_features_in_} features as input: give as many as it was fitted on"
+            )
+    require_finite("X", x)
+    return x
+
+
+def _flat(X: Tensor) -> Shaped[Tensor, "N D"]:
+    if X.ndim < 2 or X.numel() == 0 or X.is_complex():
+        raise ValueError(f"X is {X.dtype} of shape {tuple(X.shape)}: give real numbers [N, D], N and D 1 or more")
+    return X.detach().flatten(1)
+
+
+def _from_numpy(array: np.ndarray) -> Tensor:
+    if array.dtype.kind in "ub" and array.dtype != np.uint8 or not array.dtype.isnative:
+        array = array.astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")  # it is only read
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def require_finite(name: str, rows: Shaped[Tensor, "N *D"]) -> None:
+    """Raise ValueError where a number is not finite in float32, looking at a block at a time."""
+    if not rows.is_floating_point():
+        return
+    step = max(1, BLOCK_NUMBERS // max(1, rows[:1].numel()))
+    for start in range(0, len(rows), step):
+        good = rows[start : start + step].to(torch.float32).reshape(-1, rows[:1].numel()).isfinite().all(1)
+        if not good.all():
+            raise ValueError(
+                f"{name} holds NaN or infinity (in float32), first in row {start + int(good.long().argmin())}: "
+                "give finite numbers, or drop such rows"
+            )
+
+
+def stored_type(rows: Tensor) -> torch.dtype:
+    """The type that centers taken from these rows are stored in."""
+    return rows.dtype if rows.dtype in KEPT else torch.float32
+
+
+def is_stream(X) -> bool:
+    """Whether X hands out (x, y) batches, as a DataLoader does."""
+    return isinstance(X, torch.utils.data.DataLoader | Iterator)
+
+
+def gathered(batches: Iterable, rows: Callable[[], int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """(x, y) batches joined and cut to `rows()` samples each, but for the last."""
+    x, y, held = [], [], 0
+    for batch in batches:
+        x, y, held = [*x, torch.as_tensor(batch[0])], [*y, torch.as_tensor(batch[1])], held + len(batch[0])
+        while held >= (wanted := rows()):
+            all_x, all_y = torch.cat(x), torch.cat(y)
+            yield all_x[:wanted], all_y[:wanted]
+            x, y, held = [all_x[wanted:]], [all_y[wanted:]], held - wanted
+    if held:
+        yield torch.cat(x), torch.cat(y)
+
+
+def answer(result: Tensor, asked) -> Tensor | np.ndarray:
+    """A result in the kind of what was asked with: tensors for tensors (on their device), arrays for all else."""
+    return result.to(asked.device) if isinstance(asked, Tensor) else result.cpu().numpy()

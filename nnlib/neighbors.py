@@ -1,0 +1,240 @@
+"""The dynamic classifier and regressor: scikit-learn estimators that are also torch modules."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.metrics import r2_score
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
+from torch import Tensor
+
+from nnlib.attend import attend, class_log_probabilities
+from nnlib.condense import Rule
+from nnlib.dynamic import Dynamic
+from nnlib.inputs import answer, features_of, is_stream, require_finite
+from nnlib.kernels import Kernel
+
+
+class DynamicClassifier(ClassifierMixin, Dynamic):
+    """Classes by the summed weight of all centers, which are the samples that it got wrong while it learned.
+
+    kernel: a published kernel_type ("cosine", "euclidean", "euclidian_pyramid", "influence_cone") or a Kernel, with
+    `exponent`, `epsilon`, `influence_cone_factor` and `scales` for those that have them. predictor: "interpolation", or
+    "nearest" for the class of the largest weight. A batch of `batch_size` is learned until `target_accuracy` of it is
+    right, in at most `max_count` rounds; the pass ends once there are more than `max_neighbors` centers.
+    The rule and its settings: Dynamic and Deep Nearest Neighbors (J. Loverich, 2023).
+    """
+
+    def __init__(
+        self,
+        kernel: str | Kernel = "cosine",
+        exponent: float = -4.0,
+        epsilon: float = 1e-6,
+        influence_cone_factor: float = 2.0,
+        scales: int = 4,
+        predictor: str = "interpolation",
+        batch_size: int = 64,
+        target_accuracy: float = 0.9,
+        max_count: int = 3,
+        max_neighbors: int = 100_000,
+        shuffle: bool = True,
+        seed: int | None = 0,
+        device: str = "auto",
+        progress: bool = True,
+    ):
+        super().__init__()
+        self.kernel, self.exponent, self.epsilon = kernel, exponent, epsilon
+        self.influence_cone_factor, self.scales, self.predictor = influence_cone_factor, scales, predictor
+        self.batch_size, self.target_accuracy, self.max_count = batch_size, target_accuracy, max_count
+        self.max_neighbors, self.shuffle, self.seed = max_neighbors, shuffle, seed
+        self.device, self.progress = device, progress
+
+    def fit(self, X, y=None, classes: Sequence | None = None):
+        """Learn from X [N, D] and labels y [N] of any kind, in one pass over shuffled batches.
+
+        X may be a DataLoader of (x, y) batches, taken in its own order; `classes` then names all labels there are.
+        Raises ValueError for NaN or infinity, lengths that differ, labels outside `classes`, settings without sense.
+        """
+        return self._fit(X, y, classes, more=False)
+
+    def partial_fit(self, X, y=None, classes: Sequence | None = None):
+        """Go on learning: what the model gets wrong of X, y joins its centers. The first call needs `classes`."""
+        more = self.centers_ is not None
+        if more and classes is not None and not np.array_equal(np.unique(_array(classes)), self.classes_):
+            raise ValueError(f"classes={list(classes)!r} is not what it was fitted on: give {self.classes_.tolist()}")
+        if not more and classes is None:
+            raise ValueError("classes must be passed on the first call to partial_fit: give all labels there will be")
+        return self._fit(X, y, None if more else classes, more)
+
+    def _fit(self, X, y, classes, more: bool):
+        self._check_settings()
+        if is_stream(X):
+            if not more and classes is None:
+                raise ValueError("classes=None with a stream of batches: give all labels there will be")
+            self.classes_ = self.classes_ if more else np.unique(_array(classes))
+            self._learn_stream(X, more)
+            return self
+        x = features_of(self, X, reset=not more)
+        y = _labels(y)
+        check_consistent_length(x, y)
+        if not more:
+            self.classes_ = np.unique(y if classes is None else _array(classes))
+        self._learn(x, self._encoded(y), more)
+        return self
+
+    def _encoded(self, y) -> Tensor:
+        y = _labels(y)
+        place = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
+        outside = self.classes_[place] != y
+        if outside.any():
+            raise ValueError(
+                f"y holds {y[outside][0]!r}, which is outside the classes {self.classes_.tolist()}: "
+                "drop such samples, or fit anew with all classes"
+            )
+        return torch.from_numpy(place.astype(np.int64))
+
+    def _rule(self) -> Rule:
+        classes = len(self.classes_)
+        return Rule(
+            values=lambda y: torch.nn.functional.one_hot(y, classes).to(torch.float32),
+            wrong=lambda share, y: share.argmax(1) != y,
+            quality=lambda share, y: (share.argmax(1) == y).float().mean(),
+            target=self.target_accuracy,
+            rounds=self.max_count,
+            batch_size=self.batch_size,
+            max_neighbors=self.max_neighbors,
+        )
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        """Logarithms of the class probabilities, differentiable in x."""
+        self._require_fitted()
+        return class_log_probabilities(x, self.centers_, self.values_, len(self.classes_), self._kernel())
+
+    def predict_log_proba(self, X):
+        """Logarithms of the class probabilities [N, C]; a class without weight has about -87, not -inf."""
+        return answer(self._averages(X, self), X)
+
+    def predict_proba(self, X):
+        """Each class's share of the weight, [N, C]."""
+        return answer(self._averages(X, self).exp_(), X)
+
+    def predict(self, X):
+        """The class of the largest share, [N]; a tensor for tensors, where the classes are numbers."""
+        place = self._averages(X, self).argmax(1)
+        if isinstance(X, Tensor) and self.classes_.dtype.kind in "iub":
+            return torch.from_numpy(self.classes_).to(X.device)[place.to(X.device)]
+        return self.classes_[place.cpu().numpy()]
+
+    def score(self, X, y, sample_weight=None) -> float:
+        """The share of X [N, D] whose predicted label is y's [N]."""
+        right = _array(self.predict(X)) == _labels(y)
+        return float(np.average(right, weights=sample_weight))
+
+
+class DynamicRegressor(RegressorMixin, Dynamic):
+    """Values by the weighted mean over all centers, which are the samples whose error reached `tolerance`.
+
+    A batch is learned until nothing is wrong or its mean absolute error is at most `target_accuracy`, as published (at
+    0.8 that is mostly one round). The other settings are DynamicClassifier's; pictures are published with
+    kernel="influence_cone", tolerance=0.2.
+    """
+
+    def __init__(
+        self,
+        kernel: str | Kernel = "euclidean",
+        exponent: float = -4.0,
+        epsilon: float = 1e-6,
+        influence_cone_factor: float = 4.0,
+        scales: int = 4,
+        predictor: str = "interpolation",
+        tolerance: float = 0.05,
+        batch_size: int = 256,
+        target_accuracy: float = 0.8,
+        max_neighbors: int = 100_000,
+        shuffle: bool = True,
+        seed: int | None = 0,
+        device: str = "auto",
+        progress: bool = True,
+    ):
+        super().__init__()
+        self.kernel, self.exponent, self.epsilon = kernel, exponent, epsilon
+        self.influence_cone_factor, self.scales, self.predictor = influence_cone_factor, scales, predictor
+        self.tolerance, self.batch_size, self.target_accuracy = tolerance, batch_size, target_accuracy
+        self.max_neighbors, self.shuffle, self.seed = max_neighbors, shuffle, seed
+        self.device, self.progress = device, progress
+
+    def fit(self, X, y=None):
+        """Learn from X [N, D] and targets y [N] or [N, V], in one pass over shuffled batches.
+
+        X may be a DataLoader of (x, y) batches, taken in its own order. Raises ValueError as DynamicClassifier.fit.
+        """
+        return self._fit(X, y, more=False)
+
+    def partial_fit(self, X, y=None):
+        """Go on learning: samples whose error reaches the tolerance join the centers."""
+        return self._fit(X, y, more=self.centers_ is not None)
+
+    def _fit(self, X, y, more: bool):
+        self._check_settings()
+        if is_stream(X):
+            self._learn_stream(X, more)
+            return self
+        x = features_of(self, X, reset=not more)
+        values = self._encoded(y)
+        check_consistent_length(x, values)
+        self._learn(x, values, more)
+        return self
+
+    def _encoded(self, y) -> Tensor:
+        if y is None:
+            raise ValueError("requires y to be passed, but the target y is None")
+        if not isinstance(y, Tensor):
+            y = torch.from_numpy(check_array(y, ensure_2d=False, dtype=np.float32, input_name="y"))
+        require_finite("y", y)
+        self.y_ndim_ = y.ndim
+        return y.detach().to(torch.float32).reshape(len(y), -1)
+
+    def _check_settings(self):
+        super()._check_settings()
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance={self.tolerance!r} can't be used: give a positive number")
+
+    def _rule(self) -> Rule:
+        return Rule(
+            values=lambda y: y,
+            wrong=lambda mean, y: ~((mean - y).square().sum(1).sqrt() < self.tolerance),
+            quality=lambda mean, y: 1 - (mean - y).abs().mean(),
+            target=1 - self.target_accuracy,
+            rounds=None,
+            batch_size=self.batch_size,
+            max_neighbors=self.max_neighbors,
+        )
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B V"]:
+        """The weighted mean of the centers' values, differentiable in x."""
+        self._require_fitted()
+        return attend(x, self.centers_, self.values_, self._kernel())
+
+    def predict(self, X):
+        """The weighted mean of the centers' values, [N] or [N, V] as the targets were."""
+        mean = self._averages(X, self)
+        return answer(mean[:, 0] if self.y_ndim_ == 1 else mean, X)
+
+    def score(self, X, y, sample_weight=None) -> float:
+        """R^2 of the predictions, as scikit-learn's."""
+        return r2_score(_array(y), _array(self.predict(X)), sample_weight=sample_weight)
+
+
+def _array(values) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _labels(y) -> np.ndarray:
+    if y is None:
+        raise ValueError("requires y to be passed, but the target y is None")
+    y = column_or_1d(_array(y), warn=True)
+    check_classification_targets(y)
+    return y
