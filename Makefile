@@ -20,7 +20,6 @@ $(STAMP): pyproject.toml
 
 book: $(STAMP)  ## run every chapter and render the report
 	@$(BIN)/nnbook run
-	@$(BIN)/nnbook report
 
 test: $(STAMP)  ## unit tests, and every notebook under nbval
 	$(BIN)/python -m ruff check nnlib claims tests notebooks

@@ -95,24 +95,26 @@ class RunningAverage:
 
     def __init__(self, queries: int, values: int, like: Tensor):
         self.top = like.new_full((queries,), -torch.inf)
-        self.total = like.new_zeros(queries)
-        self.sums = like.new_zeros(queries, values)
+        self.sums = like.new_zeros(queries, values + 1)  # the last column is the sum of the weights
 
     def add(self, scores: Float[Tensor, "B M"], values: Float[Tensor, "M V"], rows: slice = slice(None)) -> None:
         """Take in more centers, for the queries of `rows`. Overwrites `scores`."""
         if scores.shape[1] == 0:
             return
-        before = self.top[rows]
+        before, values = self.top[rows], torch.cat([values, values.new_ones(len(values), 1)], 1)
         top = torch.maximum(before, scores.amax(1))
         weights = scores.sub_(_finite(top)[:, None]).exp_()
-        decay = torch.exp(before - _finite(top))
-        self.total[rows] = self.total[rows] * decay + weights.sum(1)
-        self.sums[rows] = torch.addmm(self.sums[rows] * decay[:, None], weights, values)
+        self.sums[rows] = torch.addmm(self.sums[rows] * torch.exp(before - _finite(top))[:, None], weights, values)
         self.top[rows] = top
 
-    def value(self) -> Float[Tensor, "B V"]:
+    def value(self, rows: slice = slice(None)) -> Float[Tensor, "B V"]:
         """The average so far; 0 for a query without any weight."""
-        return self.sums / torch.where(self.total > 0, self.total, 1)[:, None]
+        total = self.sums[rows, -1:]
+        return self.sums[rows, :-1] / torch.where(total > 0, total, 1)
+
+    def log_total(self) -> Float[Tensor, " B"]:
+        """log of the sum of the weights."""
+        return self.top + self.sums[:, -1].log()
 
 
 def accumulate(
@@ -159,7 +161,7 @@ class _Attend(torch.autograd.Function):
             near, _ = _nearest_one(queries, rows, centers, kernel, frame, exclude)
             state = RunningAverage(len(x), source.shape[1], x)
             accumulate(state, x, centers, source, kernel, frame, near, skip)
-            result[rows], log_total[rows] = state.value(), state.top + state.total.log()
+            result[rows], log_total[rows] = state.value(), state.log_total()
         ctx.save_for_backward(queries, centers, values, result, log_total, exclude)
         ctx.labels, ctx.kernel, ctx.frame = labels, kernel, frame
         return result

@@ -15,7 +15,7 @@ from nnlib.attend import RunningAverage, accumulate, exact_products
 from nnlib.kernels import Kernel
 from nnlib.rows import Chosen, Copied
 
-BLOCK_ROWS = 1024  # samples compared with all centers at once
+BLOCK_ROWS = 512  # samples compared with all centers at once
 BLOCK_BYTES = 64 << 20  # for their distances, where a kernel needs them kept
 
 Batch = tuple[Float[Tensor, "S D"], Shaped[Tensor, "S *V"], Int64[Tensor, " S"] | None]
@@ -90,7 +90,7 @@ class SummedVotes:
 
     def average(self, rows: slice) -> Float[Tensor, "N V"]:
         """What the centers so far say of some samples of the block."""
-        return self.state.sums[rows] / self.state.total[rows, None]
+        return self.state.value(rows)
 
 
 class RankedVotes:

@@ -101,11 +101,10 @@ def _product_squares(x: Tensor, c: Tensor, frame: Frame) -> tuple[Tensor, tuple[
     xx, cc = xf.square().sum(1), cf.square().sum(1)
     squares = torch.addmm(cc.expand(len(x), -1), xf, cf.T, alpha=-2).add_(xx[:, None])
     limit = CANCELS[x.dtype]
-    near = squares < ((xx + cc.max()) / limit)[:, None]  # one cheap pass, a little too many
-    if int(near.sum()) > CROWDED * near.numel():
-        near = squares * limit < xx[:, None] + cc
-    pairs = near.nonzero(as_tuple=True)
-    if len(pairs[0]) > CROWDED * near.numel():
+    pairs = (squares < ((xx + cc.max()) / limit)[:, None]).nonzero(as_tuple=True)  # one cheap pass, a little too many
+    if len(pairs[0]) > CROWDED * squares.numel():
+        pairs = (squares * limit < xx[:, None] + cc).nonzero(as_tuple=True)
+    if len(pairs[0]) > CROWDED * squares.numel():
         exact = torch.cdist(x * frame.scale, c * frame.scale, compute_mode="donot_use_mm_for_euclid_dist")
         return exact.square_(), None
     for i, j in _chunks(pairs, x):
@@ -140,21 +139,17 @@ class _Cosine(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, c, signed):
         similarity = unit(x) @ unit(c).T
-        ctx.sign = None if signed else similarity.detach().sign() if x.requires_grad or c.requires_grad else 1
-        distance = similarity.neg_() if signed else similarity.abs_().neg_()
-        distance.add_(1)
-        near = distance < 2 / CANCELS[x.dtype]
-        crowded = int(near.sum()) > CROWDED * near.numel()
-        ctx.pairs = None if crowded else near.nonzero(as_tuple=True)
-        if crowded:
-            wide = _wide(x)
-            similarity = unit(x.to(wide)) @ unit(c.to(wide)).T
-            distance = (1 - (similarity if signed else similarity.abs_())).to(x.dtype)
+        ctx.sign = None if signed else similarity.sign() if any(ctx.needs_input_grad) else 1
+        distance = _distance_of(similarity, signed)
+        ctx.pairs = (distance < 2 / CANCELS[x.dtype]).nonzero(as_tuple=True)
+        if len(ctx.pairs[0]) > CROWDED * distance.numel():
+            ctx.pairs = None
+            distance = _distance_of(_wide_unit(x) @ _wide_unit(c).T, signed).clamp_(min=0).to(x.dtype)
         for i, j in _chunks(ctx.pairs, x):
-            similarity = (_wide_unit(x[i]) * _wide_unit(c[j])).sum(1)
-            distance[i, j] = (1 - (similarity if signed else similarity.abs_())).to(x.dtype)
+            exact = _distance_of((_wide_unit(x[i]) * _wide_unit(c[j])).sum(1), signed)
+            distance[i, j] = exact.clamp_(min=0).to(x.dtype)
         ctx.save_for_backward(x, c)
-        return distance.clamp_(min=0)
+        return distance
 
     @staticmethod
     def backward(ctx, gradient):
@@ -169,6 +164,10 @@ class _Cosine(torch.autograd.Function):
             to_x.index_add_(0, i, (_tangent(cj, xi) * g[:, None]).to(wide))
             to_c.index_add_(0, j, (_tangent(xi, cj) * g[:, None]).to(wide))
         return (to_x * _inverse_norm(x)).to(x.dtype), (to_c * _inverse_norm(c)).to(x.dtype), None
+
+
+def _distance_of(similarity: Tensor, signed: bool) -> Tensor:
+    return torch.sub(1, similarity if signed else similarity.abs_(), out=similarity)
 
 
 def unit(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:

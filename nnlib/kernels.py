@@ -14,8 +14,12 @@ from torch import Tensor
 from nnlib.distances import Frame, cosine, euclidean, frame_of
 
 
-def _log(value: Tensor) -> Tensor:
-    return value.clamp(min=torch.finfo(value.dtype).tiny).log()
+def _power(distance: Tensor, exponent: float, epsilon: float) -> Tensor:
+    """log((distance + epsilon)^exponent), finite at 0 without an epsilon too."""
+    epsilon = max(epsilon, torch.finfo(distance.dtype).tiny)
+    if distance.requires_grad:
+        return (distance + epsilon).log() * exponent
+    return distance.add_(epsilon).log_().mul_(exponent)
 
 
 def _require(holds: bool, name: str, given, wanted: str) -> None:
@@ -46,7 +50,10 @@ class Kernel:
     def log_weight(
         self, distance: Float[Tensor, "B M"], frame: Frame, nearest: Float[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B M"]:
-        """The logarithm of the weights, up to a constant a query; -inf where there is no weight."""
+        """The logarithm of the weights, up to a constant a query; -inf where there is no weight.
+
+        May overwrite distances that need no gradient.
+        """
         raise NotImplementedError
 
 
@@ -62,7 +69,7 @@ class InverseDistance(Kernel):
         _require(0 <= self.epsilon < math.inf, "epsilon", self.epsilon, "a small number that is not negative, as 1e-6")
 
     def log_weight(self, distance, frame, nearest=None):
-        return _log(distance + self.epsilon * frame.scale) * self.exponent
+        return _power(distance, self.exponent, self.epsilon * frame.scale)
 
 
 @dataclass(frozen=True)
@@ -97,12 +104,12 @@ class EuclideanPyramid(InverseDistance):
             step = 2**i
             offset = None if frame.offset is None else frame.offset[::step]
             part = euclidean(x[:, ::step].contiguous(), c[:, ::step].contiguous(), Frame(frame.scale, offset))
-            part = super().log_weight(part, frame)
+            part = _power(part, self.exponent, self.epsilon * frame.scale)
             logs = part if logs is None else torch.logaddexp(logs, part)
         return torch.exp((logs - math.log(self.scales)) / self.exponent)
 
     def log_weight(self, distance, frame, nearest=None):
-        return _log(distance) * self.exponent  # epsilon is within
+        return _power(distance, self.exponent, 0)  # epsilon is within
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ class InfluenceCone(Kernel):
         reach = (self.influence_cone_factor - 1) * (nearest + self.epsilon * frame.scale)
         weight = reach[:, None] - (distance - nearest[:, None])  # factor * d_min - d, near 1 too
         inside = weight > 0
-        return torch.where(inside, _log(torch.where(inside, weight, 1)), -math.inf)
+        return torch.where(inside, torch.where(inside, weight, 1).log(), -math.inf)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,248 @@
+"""The book's own tool: `nnbook run` runs chapters, `nnbook report` renders what they left, `nnbook list` shows them.
+
+A chapter is notebooks/NN_name.ipynb. Its cell tagged "parameters" holds what -p may change, one `name = value  # help`
+a line. What it passes to `record` goes to results.csv and the front page, along with its lede and the picture of the
+cell tagged "headline"; cells tagged "hide-in-report" stay out of its page.
+"""
+
+import argparse
+import ast
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from nnlib.files import written_whole
+from nnlib.results import BookError, add_results, origin, read_results
+from nnlib.results import record as record  # chapters import it from here
+
+ROOT = Path(__file__).parents[1]
+Parameters = dict[str, dict[str, str]]  # name -> {"default" (as it is written), "help"}
+
+
+class UsageError(BookError):
+    """A command line that asks for what isn't there."""
+
+    code = 2
+
+
+def find_chapters(folder: Path, asked: list[str]) -> list[Path]:
+    """The notebooks that `asked` names by number, stem or path; all of the folder where it names none.
+
+    Raises UsageError where it names what isn't there.
+    """
+    known = sorted(folder.resolve().glob("[0-9][0-9]_*.ipynb"))
+    if not known and not asked:
+        raise UsageError(f"notebooks={str(folder)!r} holds no chapter: give a folder with NN_name.ipynb in it")
+    found = [path for name in asked for path in _matches(name, known)]
+    return list(dict.fromkeys(found)) or known
+
+
+def _matches(name: str, known: list[Path]) -> list[Path]:
+    path = Path(name).resolve()
+    if path.is_file() and path.match("[0-9][0-9]_*.ipynb"):
+        return [path]
+    matches = [path for path in known if name == path.stem or (name.isdecimal() and int(name) == int(path.stem[:2]))]
+    if not matches:
+        there = ", ".join(path.stem for path in known) or "a path to NN_name.ipynb"
+        raise UsageError(f"chapter={name!r} isn't there: give one of {there}")
+    return matches
+
+
+def parameters_of(chapter: Path) -> Parameters:
+    """What -p may change in a chapter; raises BookError where the file isn't a notebook."""
+    import papermill
+
+    try:
+        return papermill.inspect_notebook(str(chapter))
+    except Exception as error:
+        raise BookError(f"chapter={str(chapter)!r} can't be read as a notebook: {error}") from error
+
+
+def offered(chapter: Path, parameters: Parameters) -> str:
+    """A chapter's parameters with their defaults and help, a line each."""
+    name_width = max(map(len, parameters), default=0)
+    width = max((len(parameter["default"]) for parameter in parameters.values()), default=0)
+    lines = [f"  {name:{name_width}}  {p['default']:{width}}  {p['help']}".rstrip() for name, p in parameters.items()]
+    return "\n".join([chapter.stem, *(lines or ["  no parameters"])])
+
+
+def assign(chapters: list[Path], given: list[list[str]]) -> dict[Path, dict[str, Any]]:
+    """Which chapter runs with which of the parameters in `given`, each of the type of its default there.
+
+    Raises UsageError naming a parameter that no chapter has or a value that doesn't fit, and what there is.
+    """
+    known = {chapter: parameters_of(chapter) for chapter in chapters}
+    values: dict[Path, dict[str, Any]] = {chapter: {} for chapter in chapters}
+    there = "\n".join(offered(*item) for item in known.items())
+    for name, text in given:
+        holders = [chapter for chapter in chapters if name in known[chapter]]
+        if not holders:
+            raise UsageError(f"parameter {name!r} is in none of the chapters asked for, which have\n{there}")
+        try:
+            for chapter in holders:
+                values[chapter][name] = typed(text, known[chapter][name]["default"])
+        except ValueError as error:
+            raise UsageError(f"parameter {name}={text!r} doesn't fit: {error}\n{there}") from error
+    return values
+
+
+def typed(text: str, default: str) -> Any:
+    """The value that `text` stands for, of the type of a parameter's default, which is given as it is written.
+
+    A default of None, or one that is computed, holds it to no type. Raises ValueError saying what would do.
+    """
+    like = _literal(default)
+    readers = {int: int, float: float, str: str}
+    try:
+        value = readers.get(type(like), lambda word: _literal(word, word))(text)
+    except ValueError:
+        value = None
+    if like is not None and type(value) is not type(like):
+        raise ValueError(f"give a value of type {type(like).__name__}, as its default {default} is")
+    return value
+
+
+def _literal(text: str, otherwise: Any = None) -> Any:
+    words = {"true": True, "false": False}
+    try:
+        return words[text.lower()] if text.lower() in words else ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError):
+        return otherwise
+
+
+def run_chapter(chapter: Path, values: dict[str, Any], name: str, reports: Path) -> str:
+    """Run one chapter headless, and leave its notebook and its figures in `reports`, those of a failing one too.
+
+    Returns the failure in words, "" where there was none.
+    """
+    import nbformat
+
+    told = {"origin": origin(chapter.parent)}
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / chapter.name
+        failure = _execute(chapter, copy, values)
+        notebook = nbformat.read(copy if copy.exists() else chapter, as_version=4)
+    error, source = _told(notebook, failure) if failure else ("", "")
+    defaults = {key: _literal(p["default"], p["default"]) for key, p in parameters_of(chapter).items()}
+    notebook.metadata["nnbook"] = told | {"run": name, "parameters": defaults | values, "error": error}
+    notebook.metadata.get("papermill", {}).update(input_path=chapter.name, output_path=chapter.name)
+    with written_whole(reports / chapter.name) as part:
+        nbformat.write(notebook, part)
+    add_results(reports / "results.csv", chapter.stem, notebook)
+    return f"{chapter.stem} failed: {error}\n\n{source}\n" if failure else ""
+
+
+def _execute(chapter: Path, copy: Path, values: dict[str, Any]) -> Exception | None:
+    import papermill
+
+    try:
+        how = {"progress_bar": {"desc": chapter.stem}, "extra_arguments": ["--log-level=CRITICAL"]}
+        papermill.execute_notebook(str(chapter), str(copy), values, cwd=str(chapter.parent), **how)
+    except Exception as error:  # a cell's own, or of a kernel that didn't start or died
+        return error
+    return None
+
+
+def _told(notebook, failure: Exception) -> tuple[str, str]:
+    """The error in words and the source of its cell, which is the one that shows an error, else the last begun."""
+    begun = [cell for cell in notebook.cells if cell.metadata.get("papermill", {}).get("start_time")]
+    for cell in begun:
+        for output in (output for output in cell.get("outputs", []) if output.output_type == "error"):
+            return f"{output.ename}: {output.evalue}".removesuffix(": "), cell.source
+    return f"{type(failure).__name__}: {failure}", begun[-1].source if begun else ""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run chapters, and write notebooks, pages, the table of results and the front page; 1 where a chapter failed."""
+    from nnlib import report
+
+    chapters = find_chapters(args.notebooks, args.chapters)
+    values = assign(chapters, args.parameter)
+    _check_writable(args.reports)
+    failed = False
+    for chapter in chapters:
+        changes = ", ".join(f"{name}={value}" for name, value in values[chapter].items())
+        failure = run_chapter(chapter, values[chapter], args.name or changes or "default", args.reports)
+        page = report.write_page(report.Chapter(args.reports / chapter.name), chapter.parent)
+        failed |= bool(failure)
+        if failure:
+            print(f"\n{failure}\nSee {_near(page)}, and the notebook beside it.", file=sys.stderr)
+        print(_near(page))
+    print(_near(args.reports / "results.csv"))
+    print(_near(report.write(args.reports, args.notebooks)))
+    return int(failed)
+
+
+def _check_writable(reports: Path) -> None:
+    """Refuse, before hours of work, a folder that can't take what they yield."""
+    try:
+        reports.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=reports).close()
+    except OSError as error:
+        why = f"can't be written ({error.strerror}): give a folder that can be, or free this one"
+        raise BookError(f"reports={str(reports)!r} {why}") from error
+    read_results(reports / "results.csv")
+
+
+def _near(path: Path) -> str:
+    """The path as seen from here where it is below, in full elsewhere."""
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def render(args: argparse.Namespace) -> int:
+    """Render the pages of all chapters that ran, and the front page."""
+    from nnlib import report
+
+    print(_near(report.write(args.reports, args.notebooks)))
+    return 0
+
+
+def show(args: argparse.Namespace) -> int:
+    """Print the chapters with their parameters."""
+    chapters = find_chapters(args.notebooks, args.chapters)
+    print("\n\n".join(offered(chapter, parameters_of(chapter)) for chapter in chapters))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("nnbook", description="Runs the chapters of this book and renders their report.")
+    commands = parser.add_subparsers(required=True, metavar="run | report | list")
+    for name, command, does in (
+        ("run", run, "run chapters and render them"),
+        ("report", render, "render again what was run"),
+        ("list", show, "show chapters and their parameters"),
+    ):
+        sub = commands.add_parser(name, help=does, description=does)
+        sub.set_defaults(command=command)
+        sub.add_argument("--notebooks", type=Path, default=ROOT / "notebooks", metavar="DIR", help="where chapters are")
+        if command is not render:
+            sub.add_argument("chapters", nargs="*", metavar="CHAPTER", help="a number, name or path; none means all")
+        if command is not show:
+            sub.add_argument("--reports", type=Path, default=ROOT / "reports", metavar="DIR", help="where pages go")
+        if command is run:
+            pair = {"nargs": 2, "metavar": ("NAME", "VALUE"), "type": lambda word: word.removeprefix(" ")}
+            sub.add_argument("-p", dest="parameter", action="append", default=[], help="as in -p exponent -6", **pair)
+            sub.add_argument("--name", default="", metavar="RUN", help="what results.csv calls this run")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status: 1 for what failed, 2 for what can't be asked, 130 for Ctrl-C."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    for place in [at + 2 for at, word in enumerate(words[:-2]) if word == "-p"]:
+        words[place] = " " + words[place]  # or argparse takes -1e-3 for an option
+    args = _parser().parse_args(words)
+    try:
+        return args.command(args)
+    except (BookError, OSError) as error:
+        print(f"nnbook: {error}", file=sys.stderr)
+        return getattr(error, "code", 1)
+    except KeyboardInterrupt:
+        print("\nnnbook: interrupted; what had ended is kept, and `nnbook report` shows it", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

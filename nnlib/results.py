@@ -1,0 +1,154 @@
+"""The figures that chapters record, how they are read by people and by programs, and what they were measured on."""
+
+import csv
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import nnlib
+from nnlib.files import written_whole
+
+MARK = "nnlib_results"  # the key under which a notebook's JSON outputs hold figures
+COLUMNS = ["chapter", "run", "parameters", "metric", "value", "unit"]
+UNITS = {  # by the end of a metric's name: fractions have unit 1, and counts have none
+    "accuracy": "1", "top1": "1", "top5": "1", "ssim": "1", "_seconds": "s", "per_second": "1/s", "_mb": "MB",
+    "_db": "dB", "bits_per_pixel": "bit", "bits_per_character": "bit", "_bytes": "B",
+}  # fmt: skip
+PERCENT = re.compile(r"(accuracy|top\d+)$")  # fractions that people read as per cent
+Figures = dict[str, dict[str, Any]]
+
+
+class BookError(Exception):
+    """A refusal in words; `code` is the exit status that goes with it."""
+
+    code = 1
+
+
+def record(**metrics: float | None | tuple[float | None, str]) -> Figures | None:
+    """Leave figures in the notebook, for results.csv and the report: `record(test_accuracy=0.97, fit_seconds=1.2)`.
+
+    A value is a number, None for what wasn't measured, or (value, unit) where the name doesn't tell the unit;
+    `published_x` is what was published for `x`. A notebook shows the figures; anywhere else they are returned.
+    Raises ValueError naming the metric that isn't a finite number.
+    """
+    figures = {name: _figure(name, given) for name, given in metrics.items()}
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None:
+        return figures
+    from IPython.display import display
+
+    text = "\n".join(f"{name}: {shown(name, **figure)}" for name, figure in figures.items())
+    held = {MARK: figures, "order": list(figures)}  # notebooks are stored with their keys sorted
+    display({"application/json": held, "text/plain": text}, raw=True)
+    return None
+
+
+def _figure(name: str, given) -> dict[str, Any]:
+    value, unit = given if isinstance(given, tuple) else (given, None)
+    value = value.item() if hasattr(value, "item") else value  # a tensor or a NumPy scalar
+    if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+        raise ValueError(f"{name}={value!r} isn't a figure: give a finite number, or None where nothing was measured")
+    known = next((symbol for end, symbol in UNITS.items() if name.endswith(end)), "")
+    return {"value": value, "unit": known if unit is None else unit}
+
+
+def shown(metric: str, value: float | None, unit: str = "") -> str:
+    """A figure as people read it: `96.88 %` for an accuracy of 0.9688, `2,912` for a count, `20.2 s`."""
+    if value is None:
+        return "not measured"
+    if PERCENT.search(metric) and unit == "1":
+        return f"{100 * value:.2f} %"
+    number = f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
+    return number if unit in ("", "1") else f"{number} {unit}"
+
+
+def figures_of(notebook) -> Figures:
+    """The figures that a notebook's cells recorded: metric -> {"value", "unit"}."""
+    found: Figures = {}
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        found |= recorded(output)
+    return found
+
+
+def recorded(output) -> Figures:
+    """The figures in one output of a cell, none where it is something else."""
+    held = output.get("data", {}).get("application/json")
+    figures = held.get(MARK, {}) if isinstance(held, dict) else {}
+    return {name: figures[name] for name in (held["order"] if figures else ())}
+
+
+def read_results(path: Path) -> list[dict[str, str]]:
+    """The rows of a table of results, none where there is no such file.
+
+    Raises BookError where it is something else.
+    """
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != COLUMNS:
+            raise BookError(f"{str(path)!r} has columns {reader.fieldnames} and not {COLUMNS}: move it away")
+        return list(reader)
+
+
+def add_results(path: Path, chapter: str, notebook) -> None:
+    """Put a chapter's figures into the table at `path`, in place of those of the same chapter and run."""
+    ran = notebook.metadata["nnbook"]
+    rows = [row for row in read_results(path) if (row["chapter"], row["run"]) != (chapter, ran["run"])]
+    same = {"chapter": chapter, "run": ran["run"], "parameters": json.dumps(ran["parameters"], default=str)}
+    rows += [same | {"metric": name} | figure for name, figure in figures_of(notebook).items()]
+    with written_whole(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: (row["chapter"], row["run"])))
+
+
+def origin(folder: Path) -> dict[str, str]:
+    """What a run's figures depend on besides its chapter: date, versions, hardware, and the commit of `folder`."""
+    versions = [f"Python {platform.python_version()}", f"nnlib {nnlib.__version__}"]
+    versions += filter(None, map(_version, ("torch", "torchvision", "numpy", "scikit-learn")))
+    return {
+        "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+        "versions": ", ".join(versions),
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "GPU": _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").replace("\n", ", ") or "none",
+        "system": f"{platform.system()} {platform.release()}",
+        "commit": _commit(folder),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else _said("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
+
+
+def _commit(folder: Path) -> str:
+    commit = _said("git", "-C", str(folder), "rev-parse", "--short", "HEAD")
+    changes = commit and _said("git", "-C", str(folder), "status", "--porcelain")
+    return (commit or "unknown") + "+changes" * bool(changes)
+
+
+def _said(*command: str) -> str:
+    """What a program prints, "" where it isn't there or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
