@@ -24,7 +24,7 @@ BACKENDS = ("auto", "blocks")
 def attend(
     queries: Shaped[Tensor, "B D"],
     centers: Shaped[Tensor, "M D"],
-    values: Shaped[Tensor, "M V"],
+    values: "Shaped[Tensor, 'M V'] | Labels",
     kernel: Kernel,
     exclude: Int64[Tensor, " B"] | None = None,
     backend: str = "auto",
@@ -32,13 +32,18 @@ def attend(
     """The weighted average of `values` over all centers, for each query.
 
     queries [B, D], centers [M, D], values [M, V] of any real type: float64 is computed in float64, all else in float32.
+    values may be Labels: the result is each class's share of the weight.
     exclude [B]: the index of a center to leave out, -1 for none. A query that is left without any weight gets 0.
     Differentiable in queries, centers and values. Raises ValueError where shapes, devices or `backend` don't fit.
     """
     _check(queries, centers, values, exclude, backend)
-    if values.ndim != 2:
-        raise ValueError(f"values has shape {tuple(values.shape)}: give [M, V], or labels to class_log_probabilities")
-    return _average(queries, centers, values, kernel, exclude)
+    if len(values.shape) != 2:
+        raise ValueError(f"values has shape {tuple(values.shape)}: give [M, V], or Labels")
+    with exact_products():
+        if kernel.count is not None:
+            return _average_nearest(queries, centers, values, kernel, exclude)
+        labels = values if isinstance(values, Labels) else None
+        return _Attend.apply(queries, centers, None if labels else values, labels, kernel, exclude)
 
 
 def class_log_probabilities(
@@ -54,10 +59,7 @@ def class_log_probabilities(
 
     labels [M] in 0 ... classes - 1. A class without weight gets the logarithm of the smallest normal float, not -inf.
     """
-    _check(queries, centers, labels, exclude, backend)
-    if labels.ndim != 1 or labels.dtype != torch.int64:
-        raise ValueError(f"labels is {labels.dtype} {tuple(labels.shape)}: give int64 [M]")
-    share = _average(queries, centers, Labels(labels, classes), kernel, exclude)
+    share = attend(queries, centers, Labels(labels, classes), kernel, exclude, backend)
     return share.clamp(min=torch.finfo(share.dtype).tiny).log()
 
 
@@ -81,9 +83,11 @@ def nearest(
 
 
 class Labels:
-    """Integer labels that stand for rows of a one-hot matrix, made a block at a time."""
+    """Integer labels 0 ... classes - 1 that stand for rows of a one-hot matrix, made a block at a time."""
 
     def __init__(self, labels: Int64[Tensor, " M"], classes: int):
+        if labels.ndim != 1 or labels.dtype != torch.int64:
+            raise ValueError(f"labels is {labels.dtype} {tuple(labels.shape)}: give int64 [M]")
         self.labels, self.shape, self.dtype, self.device = labels, (len(labels), classes), labels.dtype, labels.device
 
     def __getitem__(self, cols) -> Tensor:
@@ -131,14 +135,6 @@ def accumulate(
 def working_dtype(*tensors) -> torch.dtype:
     """float64 where anything is, float32 for all else."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
-def _average(queries, centers, values, kernel, exclude):
-    with exact_products():
-        if kernel.count is not None:
-            return _average_nearest(queries, centers, values, kernel, exclude)
-        labels = values if isinstance(values, Labels) else None
-        return _Attend.apply(queries, centers, None if labels else values, labels, kernel, exclude)
 
 
 def _average_nearest(queries, centers, values, kernel, exclude):

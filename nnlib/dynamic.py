@@ -16,13 +16,14 @@ from nnlib.condense import Batch, Rule, block_rows, condense
 from nnlib.device import device_of
 from nnlib.inputs import answer, features_of, gathered, stored_type
 from nnlib.kernels import Kernel, KNearest, kernel_of
+from nnlib.models import Saved
 from nnlib.rows import Chosen, Copied
 
 PREDICTORS = ("interpolation", "nearest")
 PREDICT_ROWS = 8192
 
 
-class Dynamic(BaseEstimator, torch.nn.Module):
+class Dynamic(Saved, BaseEstimator, torch.nn.Module):
     """A weighted average over centers, which are the samples that it got wrong while it learned.
 
     Fitted, it has the buffers `centers_` [M, D] and `values_` [M, ...], and `indices_` [M]: which samples of a set at

@@ -11,7 +11,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
 from torch import Tensor
 
-from nnlib.attend import attend, class_log_probabilities
+from nnlib.attend import Labels, attend, class_log_probabilities
 from nnlib.condense import Rule
 from nnlib.dynamic import Dynamic
 from nnlib.inputs import answer, features_of, is_stream, require_finite
@@ -27,6 +27,8 @@ class DynamicClassifier(ClassifierMixin, Dynamic):
     right, in at most `max_count` rounds; the pass ends once there are more than `max_neighbors` centers.
     The rule and its settings: Dynamic and Deep Nearest Neighbors (J. Loverich, 2023).
     """
+
+    saved_attributes = ("n_features_in_", "classes_")
 
     def __init__(
         self,
@@ -113,17 +115,20 @@ class DynamicClassifier(ClassifierMixin, Dynamic):
         self._require_fitted()
         return class_log_probabilities(x, self.centers_, self.values_, len(self.classes_), self._kernel())
 
+    def _shares(self, x: Tensor) -> Tensor:
+        return attend(x, self.centers_, Labels(self.values_, len(self.classes_)), self._kernel())
+
     def predict_log_proba(self, X):
         """Logarithms of the class probabilities [N, C]; a class without weight has about -87, not -inf."""
         return answer(self._averages(X, self), X)
 
     def predict_proba(self, X):
         """Each class's share of the weight, [N, C]."""
-        return answer(self._averages(X, self).exp_(), X)
+        return answer(self._averages(X, self._shares), X)
 
     def predict(self, X):
         """The class of the largest share, [N]; a tensor for tensors, where the classes are numbers."""
-        place = self._averages(X, self).argmax(1)
+        place = self._averages(X, self._shares).argmax(1)
         if isinstance(X, Tensor) and self.classes_.dtype.kind in "iub":
             return torch.from_numpy(self.classes_).to(X.device)[place.to(X.device)]
         return self.classes_[place.cpu().numpy()]
@@ -141,6 +146,8 @@ class DynamicRegressor(RegressorMixin, Dynamic):
     0.8 that is mostly one round). The other settings are DynamicClassifier's; pictures are published with
     kernel="influence_cone", tolerance=0.2.
     """
+
+    saved_attributes = ("n_features_in_", "y_ndim_")
 
     def __init__(
         self,
@@ -197,6 +204,11 @@ class DynamicRegressor(RegressorMixin, Dynamic):
         self.y_ndim_ = y.ndim
         return y.detach().to(torch.float32).reshape(len(y), -1)
 
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
     def _check_settings(self):
         super()._check_settings()
         if not self.tolerance > 0:
@@ -221,7 +233,8 @@ class DynamicRegressor(RegressorMixin, Dynamic):
     def predict(self, X):
         """The weighted mean of the centers' values, [N] or [N, V] as the targets were."""
         mean = self._averages(X, self)
-        return answer(mean[:, 0] if self.y_ndim_ == 1 else mean, X)
+        mean = answer(mean[:, 0] if self.y_ndim_ == 1 else mean, X)
+        return mean if isinstance(X, Tensor) else mean.astype(np.float64)  # as scikit-learn's regressors answer
 
     def score(self, X, y, sample_weight=None) -> float:
         """R^2 of the predictions, as scikit-learn's."""

@@ -44,23 +44,23 @@ def euclidean(x, c):
 
 
 def cosine(x, c):
-    unit = lambda rows: rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-300)
-    return unit(x) @ unit(c).T
+    x, c = (rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-300) for rows in (x, c))
+    return x @ c.T
 
 
 def condense(x, y, classes, kernel_type, batches, target_accuracy=0.9, max_count=3, max_neighbors=100_000, **settings):
     """The published training rule, a plain loop in float64: the indices that became centers, in order."""
-    chosen = list(batches[0])
+    chosen = batches[0].tolist()
+
+    def wrong(batch):
+        share = weights(x[batch], x[chosen], kernel_type, **settings)
+        votes = torch.zeros(len(batch), classes, dtype=torch.float64).index_add_(1, y[chosen], share)
+        return votes.argmax(1) != y[batch]
+
     for batch in batches[1:]:
-        if len(chosen) > max_neighbors:
-            break
-        for _ in range(max_count):
-            share = weights(x[batch], x[chosen], kernel_type, **settings)
-            votes = torch.zeros(len(batch), classes, dtype=torch.float64).index_add_(1, y[chosen], share)
-            wrong = votes.argmax(1) != y[batch]
-            if (~wrong).double().mean() >= target_accuracy:
-                break
-            chosen += batch[wrong].tolist()
-            if len(chosen) > max_neighbors:
-                break
-    return torch.tensor([int(i) for i in chosen])
+        quality, rounds = 0.0, 0
+        while quality < target_accuracy and rounds < max_count and len(chosen) <= max_neighbors:
+            chosen += batch[wrong(batch)].tolist()
+            quality = float((~wrong(batch)).float().mean())
+            rounds += 1
+    return torch.tensor(chosen)

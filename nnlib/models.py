@@ -1,0 +1,97 @@
+"""Fitted models as one .safetensors file: tensors, and the settings in its header. No pickle."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from nnlib import kernels
+from nnlib.device import device_of
+from nnlib.files import written_whole
+from nnlib.kernels import Kernel
+
+FORMAT = "nnlib.1"
+
+
+class ModelError(OSError):
+    """A file that can't be read as the model that was asked for."""
+
+
+class Saved:
+    """Saving and loading for an estimator with the buffers `centers_` and `values_`, and plain attributes."""
+
+    saved_attributes = ("n_features_in_",)
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted model to one .safetensors file, whole or not at all.
+
+        Raises NotFittedError before a fit, OSError where `path` can't be written.
+        """
+        self._require_fitted()
+        told = {
+            "settings": {name: _told(value) for name, value in self.get_params(deep=False).items()},
+            "attributes": {name: _told(getattr(self, name)) for name in self.saved_attributes},
+        }
+        header = {"format": FORMAT, "class": type(self).__name__, "told": json.dumps(told)}
+        tensors = {"centers": self.centers_.contiguous(), "values": self.values_.contiguous()}
+        with written_whole(path) as part:
+            save_file(tensors, part, header)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto"):
+        """Read a model that `save` wrote, onto the device.
+
+        Raises ModelError, naming the file and what is wrong with it, for one that is missing, truncated or foreign.
+        """
+        try:
+            with safe_open(path, "pt", device=str(device_of(device))) as file:
+                header = file.metadata() or {}
+                for name, wanted in (("format", FORMAT), ("class", cls.__name__)):
+                    _require(header.get(name) == wanted, path, f"has the {name} {header.get(name)!r}, not {wanted!r}")
+                return cls._restored(json.loads(header["told"]), file.get_tensor("centers"), file.get_tensor("values"))
+        except ModelError:
+            raise
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"path={str(path)!r} can't be read as a {cls.__name__} ({type(error).__name__}: {error}): "
+                "give a file that its save() wrote"
+            ) from None
+
+    @classmethod
+    def _restored(cls, told: dict, centers, values):
+        model = cls(**{name: _meant(value) for name, value in told["settings"].items()})
+        for name in cls.saved_attributes:
+            setattr(model, name, _meant(told["attributes"][name]))
+        if centers.ndim != 2 or len(centers) != len(values) or centers.shape[1] != model.n_features_in_:
+            raise ValueError(f"centers {tuple(centers.shape)} and values {tuple(values.shape)} don't belong together")
+        model.centers_, model.values_ = centers, values
+        model._kernel()
+        return model
+
+
+def _told(value):
+    """A value as JSON can hold it: kernels by name and fields, arrays by type and list."""
+    if isinstance(value, Kernel):
+        fields = {name: _told(getattr(value, name)) for name in value.__dataclass_fields__}
+        return {"kernel": type(value).__name__, "fields": fields}
+    if isinstance(value, np.ndarray):
+        return {"array": value.tolist(), "type": value.dtype.str if value.dtype != object else "object"}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _meant(value):
+    if isinstance(value, dict) and "kernel" in value:
+        kind = getattr(kernels, value["kernel"])
+        if not (isinstance(kind, type) and issubclass(kind, Kernel)):
+            raise ValueError(f"kernel {value['kernel']!r} is not one")
+        return kind(**{name: _meant(field) for name, field in value["fields"].items()})
+    if isinstance(value, dict):
+        return np.array(value["array"], dtype=value["type"])
+    return value
+
+
+def _require(holds: bool, path, found: str) -> None:
+    if not holds:
+        raise ModelError(f"path={str(path)!r} {found}: give a file that save() of this class and version wrote")

@@ -1,0 +1,6 @@
+"""Every test runs with the shapes in the signatures of the core checked."""
+
+from jaxtyping import install_import_hook
+
+CORE = ("attend", "condense", "distances", "kernels", "rows")
+install_import_hook([f"nnlib.{name}" for name in CORE], "shapes.check")
