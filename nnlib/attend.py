@@ -16,8 +16,9 @@ from torch import Tensor
 from nnlib.distances import Frame
 from nnlib.kernels import Kernel
 
-BLOCK = {"cpu": (1024, 512), "other": (2048, 4096)}  # queries x centers at a time
+BLOCK = {"cpu": (1024, 1024), "other": (2048, 4096)}  # queries x centers at a time
 BLOCK_FEATURES = 1 << 22  # and no more numbers than this in a block's own rows
+MIXED = 128  # centers whose values are summed in a row: longer float32 sums drop many small weights beside a large one
 BACKENDS = ("auto", "blocks")
 
 
@@ -41,7 +42,8 @@ def attend(
         raise ValueError(f"values has shape {tuple(values.shape)}: give [M, V], or Labels")
     with exact_products():
         if kernel.count is not None:
-            return _average_nearest(queries, centers, values, kernel, exclude)
+            frame = kernel.frame(queries, centers, working_dtype(queries, centers))
+            return average_nearest(queries, centers, values, kernel, frame, exclude)
         labels = values if isinstance(values, Labels) else None
         return _Attend.apply(queries, centers, None if labels else values, labels, kernel, exclude)
 
@@ -77,8 +79,7 @@ def nearest(
     """
     _check(queries, centers, None, exclude, "auto")
     frame = kernel.frame(queries, centers, working_dtype(queries, centers))
-    found = [_nearest_rows(queries, rows, centers, count, kernel, frame, exclude) for rows in _rows(queries)]
-    distance, index = (torch.cat(parts) for parts in zip(*found, strict=True))
+    distance, index = _nearest(queries, centers, count, kernel, frame, exclude)
     return distance / frame.scale, index
 
 
@@ -108,7 +109,9 @@ class RunningAverage:
         before, values = self.top[rows], torch.cat([values, values.new_ones(len(values), 1)], 1)
         top = torch.maximum(before, scores.amax(1))
         weights = scores.sub_(_finite(top)[:, None]).exp_()
-        self.sums[rows] = torch.addmm(self.sums[rows] * torch.exp(before - _finite(top))[:, None], weights, values)
+        sums = self.sums[rows].mul_(torch.exp(before - _finite(top))[:, None])
+        for part in range(0, len(values), MIXED):
+            sums += weights[:, part : part + MIXED] @ values[part : part + MIXED]
         self.top[rows] = top
 
     def value(self, rows: slice = slice(None)) -> Float[Tensor, "B V"]:
@@ -132,13 +135,29 @@ def accumulate(
     return state
 
 
+def streamed(queries, centers, values, kernel: Kernel, frame: Frame, exclude=None) -> tuple[Tensor, Tensor]:
+    """The averages [B, V] and the logarithms of the total weights [B], a block of queries and of centers at a time."""
+    dtype = working_dtype(queries, centers)
+    result = torch.empty(len(queries), values.shape[1], dtype=dtype, device=queries.device)
+    log_total = result.new_empty(len(queries))
+    for rows in _rows(queries):
+        x, skip = queries[rows].to(dtype), None if exclude is None else exclude[rows]
+        near, _ = _nearest_one(queries, rows, centers, kernel, frame, exclude)
+        state = RunningAverage(len(x), values.shape[1], x)
+        accumulate(state, x, centers, values, kernel, frame, near, skip)
+        result[rows], log_total[rows] = state.value(), state.log_total()
+    return result, log_total
+
+
 def working_dtype(*tensors) -> torch.dtype:
     """float64 where anything is, float32 for all else."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def _average_nearest(queries, centers, values, kernel, exclude):
-    _, index = nearest(queries, centers, kernel.count, kernel, exclude)
+def average_nearest(queries, centers, values, kernel: Kernel, frame: Frame, exclude=None) -> Float[Tensor, "B V"]:
+    """The plain mean over each query's `kernel.count` nearest centers."""
+    with torch.no_grad():
+        _, index = _nearest(queries, centers, kernel.count, kernel, frame, exclude)
     found = index >= 0
     picked = values[index.clamp(min=0).flatten()].to(working_dtype(queries, centers)).unflatten(0, index.shape)
     return (picked * found[..., None]).sum(1) / found.sum(1).clamp(min=1)[:, None]
@@ -147,17 +166,9 @@ def _average_nearest(queries, centers, values, kernel, exclude):
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx, queries, centers, values, labels, kernel, exclude):
-        dtype = working_dtype(queries, centers)
-        frame = kernel.frame(queries, centers, dtype)
+        frame = kernel.frame(queries, centers, working_dtype(queries, centers))
         source = values if labels is None else labels
-        result = torch.empty(len(queries), source.shape[1], dtype=dtype, device=queries.device)
-        log_total = result.new_empty(len(queries))
-        for rows in _rows(queries):
-            x, skip = queries[rows].to(dtype), None if exclude is None else exclude[rows]
-            near, _ = _nearest_one(queries, rows, centers, kernel, frame, exclude)
-            state = RunningAverage(len(x), source.shape[1], x)
-            accumulate(state, x, centers, source, kernel, frame, near, skip)
-            result[rows], log_total[rows] = state.value(), state.log_total()
+        result, log_total = streamed(queries, centers, source, kernel, frame, exclude)
         ctx.save_for_backward(queries, centers, values, result, log_total, exclude)
         ctx.labels, ctx.kernel, ctx.frame = labels, kernel, frame
         return result
@@ -232,6 +243,11 @@ class _Backward:
             self.to_centers.index_add_(0, index, pull, alpha=-1)
 
 
+def _nearest(queries, centers, count, kernel, frame, exclude) -> tuple[Tensor, Tensor]:
+    found = [_nearest_rows(queries, rows, centers, count, kernel, frame, exclude) for rows in _rows(queries)]
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
 def _nearest_rows(queries, rows, centers, count, kernel, frame, exclude):
     x = queries[rows].to(working_dtype(queries, centers))
     skip = None if exclude is None else exclude[rows]
@@ -292,7 +308,7 @@ def exact_products():
 def _check(queries, centers, values, exclude, backend: str) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is not known: give one of {', '.join(BACKENDS)}")
-    if queries.ndim != 2 or centers.ndim != 2 or queries.shape[1] != centers.shape[1]:
+    if queries.ndim != 2 or len(centers.shape) != 2 or queries.shape[1] != centers.shape[1]:
         raise ValueError(f"queries {tuple(queries.shape)} and centers {tuple(centers.shape)}: give [B, D] and [M, D]")
     if centers.shape[0] == 0:
         raise ValueError("centers is empty: give at least one")

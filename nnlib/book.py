@@ -7,14 +7,16 @@ cell tagged "headline"; cells tagged "hide-in-report" stay out of its page.
 
 import argparse
 import ast
+import shlex
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from nnlib.files import written_whole
-from nnlib.results import BookError, add_results, origin, read_results
-from nnlib.results import record as record  # chapters import it from here
+from nnlib.results import RECORDED, BookError, add_results, origin, read_results
+from nnlib.results import holds as holds  # chapters import these two from here
+from nnlib.results import record as record
 
 ROOT = Path(__file__).parents[1]
 Parameters = dict[str, dict[str, str]]  # name -> {"default" (as it is written), "help"}
@@ -111,9 +113,10 @@ def _literal(text: str, otherwise: Any = None) -> Any:
         return otherwise
 
 
-def run_chapter(chapter: Path, values: dict[str, Any], name: str, reports: Path) -> str:
+def run_chapter(chapter: Path, values: dict[str, Any], name: str, reports: Path, record_it: bool = False) -> str:
     """Run one chapter headless, and leave its notebook and its figures in `reports`, those of a failing one too.
 
+    With `record_it` the figures of one that passes are also kept in reports/recorded/, with what they depend on.
     Returns the failure in words, "" where there was none.
     """
     import nbformat
@@ -125,12 +128,20 @@ def run_chapter(chapter: Path, values: dict[str, Any], name: str, reports: Path)
         notebook = nbformat.read(copy if copy.exists() else chapter, as_version=4)
     error, source = _told(notebook, failure) if failure else ("", "")
     defaults = {key: _literal(p["default"], p["default"]) for key, p in parameters_of(chapter).items()}
-    notebook.metadata["nnbook"] = told | {"run": name, "parameters": defaults | values, "error": error}
+    told |= {"run": name, "parameters": defaults | values, "error": error, "command": _command(chapter, values, name)}
+    notebook.metadata["nnbook"] = told
     notebook.metadata.get("papermill", {}).update(input_path=chapter.name, output_path=chapter.name)
     with written_whole(reports / chapter.name) as part:
         nbformat.write(notebook, part)
     add_results(reports / "results.csv", chapter.stem, notebook)
+    if record_it and not failure:
+        add_results(reports / "recorded" / f"{chapter.stem}.csv", chapter.stem, notebook, RECORDED)
     return f"{chapter.stem} failed: {error}\n\n{source}\n" if failure else ""
+
+
+def _command(chapter: Path, values: dict[str, Any], name: str) -> str:
+    changes = [word for key, value in values.items() for word in ("-p", key, str(value))]
+    return shlex.join(["nnbook", "run", chapter.stem[:2], *changes, "--name", name, "--record"])
 
 
 def _execute(chapter: Path, copy: Path, values: dict[str, Any]) -> Exception | None:
@@ -163,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
     failed = False
     for chapter in chapters:
         changes = ", ".join(f"{name}={value}" for name, value in values[chapter].items())
-        failure = run_chapter(chapter, values[chapter], args.name or changes or "default", args.reports)
+        failure = run_chapter(chapter, values[chapter], args.name or changes or "default", args.reports, args.record)
         page = report.write_page(report.Chapter(args.reports / chapter.name), chapter.parent)
         failed |= bool(failure)
         if failure:
@@ -224,6 +235,7 @@ def _parser() -> argparse.ArgumentParser:
         if command is run:
             pair = {"nargs": 2, "metavar": ("NAME", "VALUE"), "type": lambda word: word.removeprefix(" ")}
             sub.add_argument("-p", dest="parameter", action="append", default=[], help="as in -p exponent -6", **pair)
+            sub.add_argument("--record", action="store_true", help="also keep the figures in reports/recorded/")
             sub.add_argument("--name", default="", metavar="RUN", help="what results.csv calls this run")
     return parser
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from nnlib.attend import RunningAverage, accumulate, exact_products
+from nnlib.attend import RunningAverage, accumulate, average_nearest, exact_products, streamed
 from nnlib.kernels import Kernel
 from nnlib.rows import Chosen, Copied
 
@@ -48,7 +48,7 @@ def condense(
     """
     with torch.no_grad(), exact_products():
         for x, y, numbers in blocks:
-            votes = (RankedVotes if kernel.ranks else SummedVotes)(x, rule.values(y), centers, kernel, rule)
+            votes = _votes_for(x, centers, kernel)(x, rule.values(y), centers, kernel, rule)
             for start in range(0, len(x), rule.batch_size):
                 if len(centers) > rule.max_neighbors:
                     return
@@ -73,6 +73,13 @@ def _mistakes(votes, y, rows: slice, centers, rule: Rule) -> Iterator[Int64[Tens
         rounds, average = rounds + 1, votes.average(rows)
         if rule.quality(average, y[rows]) >= rule.target:
             return
+
+
+def _votes_for(x: Tensor, centers: Chosen | Copied, kernel: Kernel) -> type:
+    kept = 4 * len(x) * len(centers) if kernel.ranks else 0
+    if len(x) > BLOCK_ROWS or kept > BLOCK_BYTES:  # a single batch is too much already
+        return FreshVotes
+    return RankedVotes if kernel.ranks else SummedVotes
 
 
 class SummedVotes:
@@ -122,13 +129,31 @@ class RankedVotes:
         return state.value()
 
 
+class FreshVotes:
+    """The same for batches too large to keep anything of: every round measures all centers anew."""
+
+    def __init__(self, x, values, centers, kernel, rule):
+        self.x, self.centers, self.kernel, self.rule = x, centers, kernel, rule
+
+    def add(self, picked, start):
+        """Nothing: the centers themselves are looked at."""
+
+    def average(self, rows):
+        x, values = self.x[rows], _Encoded(self.centers.y, self.rule.values)
+        frame = self.kernel.frame(x, x, x.dtype)
+        if self.kernel.count is not None:
+            return average_nearest(x, self.centers.x, values, self.kernel, frame)
+        return streamed(x, self.centers.x, values, self.kernel, frame)[0]
+
+
 class _Encoded:
     """Targets that are turned into the values to vote with a slice at a time."""
 
-    def __init__(self, targets, encode):
+    def __init__(self, targets, encode: Callable[[Tensor], Tensor]):
         self.targets, self.encode = targets, encode
+        self.shape = (targets.shape[0], encode(targets[:1]).shape[1])
 
-    def __getitem__(self, cols: slice) -> Tensor:
+    def __getitem__(self, cols) -> Tensor:
         return self.encode(self.targets[cols])
 
 

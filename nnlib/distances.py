@@ -52,16 +52,16 @@ def _largest(rows: Tensor) -> float:
 
 def euclidean(x: Float[Tensor, "B D"], c: Float[Tensor, "M D"], frame: Frame) -> Float[Tensor, "B M"]:
     """|x_i - c_j| times the frame's scale. The gradient at distance 0 is 0."""
-    return _Euclidean.apply(x, c, frame)
+    return _Euclidean.apply(x, c, frame, x is c)
 
 
 class _Euclidean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, c, frame):
+    def forward(ctx, x, c, frame, itself):
         if x.shape[1] <= DIRECT_FEATURES:
             squares, ctx.pairs = _direct_squares(x * frame.scale, c * frame.scale), None
         else:
-            squares, ctx.pairs = _product_squares(x, c, frame)
+            squares, ctx.pairs = _product_squares(x, c, frame, itself)
         distance = squares.sqrt_()
         ctx.frame = frame
         ctx.save_for_backward(x, c, distance)
@@ -76,7 +76,7 @@ class _Euclidean(torch.autograd.Function):
             to_x, to_c = _direct_pull(x * scale, c * scale, pull)
         else:
             to_x, to_c = _product_pull(x, c, pull, ctx.frame, ctx.pairs)
-        return to_x * scale, to_c * scale, None
+        return to_x * scale, to_c * scale, None, None
 
 
 def _direct_squares(x: Tensor, c: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def _direct_pull(x: Tensor, c: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
     return to_x, to_c
 
 
-def _product_squares(x: Tensor, c: Tensor, frame: Frame) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+def _product_squares(x: Tensor, c: Tensor, frame: Frame, itself: bool) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     """Squared distances, and the pairs (i, j) that were measured again: None where that was the whole block."""
     xf, cf = frame(x), frame(c)
     xx, cc = xf.square().sum(1), cf.square().sum(1)
@@ -107,6 +107,7 @@ def _product_squares(x: Tensor, c: Tensor, frame: Frame) -> tuple[Tensor, tuple[
     if len(pairs[0]) > CROWDED * squares.numel():
         exact = torch.cdist(x * frame.scale, c * frame.scale, compute_mode="donot_use_mm_for_euclid_dist")
         return exact.square_(), None
+    pairs = _but_itself(squares, pairs, itself)
     for i, j in _chunks(pairs, x):
         squares[i, j] = (x[i] - c[j]).mul_(frame.scale).square_().sum(1)
     return squares, pairs
@@ -132,16 +133,16 @@ def _spread(x: Tensor, c: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
 
 def cosine(x: Float[Tensor, "B D"], c: Float[Tensor, "M D"], signed: bool = False) -> Float[Tensor, "B M"]:
     """1 - |cos(x_i, c_j)|, or 1 - cos where signed. A row of zeros has cosine 0 to all; its gradient is 0."""
-    return _Cosine.apply(x, c, signed)
+    return _Cosine.apply(x, c, signed, x is c)
 
 
 class _Cosine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, c, signed):
-        similarity = unit(x) @ unit(c).T
+    def forward(ctx, x, c, signed, itself):
+        similarity = (unit(x) @ c.T).mul_(_inverse_norm(c).T)
         ctx.sign = None if signed else similarity.sign() if any(ctx.needs_input_grad) else 1
         distance = _distance_of(similarity, signed)
-        ctx.pairs = (distance < 2 / CANCELS[x.dtype]).nonzero(as_tuple=True)
+        ctx.pairs = _but_itself(distance, (distance < 2 / CANCELS[x.dtype]).nonzero(as_tuple=True), itself)
         if len(ctx.pairs[0]) > CROWDED * distance.numel():
             ctx.pairs = None
             distance = _distance_of(_wide_unit(x) @ _wide_unit(c).T, signed).clamp_(min=0).to(x.dtype)
@@ -163,7 +164,7 @@ class _Cosine(torch.autograd.Function):
             xi, cj = _wide_unit(x[i]), _wide_unit(c[j])
             to_x.index_add_(0, i, (_tangent(cj, xi) * g[:, None]).to(wide))
             to_c.index_add_(0, j, (_tangent(xi, cj) * g[:, None]).to(wide))
-        return (to_x * _inverse_norm(x)).to(x.dtype), (to_c * _inverse_norm(c)).to(x.dtype), None
+        return (to_x * _inverse_norm(x)).to(x.dtype), (to_c * _inverse_norm(c)).to(x.dtype), None, None
 
 
 def _distance_of(similarity: Tensor, signed: bool) -> Tensor:
@@ -206,6 +207,15 @@ def _wide_unit(rows: Tensor) -> Tensor:
 
 def _wide(rows: Tensor) -> torch.dtype:
     return rows.dtype if rows.device.type == "mps" else torch.float64  # that device has no float64
+
+
+def _but_itself(distance: Tensor, pairs: tuple[Tensor, Tensor], itself: bool) -> tuple[Tensor, Tensor]:
+    """The pairs without each row and itself, whose distance is 0 and needs no measuring."""
+    if not itself:
+        return pairs
+    distance.fill_diagonal_(0)
+    apart = pairs[0] != pairs[1]
+    return pairs[0][apart], pairs[1][apart]
 
 
 def _chunks(pairs: tuple[Int[Tensor, " P"], ...] | None, rows: Tensor, *along: Tensor):

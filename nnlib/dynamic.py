@@ -26,8 +26,8 @@ PREDICT_ROWS = 8192
 class Dynamic(Saved, BaseEstimator, torch.nn.Module):
     """A weighted average over centers, which are the samples that it got wrong while it learned.
 
-    Fitted, it has the buffers `centers_` [M, D] and `values_` [M, ...], and `indices_` [M]: which samples of a set at
-    hand became centers (None after a stream or `partial_fit`).
+    Fitted, it has the buffers `centers_` [M, D] and `values_` [M, ...]; `indices_` [M]: which samples of a set at hand
+    became centers (None after a stream or `partial_fit`); `growth_`: how many there were after each batch.
     """
 
     def __init__(self):
@@ -109,13 +109,16 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
         self._condense(blocks(), centers, None)
 
     def _condense(self, blocks: Iterable, centers: Chosen | Copied, samples: int | None) -> None:
-        with tqdm(total=samples, unit=" samples", delay=1, leave=False, disable=not self.progress) as bar:
+        growth = []
+        with tqdm(total=samples, unit=" samples", delay=5, leave=False, disable=not self.progress) as bar:
 
             def watch(samples: int, neighbors: int) -> None:
+                growth.append(neighbors)
                 bar.set_postfix(neighbors=neighbors, refresh=False)
                 bar.update(samples)
 
             condense(blocks, centers, self._kernel(), self._rule(), watch)
+        self.growth_ = torch.tensor(growth)
         self._grown = centers if isinstance(centers, Copied) else None
         self.indices_ = None if self._grown else centers.numbers.clone()
         self.centers_, self.values_ = centers.finished(stored_type(centers.x))

@@ -18,6 +18,7 @@ from nnlib.files import written_whole
 
 MARK = "nnlib_results"  # the key under which a notebook's JSON outputs hold figures
 COLUMNS = ["chapter", "run", "parameters", "metric", "value", "unit"]
+RECORDED = [*COLUMNS, "date", "processor", "GPU", "versions", "commit", "command"]  # of a figure that is kept
 UNITS = {  # by the end of a metric's name: fractions have unit 1, and counts have none
     "accuracy": "1", "top1": "1", "top5": "1", "ssim": "1", "_seconds": "s", "per_second": "1/s", "_mb": "MB",
     "_db": "dB", "bits_per_pixel": "bit", "bits_per_character": "bit", "_bytes": "B",
@@ -49,6 +50,16 @@ def record(**metrics: float | None | tuple[float | None, str]) -> Figures | None
     held = {MARK: figures, "order": list(figures)}  # notebooks are stored with their keys sorted
     display({"application/json": held, "text/plain": text}, raw=True)
     return None
+
+
+def holds(claim: str, truth, strict: bool = True) -> None:
+    """Hold a claim that a chapter makes: say whether it is true, and fail where it is not but was to be (`strict`).
+
+    Raises AssertionError.
+    """
+    if strict and not truth:
+        raise AssertionError(f"it is no longer true that {claim}")
+    print(f"{'✓' if truth else '✗ not with these parameters:'} {claim}")
 
 
 def _figure(name: str, given) -> dict[str, Any]:
@@ -85,7 +96,7 @@ def recorded(output) -> Figures:
     return {name: figures[name] for name in (held["order"] if figures else ())}
 
 
-def read_results(path: Path) -> list[dict[str, str]]:
+def read_results(path: Path, columns: list[str] = COLUMNS) -> list[dict[str, str]]:
     """The rows of a table of results, none where there is no such file.
 
     Raises BookError where it is something else.
@@ -94,19 +105,20 @@ def read_results(path: Path) -> list[dict[str, str]]:
         return []
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if reader.fieldnames != COLUMNS:
-            raise BookError(f"{str(path)!r} has columns {reader.fieldnames} and not {COLUMNS}: move it away")
+        if reader.fieldnames != columns:
+            raise BookError(f"{str(path)!r} has columns {reader.fieldnames} and not {columns}: move it away")
         return list(reader)
 
 
-def add_results(path: Path, chapter: str, notebook) -> None:
+def add_results(path: Path, chapter: str, notebook, columns: list[str] = COLUMNS) -> None:
     """Put a chapter's figures into the table at `path`, in place of those of the same chapter and run."""
     ran = notebook.metadata["nnbook"]
-    rows = [row for row in read_results(path) if (row["chapter"], row["run"]) != (chapter, ran["run"])]
+    rows = [row for row in read_results(path, columns) if (row["chapter"], row["run"]) != (chapter, ran["run"])]
     same = {"chapter": chapter, "run": ran["run"], "parameters": json.dumps(ran["parameters"], default=str)}
+    same |= {name: ran["origin"].get(name, ran.get(name)) for name in columns if name not in COLUMNS}
     rows += [same | {"metric": name} | figure for name, figure in figures_of(notebook).items()]
     with written_whole(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(sorted(rows, key=lambda row: (row["chapter"], row["run"])))
 

@@ -104,7 +104,7 @@ class Picked:
         self.rows, self.numbers = rows, numbers
         self.shape, self.dtype, self.device = (len(numbers), *rows.shape[1:]), rows.dtype, rows.device
 
-    def __getitem__(self, cols: slice) -> Shaped[Tensor, "K *D"]:
+    def __getitem__(self, cols: slice | Int64[Tensor, " K"]) -> Shaped[Tensor, "K *D"]:
         return self.rows[self.numbers[cols]]
 
     def all(self, dtype: torch.dtype) -> Shaped[Tensor, "M *D"]:

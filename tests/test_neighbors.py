@@ -62,7 +62,7 @@ def test_same_centers_in_the_same_order_as_the_plain_loop(kernel, digits):
     target=st.floats(0.05, 1),
     rounds=st.integers(1, 5),
     most=st.integers(1, 90),
-    kernel=st.sampled_from(["cosine", "euclidean", "influence_cone"]),
+    kernel=st.sampled_from(["cosine", "euclidean", "influence_cone", "nearest"]),
     block=st.sampled_from([1, 30, 100]),
 )
 def test_any_setting_follows_the_rule(seed, batch_size, target, rounds, most, kernel, block):
@@ -70,9 +70,12 @@ def test_any_setting_follows_the_rule(seed, batch_size, target, rounds, most, ke
     how = {"batch_size": batch_size, "target_accuracy": target, "max_count": rounds, "max_neighbors": most}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(condense_module, "BLOCK_ROWS", block)
-        model = DynamicClassifier(kernel, shuffle=False, **how).fit(x, y)
+        one = DynamicClassifier("euclidean", predictor="nearest", shuffle=False, **how)
+        model = (one if kernel == "nearest" else DynamicClassifier(kernel, shuffle=False, **how)).fit(x, y)
+    kernel, count = ("k_nearest", {"count": 1}) if kernel == "nearest" else (kernel, {})
     batches = torch.arange(150).split(batch_size)
-    wanted = oracle.condense(x, y, 3, kernel, batches, target_accuracy=target, max_count=rounds, max_neighbors=most)
+    rule = {"target_accuracy": target, "max_count": rounds, "max_neighbors": most}
+    wanted = oracle.condense(x, y, 3, kernel, batches, **rule, **count)
     assert torch.equal(model.indices_, wanted)
     assert model.num_neighbors <= most + 2 * batch_size
 

@@ -1,0 +1,73 @@
+"""Pictures that more than one chapter draws."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+
+COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000"]  # Okabe and Ito's
+
+
+def style() -> None:
+    """Calm axes, sharp pictures, and colours that colour-blind readers tell apart."""
+    plt.rcParams.update(
+        {
+            "figure.dpi": 110,
+            "savefig.bbox": "tight",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": "medium",
+            "axes.prop_cycle": plt.cycler(color=COLOURS),
+            "legend.frameon": False,
+            "image.cmap": "gray_r",
+            "image.interpolation": "nearest",
+        }
+    )
+
+
+def pictures(
+    images: Shaped[Tensor, "N *size"], titles: Sequence[str] = (), columns: int = 12, size: float = 0.75, axes=None
+):
+    """A grid of pictures [N, H, W] or [N, H, W, 3], uint8 or 0..1, with a title over each; on `axes` where given.
+
+    Returns the figure.
+    """
+    if axes is None:
+        rows = -(-len(images) // columns)
+        shape = (columns * size, rows * (size + 0.22 * bool(titles)))
+        axes = plt.subplots(rows, columns, figsize=shape, squeeze=False)[1].flat
+    axes = list(axes)
+    for axis in axes:
+        axis.axis("off")
+    for axis, image in zip(axes, images, strict=False):
+        axis.imshow(image.cpu(), vmin=0, vmax=255 if image.dtype == torch.uint8 else 1)
+    for axis, title in zip(axes, titles, strict=False):
+        axis.set_title(title, fontsize=8, pad=2)
+    return axes[0].figure
+
+
+def shares(axis, share: Float[Tensor, " C"], classes: Sequence[str], right: Sequence[int] = ()) -> None:
+    """Each class's share of the weight as bars, those of the right classes darker."""
+    places = np.arange(len(classes))
+    bars = axis.barh(places, share.cpu(), color=COLOURS[4])
+    for place in right:
+        bars[place].set_color(COLOURS[0])
+    axis.set(yticks=places, yticklabels=classes, xlabel="share of the weight")
+    axis.invert_yaxis()
+    axis.tick_params(labelsize=8)
+
+
+def class_map(axis, model, points: Float[Tensor, "N 2"], labels: Int64[Tensor, " N"], steps: int = 160) -> None:
+    """A classifier of the plane: its shares as shading, samples as dots, and its centers as rings."""
+    low, high = points.min(0).values - 0.5, points.max(0).values + 0.5
+    grid = torch.cartesian_prod(*(torch.linspace(float(a), float(b), steps) for a, b in zip(low, high, strict=True)))
+    paint = torch.tensor([plt.matplotlib.colors.to_rgb(colour) for colour in COLOURS])
+    share = model.predict_proba(grid).reshape(steps, steps, -1).transpose(0, 1)
+    extent = (float(low[0]), float(high[0]), float(low[1]), float(high[1]))
+    axis.imshow(0.45 + 0.55 * share @ paint[: share.shape[2]], origin="lower", extent=extent, interpolation="bilinear")
+    axis.scatter(*points.T, s=5, c=paint[labels], linewidths=0, rasterized=True)
+    axis.scatter(*model.centers_.T, s=36, c=paint[model.values_], edgecolors="black", linewidths=0.9)
+    axis.axis("off")
