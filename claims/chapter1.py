@@ -1,0 +1,163 @@
+"""What chapter 1 and the README state of the dynamic classifier."""
+
+import statistics
+import time
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+from claims import naive
+from claims.memory import STATUS, extra_megabytes
+from claims.table import NotMeasured, claim
+from nnlib.data import DataError, Dataset, load
+from nnlib.neighbors import DynamicClassifier
+
+SEEDS = (0, 1, 2)
+
+
+class Fitted(NamedTuple):
+    """One fit at the published setting."""
+
+    neighbors: int
+    train: float
+    test: float
+
+
+def _data(name: str) -> Dataset:
+    try:
+        return load(name)
+    except DataError as error:
+        raise NotMeasured(f"needs data/{name}.npz") from error
+
+
+@cache
+def published(name: str) -> list[Fitted]:
+    """Fits at the published setting, a seed each."""
+    data, fits = _data(name), []
+    for seed in SEEDS:
+        model = DynamicClassifier(seed=seed, progress=False).fit(data.train_images, data.train_labels)
+        train = model.score(data.train_images, data.train_labels)
+        fits.append(Fitted(model.num_neighbors, train, model.score(data.test_images, data.test_labels)))
+    return fits
+
+
+def _percent(values) -> str:
+    return ", ".join(f"{100 * value:.2f}" for value in values) + " %"
+
+
+@claim("MNIST, published setting, 3 seeds: centers", "2,800 to 3,100", "slow")
+def mnist_centers():
+    counts = [fit.neighbors for fit in published("mnist")]
+    return ", ".join(f"{count:,}" for count in counts), all(2800 <= count <= 3100 for count in counts)
+
+
+@claim("MNIST, published setting, 3 seeds: test accuracy", "96.6 to 97.2 %", "slow")
+def mnist_test():
+    values = [fit.test for fit in published("mnist")]
+    return _percent(values), all(0.966 <= value <= 0.972 for value in values)
+
+
+@claim("MNIST, published setting, 3 seeds: train accuracy", "at least 99.0 %", "slow")
+def mnist_train():
+    values = [fit.train for fit in published("mnist")]
+    return _percent(values), all(value >= 0.99 for value in values)
+
+
+@claim("CIFAR-10, published setting, 3 seeds: centers", "30,000 to 31,600", "data")
+def cifar_centers():
+    counts = [fit.neighbors for fit in published("cifar10")]
+    return ", ".join(f"{count:,}" for count in counts), all(30_000 <= count <= 31_600 for count in counts)
+
+
+@claim("CIFAR-10, published setting, 3 seeds: test accuracy", "41 to 42.5 %", "data")
+def cifar_test():
+    values = [fit.test for fit in published("cifar10")]
+    return _percent(values), all(0.41 <= value <= 0.425 for value in values)
+
+
+@claim("CIFAR-100, published setting: centers and test accuracy", "beside 42,378 and 17.93 %", "data")
+def cifar100():
+    fits = published("cifar100")
+    return f"{fits[0].neighbors:,} centers, {_percent(fit.test for fit in fits)}", True
+
+
+@cache
+def race(kernel: str, rounds: int) -> tuple[list[float], list[float], bool]:
+    """Seconds of our fit and of the plain loop's, in turn, and whether both chose the same centers in the same order."""
+    data = _data("mnist")
+    x, y = data.train_images.flatten(1).float() / 255, data.train_labels
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    DynamicClassifier(kernel, progress=False).fit(x[:2000], y[:2000])
+    ours, plain, same = [], [], True
+    for _ in range(rounds):
+        start = time.perf_counter()
+        model = DynamicClassifier(kernel, seed=0, progress=False).fit(x, y)
+        ours.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        centers, labels, chosen = naive.fit(x, y, order, kernel)
+        plain.append(time.perf_counter() - start)
+        same &= torch.equal(chosen, model.indices_) and torch.equal(centers, model.centers_)
+        same &= torch.equal(labels, model.values_)
+    return ours, plain, same
+
+
+def _faster(kernel: str, rounds: int, bar: float) -> tuple[str, bool]:
+    ours, plain, _ = race(kernel, rounds)
+    ratio = statistics.median(slow / quick for quick, slow in zip(ours, plain, strict=True))
+    told = f"{statistics.median(ours):.2f} s against {statistics.median(plain):.1f} s (medians of {rounds})"
+    return f"{ratio:.1f} times faster: {told}", ratio >= bar
+
+
+@claim("MNIST fit, cosine, against the plain published loop in one run", "at least 3 times faster", "slow")
+def cosine_speed():
+    return _faster("cosine", 5, 3)
+
+
+@claim("MNIST fit, Euclidean, against the plain published loop in one run", "at least 60 times faster", "slow")
+def euclidean_speed():
+    return _faster("euclidean", 1, 60)
+
+
+@claim("MNIST: the plain loop's centers, in its order (cosine and Euclidean)", "the same", "slow")
+def same_centers():
+    same = race("cosine", 5)[2] and race("euclidean", 1)[2]
+    return "the same" if same else "others", same
+
+
+@claim("extra memory while fitting and predicting, inputs and model aside", "at most 256 MB", "slow")
+def mnist_memory():
+    return _memory("fit mnist cosine", "fit mnist euclidean", "fit mnist cone")
+
+
+@claim("the same on CIFAR-10", "at most 256 MB", "data")
+def cifar_memory():
+    _data("cifar10")
+    return _memory("fit cifar10 cosine")
+
+
+@claim("extra memory of attend, 60,000 x 60,000 x 784, inputs and results aside", "at most 256 MB", "slow")
+def attend_memory():
+    return _memory("attend euclidean", "attend cosine", "attend cone", "attend and gradient")
+
+
+def _memory(*works: str) -> tuple[str, bool]:
+    if not STATUS.exists():
+        raise NotMeasured("resident memory is read from Linux's /proc")
+    found = {work: extra_megabytes(work) for work in works}
+    return ", ".join(f"{work} {size:.0f} MB" for work, size in found.items()), max(found.values()) <= 256
+
+
+@claim("MNIST fit on a GPU, cosine", "as on the CPU: 2,800 to 3,100 centers", "gpu")
+def gpu_fit():
+    if not torch.cuda.is_available():
+        raise NotMeasured("no GPU here")
+    data = _data("mnist")
+    x, y = data.train_images.cuda(), data.train_labels.cuda()
+    DynamicClassifier(progress=False).fit(x[:2000], y[:2000])
+    start = time.perf_counter()
+    model = DynamicClassifier(progress=False).fit(x, y)
+    torch.cuda.synchronize()
+    seconds, test = time.perf_counter() - start, model.score(data.test_images, data.test_labels)
+    told = f"{model.num_neighbors:,} centers, {100 * test:.2f} %, {seconds:.2f} s"
+    return told, 2800 <= model.num_neighbors <= 3100

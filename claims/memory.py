@@ -1,0 +1,91 @@
+"""`python -m claims.memory WORK`: how many megabytes a piece of work takes at its peak, inputs and results aside.
+
+Each piece runs in a process of its own, so that nothing before it has raised the peak.
+"""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from nnlib.attend import Labels, attend
+from nnlib.data import load
+from nnlib.kernels import CosineInverseDistance, InfluenceCone, InverseDistance
+from nnlib.neighbors import DynamicClassifier
+
+STATUS = Path("/proc/self/status")
+
+
+def extra_megabytes(work: str) -> float:
+    """Run a piece of work in a new process, and return what it printed."""
+    done = subprocess.run([sys.executable, "-m", "claims.memory", work], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return float(done.stdout)
+
+
+def _resident() -> float:
+    return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("VmRSS")) / 1024
+
+
+class Peak:
+    """The largest resident memory while the block runs, looked at every few milliseconds, above that at its start."""
+
+    def __enter__(self):
+        self.before, self.most, self.running = _resident(), 0.0, True
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def _watch(self):
+        while self.running:
+            self.most = max(self.most, _resident() - self.before)
+            time.sleep(0.002)
+
+    def __exit__(self, *_):
+        self.running = False
+        self.thread.join()
+
+
+def _fit(name: str, kernel: str) -> float:
+    data = load(name)
+    DynamicClassifier(kernel, progress=False).fit(data.train_images[:2000], data.train_labels[:2000])  # warm libraries
+    model = DynamicClassifier(kernel, progress=False)
+    with Peak() as fit:
+        model.fit(data.train_images, data.train_labels)
+    with Peak() as predict:
+        model.predict_proba(data.test_images)
+    return max(fit.most - model.centers_.nbytes / 2**20, predict.most)
+
+
+def _attend(kernel, backward: bool) -> float:
+    """60,000 x 60,000 x 784 forward; a tenth of the queries with gradients, whose working set is the same."""
+    images = load("mnist").train_images.flatten(1)
+    queries, centers = images[: 6000 if backward else None].float() / 255, images.float() / 255
+    values = Labels(load("mnist").train_labels, 10)
+    queries.requires_grad_(backward)
+    attend(queries[:100], centers[:3000], Labels(values.labels[:3000], 10), kernel).sum()
+    with Peak() as peak:
+        share = attend(queries, centers, values, kernel)
+        if backward:
+            share.square().sum().backward()
+    return peak.most - share.nbytes / 2**20 - (queries.nbytes / 2**20 if backward else 0)
+
+
+WORK = {
+    "fit mnist cosine": lambda: _fit("mnist", "cosine"),
+    "fit mnist euclidean": lambda: _fit("mnist", "euclidean"),
+    "fit mnist cone": lambda: _fit("mnist", "influence_cone"),
+    "fit cifar10 cosine": lambda: _fit("cifar10", "cosine"),
+    "attend euclidean": lambda: _attend(InverseDistance(), False),
+    "attend cosine": lambda: _attend(CosineInverseDistance(), False),
+    "attend cone": lambda: _attend(InfluenceCone(), False),
+    "attend and gradient": lambda: _attend(InverseDistance(), True),
+}
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    print(WORK[sys.argv[1]]())
