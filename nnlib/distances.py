@@ -9,13 +9,13 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 DIRECT_FEATURES = 16  # up to here, differences feature by feature are as quick as the product
 CANCELS = {torch.float32: 16.0, torch.float64: 1e5}  # (|x|^2 + |c|^2) / |x - c|^2 above which a pair is measured again
-CROWDED = 1 / 16  # share of such pairs in a block above which all of it is
-PAIR_BYTES = 16 << 20  # for the rows gathered at a time
+CROWDED = 1 / 64  # share of such pairs in a block above which all of it is
+PAIR_BYTES = 1 << 20  # for the rows gathered at a time, so that they stay in a cache
 
 
 class Frame(NamedTuple):
@@ -39,10 +39,18 @@ def frame_of(queries: Tensor, centers: Tensor, dtype: torch.dtype) -> Frame:
     scale = 1.0 if 2**-10 < largest < 2**10 or largest == 0 else 2.0 ** -math.frexp(largest)[1]
     if queries.shape[1] <= DIRECT_FEATURES:
         return Frame(scale)
-    sample = centers[:: max(1, centers.shape[0] // 512)].to(dtype) * scale
-    offset = sample.mean(0)
-    spread = (sample - offset).square().sum(1).mean()
-    return Frame(scale, offset if bool(offset.square().sum() > spread) else None)
+    return Frame(scale, _offset(_sample(centers, dtype) * scale))
+
+
+def _sample(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    return rows[:: max(1, rows.shape[0] // 512)].to(dtype)
+
+
+def _offset(sample: Tensor) -> Tensor | None:
+    """The mean, where it outweighs the spread around it."""
+    mean = sample.mean(0)
+    spread = (sample - mean).square().sum(1).mean()
+    return mean if bool(mean.square().sum() > spread) else None
 
 
 def _largest(rows: Tensor) -> float:
@@ -131,24 +139,34 @@ def _spread(x: Tensor, c: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
     return pull.sum(1, keepdim=True) * x - pull @ c, pull.sum(0)[:, None] * c - pull.T @ x
 
 
-def cosine(x: Float[Tensor, "B D"], c: Float[Tensor, "M D"], signed: bool = False) -> Float[Tensor, "B M"]:
+def cosine(
+    x: Float[Tensor, "B D"], c: Float[Tensor, "M D"], frame: Frame, signed: bool = False
+) -> Float[Tensor, "B M"]:
     """1 - |cos(x_i, c_j)|, or 1 - cos where signed. A row of zeros has cosine 0 to all; its gradient is 0."""
-    return _Cosine.apply(x, c, signed, x is c)
+    return _Cosine.apply(x, c, frame, signed, x is c)
+
+
+def cosine_frame(centers: Shaped[Tensor, "M D"], dtype: torch.dtype) -> Frame:
+    """The frame for cosines: rows of length 1, centred where their mean outweighs their spread."""
+    return Frame(1.0, _offset(unit(_sample(centers, dtype))))
 
 
 class _Cosine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, c, signed, itself):
-        similarity = (unit(x) @ c.T).mul_(_inverse_norm(c).T)
-        ctx.sign = None if signed else similarity.sign() if any(ctx.needs_input_grad) else 1
-        distance = _distance_of(similarity, signed)
-        ctx.pairs = _but_itself(distance, (distance < 2 / CANCELS[x.dtype]).nonzero(as_tuple=True), itself)
-        if len(ctx.pairs[0]) > CROWDED * distance.numel():
-            ctx.pairs = None
-            distance = _distance_of(_wide_unit(x) @ _wide_unit(c).T, signed).clamp_(min=0).to(x.dtype)
-        for i, j in _chunks(ctx.pairs, x):
-            exact = _distance_of((_wide_unit(x[i]) * _wide_unit(c[j])).sum(1), signed)
-            distance[i, j] = exact.clamp_(min=0).to(x.dtype)
+    def forward(ctx, x, c, frame, signed, itself):
+        distance, limit = _one_minus_cosine(x, c, frame)
+        ctx.sign = None if signed else torch.sign(1 - distance) if any(ctx.needs_input_grad) else 1
+        if not signed and float(distance.amax()) > 1:
+            distance, limit = torch.minimum(distance, 2 - distance), 1 / CANCELS[x.dtype]  # both ends can cancel now
+        pairs = (distance < limit).nonzero(as_tuple=True)
+        if len(pairs[0]) > CROWDED * distance.numel():
+            pairs, similarity = None, _wide_unit(x) @ _wide_unit(c).T
+            distance = (1 - (similarity if signed else similarity.abs_())).clamp_(min=0).to(x.dtype)
+        ctx.pairs = pairs = _but_itself(distance, pairs, itself)
+        for i, j in _chunks(pairs, x):
+            similarity = (_wide_unit(x[i]) * _wide_unit(c[j])).sum(1)
+            distance[i, j] = (1 - (similarity if signed else similarity.abs_())).clamp_(min=0).to(x.dtype)
+        ctx.frame = frame
         ctx.save_for_backward(x, c)
         return distance
 
@@ -157,18 +175,29 @@ class _Cosine(torch.autograd.Function):
         x, c = ctx.saved_tensors
         pull = -gradient if ctx.sign is None else -gradient * ctx.sign  # by the cosine
         wide = x.dtype if ctx.pairs else _wide(x)
-        far = pull.index_put(ctx.pairs, pull.new_zeros(())) if ctx.pairs else pull
+        far = (pull.index_put(ctx.pairs, pull.new_zeros(())) if ctx.pairs else pull).to(wide)
         xu, cu = unit(x.to(wide)), unit(c.to(wide))
-        to_x, to_c = _tangent(far.to(wide) @ cu, xu), _tangent(far.T.to(wide) @ xu, cu)
+        to_x, to_c = _spread(ctx.frame(xu), ctx.frame(cu), -far)
+        to_x, to_c = _tangent(to_x, xu), _tangent(to_c, cu)
         for i, j, g in _chunks(ctx.pairs, x, *([pull[ctx.pairs]] if ctx.pairs else [])):
             xi, cj = _wide_unit(x[i]), _wide_unit(c[j])
             to_x.index_add_(0, i, (_tangent(cj, xi) * g[:, None]).to(wide))
             to_c.index_add_(0, j, (_tangent(xi, cj) * g[:, None]).to(wide))
-        return (to_x * _inverse_norm(x)).to(x.dtype), (to_c * _inverse_norm(c)).to(x.dtype), None, None
+        return (to_x * _inverse_norm(x)).to(x.dtype), (to_c * _inverse_norm(c)).to(x.dtype), None, None, None
 
 
-def _distance_of(similarity: Tensor, signed: bool) -> Tensor:
-    return torch.sub(1, similarity if signed else similarity.abs_(), out=similarity)
+def _one_minus_cosine(x: Tensor, c: Tensor, frame: Frame) -> tuple[Tensor, Tensor | float]:
+    """1 - cos by a product, and below what it has lost digits."""
+    if frame.offset is None:
+        similarity = (unit(x) @ c.T).mul_(_inverse_norm(c).T)
+        return torch.sub(1, similarity, out=similarity), 1 / CANCELS[x.dtype]
+    xu, cu = unit(x), unit(c)
+    xf, cf = frame(xu), frame(cu)
+    xx, cc = (  # halves of squared lengths; a row of zeros lacks the length 1 that the others start from
+        (framed.square().sum(1) + (rows == 0).all(1)) / 2 for framed, rows in ((xf, xu), (cf, cu))
+    )
+    distance = torch.addmm(cc.expand(len(x), -1), xf, cf.T, alpha=-1).add_(xx[:, None])
+    return distance, ((xx + cc.max()) / CANCELS[x.dtype])[:, None]
 
 
 def unit(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
@@ -209,9 +238,9 @@ def _wide(rows: Tensor) -> torch.dtype:
     return rows.dtype if rows.device.type == "mps" else torch.float64  # that device has no float64
 
 
-def _but_itself(distance: Tensor, pairs: tuple[Tensor, Tensor], itself: bool) -> tuple[Tensor, Tensor]:
+def _but_itself(distance: Tensor, pairs: tuple[Tensor, Tensor] | None, itself: bool):
     """The pairs without each row and itself, whose distance is 0 and needs no measuring."""
-    if not itself:
+    if pairs is None or not itself:
         return pairs
     distance.fill_diagonal_(0)
     apart = pairs[0] != pairs[1]

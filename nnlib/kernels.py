@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnlib.distances import Frame, cosine, euclidean, frame_of
+from nnlib.distances import Frame, cosine, cosine_frame, euclidean, frame_of
 
 
 def _power(distance: Tensor, exponent: float, epsilon: float) -> Tensor:
@@ -79,10 +79,10 @@ class CosineInverseDistance(InverseDistance):
     signed: bool = False
 
     def frame(self, queries, centers, dtype):
-        return Frame()
+        return cosine_frame(centers, dtype)
 
     def distance(self, x, c, frame):
-        return cosine(x, c, self.signed)
+        return cosine(x, c, frame, self.signed)
 
 
 @dataclass(frozen=True)
@@ -146,10 +146,10 @@ class CosineSoftmax(Kernel):
         _require(0 < self.temperature < math.inf, "temperature", self.temperature, "a positive number, such as 0.05")
 
     def frame(self, queries, centers, dtype):
-        return Frame()
+        return cosine_frame(centers, dtype)
 
     def distance(self, x, c, frame):
-        return cosine(x, c, signed=True)
+        return cosine(x, c, frame, signed=True)
 
     def log_weight(self, distance, frame, nearest=None):
         return distance / -self.temperature
