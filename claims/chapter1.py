@@ -84,7 +84,7 @@ def cifar100():
 
 @cache
 def race(kernel: str, rounds: int) -> tuple[list[float], list[float], bool]:
-    """Seconds of our fit and of the plain loop's, in turn, and whether both chose the same centers in the same order."""
+    """Seconds of our fit and of the plain loop's, in turn, and whether both chose the same centers in order."""
     data = _data("mnist")
     x, y = data.train_images.flatten(1).float() / 255, data.train_labels
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))

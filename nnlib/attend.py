@@ -2,23 +2,29 @@
 
     y(x) = sum_j softmax_j(s(x, c_j)) v_j
 
-Blocks of queries meet blocks of centers, an online maximum keeps the exponentials in range, and nothing larger than a
-block is ever held. The backward pass computes the blocks again instead of keeping them.
+Nothing larger than a block of queries and centers is ever held; the backward pass computes the blocks again instead of
+keeping them.
 """
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from nnlib.distances import Frame
 from nnlib.kernels import Kernel
+from nnlib.stream import (
+    Labels,
+    average_nearest,
+    column_blocks,
+    exact_products,
+    finite,
+    nearest_of,
+    nearest_one,
+    row_blocks,
+    streamed,
+    without,
+    working_dtype,
+)
 
-BLOCK = {"cpu": (1024, 1024), "other": (2048, 4096)}  # queries x centers at a time
-BLOCK_FEATURES = 1 << 22  # and no more numbers than this in a block's own rows
-MIXED = 128  # centers whose values are summed in a row: longer float32 sums drop many small weights beside a large one
 BACKENDS = ("auto", "blocks")
 
 
@@ -79,88 +85,8 @@ def nearest(
     """
     _check(queries, centers, None, exclude, "auto")
     frame = kernel.frame(queries, centers, working_dtype(queries, centers))
-    distance, index = _nearest(queries, centers, count, kernel, frame, exclude)
+    distance, index = nearest_of(queries, centers, count, kernel, frame, exclude)
     return distance / frame.scale, index
-
-
-class Labels:
-    """Integer labels 0 ... classes - 1 that stand for rows of a one-hot matrix, made a block at a time."""
-
-    def __init__(self, labels: Int64[Tensor, " M"], classes: int):
-        if labels.ndim != 1 or labels.dtype != torch.int64:
-            raise ValueError(f"labels is {labels.dtype} {tuple(labels.shape)}: give int64 [M]")
-        self.labels, self.shape, self.dtype, self.device = labels, (len(labels), classes), labels.dtype, labels.device
-
-    def __getitem__(self, cols) -> Tensor:
-        return torch.nn.functional.one_hot(self.labels[cols], self.shape[1])
-
-
-class RunningAverage:
-    """Sums of exp(s) v and of exp(s) under a running maximum of s, for a block of queries."""
-
-    def __init__(self, queries: int, values: int, like: Tensor):
-        self.top = like.new_full((queries,), -torch.inf)
-        self.sums = like.new_zeros(queries, values + 1)  # the last column is the sum of the weights
-
-    def add(self, scores: Float[Tensor, "B M"], values: Float[Tensor, "M V"], rows: slice = slice(None)) -> None:
-        """Take in more centers, for the queries of `rows`. Overwrites `scores`."""
-        if scores.shape[1] == 0:
-            return
-        before, values = self.top[rows], torch.cat([values, values.new_ones(len(values), 1)], 1)
-        top = torch.maximum(before, scores.amax(1))
-        weights = scores.sub_(_finite(top)[:, None]).exp_()
-        sums = self.sums[rows].mul_(torch.exp(before - _finite(top))[:, None])
-        for part in range(0, len(values), MIXED):
-            sums += weights[:, part : part + MIXED] @ values[part : part + MIXED]
-        self.top[rows] = top
-
-    def value(self, rows: slice = slice(None)) -> Float[Tensor, "B V"]:
-        """The average so far; 0 for a query without any weight."""
-        total = self.sums[rows, -1:]
-        return self.sums[rows, :-1] / torch.where(total > 0, total, 1)
-
-    def log_total(self) -> Float[Tensor, " B"]:
-        """log of the sum of the weights."""
-        return self.top + self.sums[:, -1].log()
-
-
-def accumulate(
-    state: RunningAverage, queries: Tensor, centers, values, kernel: Kernel, frame: Frame, near=None, exclude=None
-) -> RunningAverage:
-    """Take all centers into the running average of one block of queries, a block of centers at a time."""
-    for cols in _cols(centers):
-        distance = kernel.distance(queries, centers[cols].to(queries.dtype), frame)
-        scores = _without(kernel.log_weight(distance, frame, near), exclude, cols)
-        state.add(scores, values[cols].to(queries.dtype))
-    return state
-
-
-def streamed(queries, centers, values, kernel: Kernel, frame: Frame, exclude=None) -> tuple[Tensor, Tensor]:
-    """The averages [B, V] and the logarithms of the total weights [B], a block of queries and of centers at a time."""
-    dtype = working_dtype(queries, centers)
-    result = torch.empty(len(queries), values.shape[1], dtype=dtype, device=queries.device)
-    log_total = result.new_empty(len(queries))
-    for rows in _rows(queries):
-        x, skip = queries[rows].to(dtype), None if exclude is None else exclude[rows]
-        near, _ = _nearest_one(queries, rows, centers, kernel, frame, exclude)
-        state = RunningAverage(len(x), values.shape[1], x)
-        accumulate(state, x, centers, values, kernel, frame, near, skip)
-        result[rows], log_total[rows] = state.value(), state.log_total()
-    return result, log_total
-
-
-def working_dtype(*tensors) -> torch.dtype:
-    """float64 where anything is, float32 for all else."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
-def average_nearest(queries, centers, values, kernel: Kernel, frame: Frame, exclude=None) -> Float[Tensor, "B V"]:
-    """The plain mean over each query's `kernel.count` nearest centers."""
-    with torch.no_grad():
-        _, index = _nearest(queries, centers, kernel.count, kernel, frame, exclude)
-    found = index >= 0
-    picked = values[index.clamp(min=0).flatten()].to(working_dtype(queries, centers)).unflatten(0, index.shape)
-    return (picked * found[..., None]).sum(1) / found.sum(1).clamp(min=1)[:, None]
 
 
 class _Attend(torch.autograd.Function):
@@ -195,11 +121,11 @@ class _Backward:
         )
 
     def run(self):
-        for rows in _rows(self.queries):
+        for rows in row_blocks(self.queries):
             x = self.queries[rows].to(self.gradient.dtype)
-            near, index = _nearest_one(self.queries, rows, self.centers, self.kernel, self.frame, self.exclude)
+            near, index = nearest_one(self.queries, rows, self.centers, self.kernel, self.frame, self.exclude)
             to_near = None if near is None else torch.zeros_like(near)
-            for cols in _cols(self.centers):
+            for cols in column_blocks(self.centers):
                 self._block(x, rows, cols, near, to_near)
             if near is not None:
                 self._spread_nearest(x, rows, index, to_near)
@@ -214,7 +140,7 @@ class _Backward:
             distance = self.kernel.distance(*inputs[:2], self.frame)
             scores = self.kernel.log_weight(distance, self.frame, *inputs[2:])
         skip = None if self.exclude is None else self.exclude[rows]
-        weights = torch.exp(_without(scores.detach().clone(), skip, cols) - _finite(self.log_total[rows])[:, None])
+        weights = torch.exp(without(scores.detach().clone(), skip, cols) - finite(self.log_total[rows])[:, None])
         gradient = self.gradient[rows]
         if self.to_values is not None:
             self.to_values[cols] += weights.T @ gradient
@@ -241,68 +167,6 @@ class _Backward:
             self.to_queries[rows] += pull
         if self.to_centers is not None:
             self.to_centers.index_add_(0, index, pull, alpha=-1)
-
-
-def _nearest(queries, centers, count, kernel, frame, exclude) -> tuple[Tensor, Tensor]:
-    found = [_nearest_rows(queries, rows, centers, count, kernel, frame, exclude) for rows in _rows(queries)]
-    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
-
-
-def _nearest_rows(queries, rows, centers, count, kernel, frame, exclude):
-    x = queries[rows].to(working_dtype(queries, centers))
-    skip = None if exclude is None else exclude[rows]
-    distance = x.new_full((len(x), count), torch.inf)
-    index = torch.full((len(x), count), -1, device=x.device)
-    for cols in _cols(centers):
-        block = _without(kernel.distance(x, centers[cols].to(x.dtype), frame), skip, cols, torch.inf)
-        near, place = block.topk(min(count, block.shape[1]), largest=False)
-        distance, order = torch.cat([distance, near], 1).topk(count, largest=False)
-        index = torch.cat([index, place + cols.start], 1).gather(1, order)
-    return distance, index.masked_fill_(distance.isinf(), -1)
-
-
-def _nearest_one(queries, rows, centers, kernel, frame, exclude):
-    if not kernel.needs_nearest:
-        return None, None
-    distance, index = _nearest_rows(queries, rows, centers, 1, kernel, frame, exclude)
-    return distance[:, 0], index[:, 0]
-
-
-def _without(scores: Tensor, exclude: Tensor | None, cols: slice, value: float = -torch.inf) -> Tensor:
-    if exclude is None:
-        return scores
-    inside = (exclude >= cols.start) & (exclude < cols.stop)
-    scores[inside.nonzero()[:, 0], exclude[inside] - cols.start] = value
-    return scores
-
-
-def _finite(top: Tensor) -> Tensor:
-    return torch.where(top == -torch.inf, 0, top)
-
-
-def _rows(queries) -> Iterator[slice]:
-    return _blocks(len(queries), 0, queries)
-
-
-def _cols(centers) -> Iterator[slice]:
-    return _blocks(centers.shape[0], 1, centers)
-
-
-def _blocks(length: int, side: int, rows) -> Iterator[slice]:
-    most = BLOCK["cpu" if rows.device.type == "cpu" else "other"][side]
-    size = max(1, min(most, BLOCK_FEATURES // max(1, rows.shape[1])))
-    return (slice(start, min(start + size, length)) for start in range(0, length, size))
-
-
-@contextmanager
-def exact_products():
-    """float32 products in float32: a process that allows tf32 or bf16 for its networks would lose the distances."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _check(queries, centers, values, exclude, backend: str) -> None:

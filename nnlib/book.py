@@ -6,7 +6,6 @@ cell tagged "headline"; cells tagged "hide-in-report" stay out of its page.
 """
 
 import argparse
-import ast
 import shlex
 import sys
 import tempfile
@@ -14,18 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from nnlib.files import written_whole
+from nnlib.parameters import UsageError, assign, literal, offered, parameters_of
 from nnlib.results import RECORDED, BookError, add_results, origin, read_results
 from nnlib.results import holds as holds  # chapters import these two from here
 from nnlib.results import record as record
 
 ROOT = Path(__file__).parents[1]
-Parameters = dict[str, dict[str, str]]  # name -> {"default" (as it is written), "help"}
-
-
-class UsageError(BookError):
-    """A command line that asks for what isn't there."""
-
-    code = 2
 
 
 def find_chapters(folder: Path, asked: list[str]) -> list[Path]:
@@ -51,68 +44,6 @@ def _matches(name: str, known: list[Path]) -> list[Path]:
     return matches
 
 
-def parameters_of(chapter: Path) -> Parameters:
-    """What -p may change in a chapter; raises BookError where the file isn't a notebook."""
-    import papermill
-
-    try:
-        return papermill.inspect_notebook(str(chapter))
-    except Exception as error:
-        raise BookError(f"chapter={str(chapter)!r} can't be read as a notebook: {error}") from error
-
-
-def offered(chapter: Path, parameters: Parameters) -> str:
-    """A chapter's parameters with their defaults and help, a line each."""
-    name_width = max(map(len, parameters), default=0)
-    width = max((len(parameter["default"]) for parameter in parameters.values()), default=0)
-    lines = [f"  {name:{name_width}}  {p['default']:{width}}  {p['help']}".rstrip() for name, p in parameters.items()]
-    return "\n".join([chapter.stem, *(lines or ["  no parameters"])])
-
-
-def assign(chapters: list[Path], given: list[list[str]]) -> dict[Path, dict[str, Any]]:
-    """Which chapter runs with which of the parameters in `given`, each of the type of its default there.
-
-    Raises UsageError naming a parameter that no chapter has or a value that doesn't fit, and what there is.
-    """
-    known = {chapter: parameters_of(chapter) for chapter in chapters}
-    values: dict[Path, dict[str, Any]] = {chapter: {} for chapter in chapters}
-    there = "\n".join(offered(*item) for item in known.items())
-    for name, text in given:
-        holders = [chapter for chapter in chapters if name in known[chapter]]
-        if not holders:
-            raise UsageError(f"parameter {name!r} is in none of the chapters asked for, which have\n{there}")
-        try:
-            for chapter in holders:
-                values[chapter][name] = typed(text, known[chapter][name]["default"])
-        except ValueError as error:
-            raise UsageError(f"parameter {name}={text!r} doesn't fit: {error}\n{there}") from error
-    return values
-
-
-def typed(text: str, default: str) -> Any:
-    """The value that `text` stands for, of the type of a parameter's default, which is given as it is written.
-
-    A default of None, or one that is computed, holds it to no type. Raises ValueError saying what would do.
-    """
-    like = _literal(default)
-    readers = {int: int, float: float, str: str}
-    try:
-        value = readers.get(type(like), lambda word: _literal(word, word))(text)
-    except ValueError:
-        value = None
-    if like is not None and type(value) is not type(like):
-        raise ValueError(f"give a value of type {type(like).__name__}, as its default {default} is")
-    return value
-
-
-def _literal(text: str, otherwise: Any = None) -> Any:
-    words = {"true": True, "false": False}
-    try:
-        return words[text.lower()] if text.lower() in words else ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError):
-        return otherwise
-
-
 def run_chapter(chapter: Path, values: dict[str, Any], name: str, reports: Path, record_it: bool = False) -> str:
     """Run one chapter headless, and leave its notebook and its figures in `reports`, those of a failing one too.
 
@@ -127,7 +58,7 @@ def run_chapter(chapter: Path, values: dict[str, Any], name: str, reports: Path,
         failure = _execute(chapter, copy, values)
         notebook = nbformat.read(copy if copy.exists() else chapter, as_version=4)
     error, source = _told(notebook, failure) if failure else ("", "")
-    defaults = {key: _literal(p["default"], p["default"]) for key, p in parameters_of(chapter).items()}
+    defaults = {key: literal(p["default"], p["default"]) for key, p in parameters_of(chapter).items()}
     told |= {"run": name, "parameters": defaults | values, "error": error, "command": _command(chapter, values, name)}
     notebook.metadata["nnbook"] = told
     notebook.metadata.get("papermill", {}).update(input_path=chapter.name, output_path=chapter.name)

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from nnlib.attend import RunningAverage, accumulate, average_nearest, exact_products, streamed
 from nnlib.kernels import Kernel
 from nnlib.rows import Chosen, Copied
+from nnlib.stream import RunningAverage, accumulate, average_nearest, exact_products, streamed
 
 BLOCK_ROWS = 512  # samples compared with all centers at once
 BLOCK_BYTES = 64 << 20  # for their distances, where a kernel needs them kept

@@ -15,7 +15,7 @@ from torch import Tensor
 DIRECT_FEATURES = 16  # up to here, differences feature by feature are as quick as the product
 CANCELS = {torch.float32: 16.0, torch.float64: 1e5}  # (|x|^2 + |c|^2) / |x - c|^2 above which a pair is measured again
 CROWDED = 1 / 64  # share of such pairs in a block above which all of it is
-PAIR_BYTES = 1 << 20  # for the rows gathered at a time, so that they stay in a cache
+PAIR_BYTES = 1 << 22  # for the rows gathered at a time, so that they stay in a cache
 
 
 class Frame(NamedTuple):
@@ -51,6 +51,10 @@ def _offset(sample: Tensor) -> Tensor | None:
     mean = sample.mean(0)
     spread = (sample - mean).square().sum(1).mean()
     return mean if bool(mean.square().sum() > spread) else None
+
+
+def _squared(rows: Tensor) -> Tensor:
+    return torch.linalg.vecdot(rows, rows)
 
 
 def _largest(rows: Tensor) -> float:
@@ -106,7 +110,7 @@ def _direct_pull(x: Tensor, c: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
 def _product_squares(x: Tensor, c: Tensor, frame: Frame, itself: bool) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     """Squared distances, and the pairs (i, j) that were measured again: None where that was the whole block."""
     xf, cf = frame(x), frame(c)
-    xx, cc = xf.square().sum(1), cf.square().sum(1)
+    xx, cc = _squared(xf), _squared(cf)
     squares = torch.addmm(cc.expand(len(x), -1), xf, cf.T, alpha=-2).add_(xx[:, None])
     limit = CANCELS[x.dtype]
     pairs = (squares < ((xx + cc.max()) / limit)[:, None]).nonzero(as_tuple=True)  # one cheap pass, a little too many
@@ -156,8 +160,9 @@ class _Cosine(torch.autograd.Function):
     def forward(ctx, x, c, frame, signed, itself):
         distance, limit = _one_minus_cosine(x, c, frame)
         ctx.sign = None if signed else torch.sign(1 - distance) if any(ctx.needs_input_grad) else 1
-        if not signed and float(distance.amax()) > 1:
-            distance, limit = torch.minimum(distance, 2 - distance), 1 / CANCELS[x.dtype]  # both ends can cancel now
+        if not signed and (most := float(distance.amax())) > 1:
+            distance = torch.minimum(distance, 2 - distance)
+            limit = limit if most < 2 - 1 / CANCELS[x.dtype] else 1 / CANCELS[x.dtype]  # the far end cancels too
         pairs = (distance < limit).nonzero(as_tuple=True)
         if len(pairs[0]) > CROWDED * distance.numel():
             pairs, similarity = None, _wide_unit(x) @ _wide_unit(c).T
@@ -191,10 +196,9 @@ def _one_minus_cosine(x: Tensor, c: Tensor, frame: Frame) -> tuple[Tensor, Tenso
     if frame.offset is None:
         similarity = (unit(x) @ c.T).mul_(_inverse_norm(c).T)
         return torch.sub(1, similarity, out=similarity), 1 / CANCELS[x.dtype]
-    xu, cu = unit(x), unit(c)
-    xf, cf = frame(xu), frame(cu)
+    xf, cf = unit(x).sub_(frame.offset), unit(c).sub_(frame.offset)
     xx, cc = (  # halves of squared lengths; a row of zeros lacks the length 1 that the others start from
-        (framed.square().sum(1) + (rows == 0).all(1)) / 2 for framed, rows in ((xf, xu), (cf, cu))
+        (_squared(framed) + (_inverse_norm(rows)[:, 0] == 0)) / 2 for framed, rows in ((xf, x), (cf, c))
     )
     distance = torch.addmm(cc.expand(len(x), -1), xf, cf.T, alpha=-1).add_(xx[:, None])
     return distance, ((xx + cc.max()) / CANCELS[x.dtype])[:, None]

@@ -88,7 +88,7 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
         if x.device != device:
             x = x.to(device=device, dtype=stored_type(x))
         y, order = y.to(device), self._order(len(x)).to(device)
-        centers = self._copied(device) if more else Chosen(x, y)
+        centers = self._copied(device, stored_type(x)) if more else Chosen(x, y)
         self._condense(_blocks(x, y, order, self._block_rows(centers)), centers, len(x))
 
     def _learn_stream(self, batches: Iterable, more: bool) -> None:
@@ -98,12 +98,13 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
         if first is None:
             raise ValueError("X hands out no batches: give at least one")
         x, y = features_of(self, torch.as_tensor(first[0]), reset=not more), self._encoded(first[1])
-        if not more:
-            self.centers_ = self.values_ = None
-        centers = self._copied(device) if more else Copied(x[:0].to(device, stored_type(x)), y[:0].to(device))
+        kept = stored_type(x)
+        centers = self._copied(device, kept) if more else Copied(x[:0].to(device, kept), y[:0].to(device))
 
         def blocks():
             for x, y in gathered(chain([first], batches), self._block_rows(centers)):
+                if stored_type(x) != kept:
+                    raise ValueError(f"X hands out {x.dtype} after {kept}: give all batches in one type")
                 yield features_of(self, x, reset=False).to(device, torch.float32), self._encoded(y).to(device), None
 
         self._condense(blocks(), centers, None)
@@ -133,12 +134,13 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
             generator.manual_seed(self.seed)
         return torch.randperm(samples, generator=generator)
 
-    def _copied(self, device: torch.device) -> Copied:
-        """The centers there are, with the room that an earlier call left behind them."""
-        grown = getattr(self, "_grown", None)
-        if grown and grown.x.data_ptr() == self.centers_.data_ptr() and len(grown) == self.num_neighbors:
+    def _copied(self, device: torch.device, dtype: torch.dtype) -> Copied:
+        """The centers there are, with the room that an earlier call left behind them, in a type that holds new ones."""
+        grown, dtype = getattr(self, "_grown", None), torch.promote_types(self.centers_.dtype, dtype)
+        same = grown and grown.x.data_ptr() == self.centers_.data_ptr() and len(grown) == self.num_neighbors
+        if same and grown.x.dtype == dtype:
             return grown.again()
-        return Copied(self.centers_.to(device), self.values_.to(device))
+        return Copied(self.centers_.to(device, dtype), self.values_.to(device))
 
     def _block_rows(self, centers: Chosen | Copied) -> Callable[[], int]:
         kernel = self._kernel()

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnlib import attend as module
-from nnlib.attend import attend, class_log_probabilities, nearest
+from nnlib import stream
+from nnlib.attend import Labels, attend, class_log_probabilities, nearest
 from nnlib.data import load
 from nnlib.kernels import (
     CosineInverseDistance,
@@ -72,7 +72,7 @@ def seed():
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks in both directions, so that the running maximum and the seams are what is tested."""
-    monkeypatch.setitem(module.BLOCK, "cpu", (32, 96))
+    monkeypatch.setitem(stream.BLOCK, "cpu", (32, 96))
 
 
 def split(data, name):
@@ -240,6 +240,28 @@ def test_coarse_products_elsewhere_do_not_reach_distances(seed):
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_autocast_does_not_reach_distances(seed):
+    x, c = split(mnist_rows(seed), "")
+    v = torch.randn(len(c), 4, generator=seed)
+    leaves = [c.clone().requires_grad_() for _ in range(2)]
+    wanted = attend(x, leaves[0], v, KERNELS["cosine"])
+    wanted.square().sum().backward()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        given = attend(x, leaves[1], v, KERNELS["cosine"])
+        given.square().sum().backward()
+    assert given.dtype == torch.float32 and torch.equal(given, wanted)
+    assert torch.equal(leaves[0].grad, leaves[1].grad)
+
+
+def test_nearest_mean_holds_no_more_than_a_block(seed, monkeypatch):
+    x, c = torch.randn(90, 20, generator=seed), torch.randn(300, 20, generator=seed)
+    labels = torch.randint(0, 7, (300,), generator=seed)
+    seen, one_hot = [], torch.nn.functional.one_hot
+    monkeypatch.setattr(torch.nn.functional, "one_hot", lambda y, n: seen.append(len(y)) or one_hot(y, n))
+    share = attend(x, c, Labels(labels, 7), KNearest(5))
+    assert torch.allclose(share.sum(1), torch.ones(90)) and max(seen) <= 32 * 5
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from nnlib import book, report, results
+from nnlib import book, parameters, report, results
 
 ROOT = Path(__file__).parents[1]
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -200,12 +200,28 @@ def test_pages_link_to_their_neighbors(ran):
 def test_a_rerun_replaces_its_rows_and_no_others(ran, tmp_path):
     reports = shutil.copytree(ran.reports, tmp_path / "reports")
     where = ["--notebooks", ran.folder / "notebooks", "--reports", reports]
-    assert nnbook("run", "1", *where, "-p", "exponent", "2", "--name", "first").code == 0
+    assert nnbook("run", "1", *where, "-p", "exponent", "2", "--name", "first", "--record").code == 0
     before, after = rows(ran.reports), rows(reports)
     assert len(after) == len(before)
     assert [row["value"] for row in after if row["metric"] == "fit_seconds"] == ["2.0"]
     assert [r for r in after if r["chapter"] != "01_good"] == [r for r in before if r["chapter"] != "01_good"]
     assert (reports / "index.html").read_text().count("<article>") == 3
+    with open(reports / "recorded" / "01_good.csv", newline="") as file:
+        kept = list(csv.DictReader(file))
+    assert [(row["metric"], row["value"]) for row in kept] == [(r["metric"], r["value"]) for r in after[: len(kept)]]
+    assert {row["command"] for row in kept} == {"nnbook run 01 -p exponent 2.0 --name first --record"}
+    assert all(row["date"] and row["processor"] and "torch" in row["versions"] and row["commit"] for row in kept)
+
+
+def test_a_claim_that_is_no_longer_true_fails_where_it_must(capsys):
+    book.holds("two is more than one", 2 > 1)
+    book.holds("one is more than two", 1 > 2, strict=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "✓ two is more than one",
+        "✗ not with these parameters: one is more than two",
+    ]
+    with pytest.raises(AssertionError, match="no longer true that one is more than two"):
+        book.holds("one is more than two", 1 > 2)
 
 
 @pytest.mark.parametrize(
@@ -244,9 +260,9 @@ def test_a_parameter_that_does_not_fit_is_refused_before_anything_runs(notebooks
 def test_values_take_the_type_of_the_default(text, default, value):
     if value is None:
         with pytest.raises(ValueError, match="give a value of type"):
-            book.typed(text, default)
+            parameters.typed(text, default)
     else:
-        assert book.typed(text, default) == value and type(book.typed(text, default)) is type(value)
+        assert parameters.typed(text, default) == value and type(parameters.typed(text, default)) is type(value)
 
 
 def test_a_parameter_goes_to_the_chapters_that_have_it(notebooks):

@@ -158,6 +158,18 @@ def test_growing_leaves_what_was_there_and_is_not_reallocated_every_time():
     assert len(pickle.dumps(model)) < 2 * model.centers_.nbytes
 
 
+def test_centers_are_kept_in_a_type_that_holds_what_comes_later():
+    x = torch.randint(0, 9, (200, 6), dtype=torch.uint8)
+    y = (x[:, 0] > 4).long()
+    model = DynamicClassifier("euclidean").fit(x, y)
+    before = model.centers_.float()
+    model.partial_fit(x[:50] + 0.5, 1 - y[:50])
+    assert torch.equal(model.centers_[: len(before)], before)
+    assert (model.centers_[len(before) :] % 1 == 0.5).all() and model.num_neighbors > len(before)
+    with pytest.raises(ValueError, match="float32 after torch.uint8"):
+        DynamicClassifier(batch_size=8).fit(iter([(x, y), (x * 1.5, y)] * 6), classes=[0, 1])
+
+
 def test_a_stream_gives_the_same_centers():
     x, y = blobs(1000, 8)
     whole = DynamicClassifier(shuffle=False).fit(x, y)

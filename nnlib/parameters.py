@@ -1,0 +1,78 @@
+"""What may be changed in a chapter: the parameters of its tagged cell, and values for them that fit."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+from nnlib.results import BookError
+
+Parameters = dict[str, dict[str, str]]  # name -> {"default" (as it is written), "help"}
+
+
+class UsageError(BookError):
+    """A command line that asks for what isn't there."""
+
+    code = 2
+
+
+def parameters_of(chapter: Path) -> Parameters:
+    """What -p may change in a chapter; raises BookError where the file isn't a notebook."""
+    import papermill
+
+    try:
+        return papermill.inspect_notebook(str(chapter))
+    except Exception as error:
+        raise BookError(f"chapter={str(chapter)!r} can't be read as a notebook: {error}") from error
+
+
+def offered(chapter: Path, parameters: Parameters) -> str:
+    """A chapter's parameters with their defaults and help, a line each."""
+    name_width = max(map(len, parameters), default=0)
+    width = max((len(parameter["default"]) for parameter in parameters.values()), default=0)
+    lines = [f"  {name:{name_width}}  {p['default']:{width}}  {p['help']}".rstrip() for name, p in parameters.items()]
+    return "\n".join([chapter.stem, *(lines or ["  no parameters"])])
+
+
+def assign(chapters: list[Path], given: list[list[str]]) -> dict[Path, dict[str, Any]]:
+    """Which chapter runs with which of the parameters in `given`, each of the type of its default there.
+
+    Raises UsageError naming a parameter that no chapter has or a value that doesn't fit, and what there is.
+    """
+    known = {chapter: parameters_of(chapter) for chapter in chapters}
+    values: dict[Path, dict[str, Any]] = {chapter: {} for chapter in chapters}
+    there = "\n".join(offered(*item) for item in known.items())
+    for name, text in given:
+        holders = [chapter for chapter in chapters if name in known[chapter]]
+        if not holders:
+            raise UsageError(f"parameter {name!r} is in none of the chapters asked for, which have\n{there}")
+        try:
+            for chapter in holders:
+                values[chapter][name] = typed(text, known[chapter][name]["default"])
+        except ValueError as error:
+            raise UsageError(f"parameter {name}={text!r} doesn't fit: {error}\n{there}") from error
+    return values
+
+
+def typed(text: str, default: str) -> Any:
+    """The value that `text` stands for, of the type of a parameter's default, which is given as it is written.
+
+    A default of None, or one that is computed, holds it to no type. Raises ValueError saying what would do.
+    """
+    like = literal(default)
+    readers = {int: int, float: float, str: str}
+    try:
+        value = readers.get(type(like), lambda word: literal(word, word))(text)
+    except ValueError:
+        value = None
+    if like is not None and type(value) is not type(like):
+        raise ValueError(f"give a value of type {type(like).__name__}, as its default {default} is")
+    return value
+
+
+def literal(text: str, otherwise: Any = None) -> Any:
+    """The value that Python would read, or `otherwise` where it is none."""
+    words = {"true": True, "false": False}
+    try:
+        return words[text.lower()] if text.lower() in words else ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError):
+        return otherwise
