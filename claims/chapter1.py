@@ -17,7 +17,7 @@ SEEDS = (0, 1, 2)
 
 
 class Fitted(NamedTuple):
-    """One fit at the published setting."""
+    """One fit at the published setting; the train accuracy is that of MNIST, where it has a bar."""
 
     neighbors: int
     train: float
@@ -37,7 +37,7 @@ def published(name: str) -> list[Fitted]:
     data, fits = _data(name), []
     for seed in SEEDS:
         model = DynamicClassifier(seed=seed, progress=False).fit(data.train_images, data.train_labels)
-        train = model.score(data.train_images, data.train_labels)
+        train = model.score(data.train_images, data.train_labels) if name == "mnist" else float("nan")
         fits.append(Fitted(model.num_neighbors, train, model.score(data.test_images, data.test_labels)))
     return fits
 
