@@ -1,7 +1,7 @@
 """Condensing: keep as centers only the samples that the model gets wrong, batch by batch.
 
 The published rule, without its waiting: the centers found so far are compared with many batches in one product, and
-what those batches add meanwhile joins their sums from one more product, of the batches among themselves.
+what those batches add meanwhile joins the sums of those that are still to come.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ from nnlib.kernels import Kernel
 from nnlib.rows import Chosen, Copied
 from nnlib.stream import RunningAverage, accumulate, average_nearest, exact_products, streamed
 
-BLOCK_ROWS = 512  # samples compared with all centers at once
+BLOCK_ROWS = 1024  # samples compared with all centers at once
 BLOCK_BYTES = 64 << 20  # for their distances, where a kernel needs them kept
 
 Batch = tuple[Float[Tensor, "S D"], Shaped[Tensor, "S *V"], Int64[Tensor, " S"] | None]
@@ -86,14 +86,14 @@ class SummedVotes:
     """The running averages of a block's samples, where every center's weight stands by itself."""
 
     def __init__(self, x, values, centers, kernel, rule):
-        self.values, frame = values, kernel.frame(x, x, x.dtype)
+        self.x, self.values, self.kernel, self.frame = x, values, kernel, kernel.frame(x, x, x.dtype)
         self.state = RunningAverage(len(x), values.shape[1], x)
-        accumulate(self.state, x, centers.x, _Encoded(centers.y, rule.values), kernel, frame)
-        self.among = kernel.log_weight(kernel.distance(x, x, frame), frame)
+        accumulate(self.state, x, centers.x, _Encoded(centers.y, rule.values), kernel, self.frame)
 
     def add(self, picked: Int64[Tensor, " K"], start: int) -> None:
         """Make samples of the block centers, for those from `start` on."""
-        self.state.add(self.among[start:, picked], self.values[picked], slice(start, None))
+        distance = self.kernel.distance(self.x[start:], self.x[picked], self.frame)
+        self.state.add(self.kernel.log_weight(distance, self.frame), self.values[picked], slice(start, None))
 
     def average(self, rows: slice) -> Float[Tensor, "N V"]:
         """What the centers so far say of some samples of the block."""

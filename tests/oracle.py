@@ -61,6 +61,6 @@ def condense(x, y, classes, kernel_type, batches, target_accuracy=0.9, max_count
         quality, rounds = 0.0, 0
         while quality < target_accuracy and rounds < max_count and len(chosen) <= max_neighbors:
             chosen += batch[wrong(batch)].tolist()
-            quality = float((~wrong(batch)).float().mean())
+            quality = (~wrong(batch)).float().mean()
             rounds += 1
     return torch.tensor(chosen)
