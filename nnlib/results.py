@@ -153,7 +153,8 @@ def _processor() -> str:
 
 def _commit(folder: Path) -> str:
     commit = _said("git", "-C", str(folder), "rev-parse", "--short", "HEAD")
-    changes = commit and _said("git", "-C", str(folder), "status", "--porcelain")
+    but_reports = ["--", ":/", ":(top,exclude)reports"]  # what a run writes changes nothing of what it ran
+    changes = commit and _said("git", "-C", str(folder), "status", "--porcelain", *but_reports)
     return (commit or "unknown") + "+changes" * bool(changes)
 
 
