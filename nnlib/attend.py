@@ -38,14 +38,17 @@ def attend(
 ) -> Float[Tensor, "B V"]:
     """The weighted average of `values` over all centers, for each query.
 
-    queries [B, D], centers [M, D], values [M, V] of any real type: float64 is computed in float64, all else in float32.
-    values may be Labels: the result is each class's share of the weight.
+    queries [B, D], centers [M, D], values [M, V] of any real type: computed in float64 where queries or centers are, in
+    float32 otherwise. values may be Labels: the result is each class's share of the weight.
     exclude [B]: the index of a center to leave out, -1 for none. A query that is left without any weight gets 0.
-    Differentiable in queries, centers and values. Raises ValueError where shapes, devices or `backend` don't fit.
+    Differentiable in queries, centers and values (KNearest: in values alone). Raises ValueError where shapes, devices
+    or `backend` don't fit.
     """
     _check(queries, centers, values, exclude, backend)
     if len(values.shape) != 2:
         raise ValueError(f"values has shape {tuple(values.shape)}: give [M, V], or Labels")
+    if len(queries) == 0:
+        return torch.zeros(0, values.shape[1], dtype=working_dtype(queries, centers), device=queries.device)
     with exact_products():
         if kernel.count is not None:
             frame = kernel.frame(queries, centers, working_dtype(queries, centers))
@@ -84,9 +87,10 @@ def nearest(
     A place that no center is left for (excluded, or fewer than `count`) has distance inf and index -1.
     """
     _check(queries, centers, None, exclude, "auto")
-    frame = kernel.frame(queries, centers, working_dtype(queries, centers))
-    distance, index = nearest_of(queries, centers, count, kernel, frame, exclude)
-    return distance / frame.scale, index
+    with exact_products():
+        frame = kernel.frame(queries, centers, working_dtype(queries, centers))
+        distance, index = nearest_of(queries, centers, count, kernel, frame, exclude)
+        return distance / frame.scale, index
 
 
 class _Attend(torch.autograd.Function):

@@ -64,11 +64,12 @@ def _mistakes(votes, y, rows: slice, centers, rule: Rule) -> Iterator[Int64[Tens
     if len(centers) == 0:
         yield torch.arange(rows.start, rows.stop, device=y.device)
         return
-    rounds, average = 0, votes.average(rows)
+    rounds, average, before = 0, votes.average(rows), None
     while rounds != rule.rounds and len(centers) <= rule.max_neighbors:
         picked = rule.wrong(average, y[rows]).nonzero()[:, 0]
-        if len(picked) == 0:
-            return
+        if len(picked) == 0 or (rule.rounds is None and before is not None and torch.equal(picked, before)):
+            return  # without a limit of rounds, samples that contradict each other would be added forever
+        before = picked
         yield picked + rows.start
         rounds, average = rounds + 1, votes.average(rows)
         if rule.quality(average, y[rows]) >= rule.target:

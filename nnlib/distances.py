@@ -126,10 +126,10 @@ def _product_squares(x: Tensor, c: Tensor, frame: Frame, itself: bool) -> tuple[
 
 
 def _product_pull(x: Tensor, c: Tensor, pull: Tensor, frame: Frame, pairs) -> tuple[Tensor, Tensor]:
-    xf, cf = frame(x), frame(c)
     if pairs is None:  # everything is near: the sums below would cancel too
-        wide = _wide(x)
-        return tuple(part.to(x.dtype) for part in _spread(xf.to(wide), cf.to(wide), pull.to(wide)))
+        wide = (frame(x.to(_wide(x))), frame(c.to(_wide(x))), pull.to(_wide(x)))
+        return tuple(part.to(x.dtype) for part in _spread(*wide))
+    xf, cf = frame(x), frame(c)
     to_x, to_c = _spread(xf, cf, pull.index_put(pairs, pull.new_zeros(())))
     for i, j, g in _chunks(pairs, x, pull[pairs]):
         difference = (x[i] - c[j]).mul_(frame.scale).mul_(g[:, None])
@@ -147,7 +147,7 @@ def cosine(
     x: Float[Tensor, "B D"], c: Float[Tensor, "M D"], frame: Frame, signed: bool = False
 ) -> Float[Tensor, "B M"]:
     """1 - |cos(x_i, c_j)|, or 1 - cos where signed. A row of zeros has cosine 0 to all; its gradient is 0."""
-    return _Cosine.apply(x, c, frame, signed, x is c)
+    return _Cosine.apply(x, c, frame, signed)
 
 
 def cosine_frame(centers: Shaped[Tensor, "M D"], dtype: torch.dtype) -> Frame:
@@ -157,17 +157,18 @@ def cosine_frame(centers: Shaped[Tensor, "M D"], dtype: torch.dtype) -> Frame:
 
 class _Cosine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, c, frame, signed, itself):
+    def forward(ctx, x, c, frame, signed):
         distance, limit = _one_minus_cosine(x, c, frame)
         ctx.sign = None if signed else torch.sign(1 - distance) if any(ctx.needs_input_grad) else 1
         if not signed and (most := float(distance.amax())) > 1:
             distance = torch.minimum(distance, 2 - distance)
-            limit = limit if most < 2 - 1 / CANCELS[x.dtype] else 1 / CANCELS[x.dtype]  # the far end cancels too
+            if most > 2 - 1 / CANCELS[x.dtype]:  # the far end cancels too
+                limit = torch.as_tensor(limit).clamp(min=1 / CANCELS[x.dtype])
         pairs = (distance < limit).nonzero(as_tuple=True)
         if len(pairs[0]) > CROWDED * distance.numel():
             pairs, similarity = None, _wide_unit(x) @ _wide_unit(c).T
             distance = (1 - (similarity if signed else similarity.abs_())).clamp_(min=0).to(x.dtype)
-        ctx.pairs = pairs = _but_itself(distance, pairs, itself)
+        ctx.pairs = pairs
         for i, j in _chunks(pairs, x):
             similarity = (_wide_unit(x[i]) * _wide_unit(c[j])).sum(1)
             distance[i, j] = (1 - (similarity if signed else similarity.abs_())).clamp_(min=0).to(x.dtype)
@@ -188,7 +189,7 @@ class _Cosine(torch.autograd.Function):
             xi, cj = _wide_unit(x[i]), _wide_unit(c[j])
             to_x.index_add_(0, i, (_tangent(cj, xi) * g[:, None]).to(wide))
             to_c.index_add_(0, j, (_tangent(xi, cj) * g[:, None]).to(wide))
-        return (to_x * _inverse_norm(x)).to(x.dtype), (to_c * _inverse_norm(c)).to(x.dtype), None, None, None
+        return (to_x * _inverse_norm(x)).to(x.dtype), (to_c * _inverse_norm(c)).to(x.dtype), None, None
 
 
 def _one_minus_cosine(x: Tensor, c: Tensor, frame: Frame) -> tuple[Tensor, Tensor | float]:
@@ -242,9 +243,9 @@ def _wide(rows: Tensor) -> torch.dtype:
     return rows.dtype if rows.device.type == "mps" else torch.float64  # that device has no float64
 
 
-def _but_itself(distance: Tensor, pairs: tuple[Tensor, Tensor] | None, itself: bool):
+def _but_itself(distance: Tensor, pairs: tuple[Tensor, Tensor], itself: bool) -> tuple[Tensor, Tensor]:
     """The pairs without each row and itself, whose distance is 0 and needs no measuring."""
-    if pairs is None or not itself:
+    if not itself:
         return pairs
     distance.fill_diagonal_(0)
     apart = pairs[0] != pairs[1]

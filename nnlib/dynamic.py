@@ -97,15 +97,16 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
         first = next(batches, None)
         if first is None:
             raise ValueError("X hands out no batches: give at least one")
+        encoded = ((x, self._encoded(y)) for x, y in chain([first], batches))
         x, y = features_of(self, torch.as_tensor(first[0]), reset=not more), self._encoded(first[1])
         kept = stored_type(x)
         centers = self._copied(device, kept) if more else Copied(x[:0].to(device, kept), y[:0].to(device))
 
         def blocks():
-            for x, y in gathered(chain([first], batches), self._block_rows(centers)):
+            for x, y in gathered(encoded, self._block_rows(centers)):
                 if stored_type(x) != kept:
                     raise ValueError(f"X hands out {x.dtype} after {kept}: give all batches in one type")
-                yield features_of(self, x, reset=False).to(device, torch.float32), self._encoded(y).to(device), None
+                yield features_of(self, x, reset=False).to(device, torch.float32), y.to(device), None
 
         self._condense(blocks(), centers, None)
 
@@ -121,7 +122,7 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
             condense(blocks, centers, self._kernel(), self._rule(), watch)
         self.growth_ = torch.tensor(growth)
         self._grown = centers if isinstance(centers, Copied) else None
-        self.indices_ = None if self._grown else centers.numbers.clone()
+        self.indices_ = None if self._grown is not None else centers.numbers.clone()
         self.centers_, self.values_ = centers.finished(stored_type(centers.x))
 
     def _order(self, samples: int) -> Int64[Tensor, " N"]:
@@ -137,7 +138,7 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
     def _copied(self, device: torch.device, dtype: torch.dtype) -> Copied:
         """The centers there are, with the room that an earlier call left behind them, in a type that holds new ones."""
         grown, dtype = getattr(self, "_grown", None), torch.promote_types(self.centers_.dtype, dtype)
-        same = grown and grown.x.data_ptr() == self.centers_.data_ptr() and len(grown) == self.num_neighbors
+        same = grown is not None and grown.x.data_ptr() == self.centers_.data_ptr() and len(grown) == self.num_neighbors
         if same and grown.x.dtype == dtype:
             return grown.again()
         return Copied(self.centers_.to(device, dtype), self.values_.to(device))

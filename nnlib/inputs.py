@@ -18,6 +18,8 @@ def features_of(estimator, X, reset: bool) -> Shaped[Tensor, "N D"]:
 
     Raises ValueError for NaN, infinity, no samples, no features, or another number of features than fitted on.
     """
+    if is_stream(X):
+        raise ValueError("X is a stream of batches, which fit and partial_fit take alone: give a tensor or an array")
     if not isinstance(X, Tensor):
         x = _from_numpy(validate_data(estimator, X, reset=reset))
     else:

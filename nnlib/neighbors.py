@@ -113,7 +113,7 @@ class DynamicClassifier(ClassifierMixin, Dynamic):
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
         """Logarithms of the class probabilities, differentiable in x."""
         self._require_fitted()
-        return class_log_probabilities(x, self.centers_, self.values_, len(self.classes_), self._kernel())
+        return class_log_probabilities(x.flatten(1), self.centers_, self.values_, len(self.classes_), self._kernel())
 
     def _shares(self, x: Tensor) -> Tensor:
         return attend(x, self.centers_, Labels(self.values_, len(self.classes_)), self._kernel())
@@ -135,7 +135,9 @@ class DynamicClassifier(ClassifierMixin, Dynamic):
 
     def score(self, X, y, sample_weight=None) -> float:
         """The share of X [N, D] whose predicted label is y's [N]."""
-        right = _array(self.predict(X)) == _labels(y)
+        guess, y = _array(self.predict(X)), _labels(y)
+        check_consistent_length(guess, y)
+        right = guess == y
         return float(np.average(right, weights=sample_weight))
 
 
@@ -228,7 +230,7 @@ class DynamicRegressor(RegressorMixin, Dynamic):
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B V"]:
         """The weighted mean of the centers' values, differentiable in x."""
         self._require_fitted()
-        return attend(x, self.centers_, self.values_, self._kernel())
+        return attend(x.flatten(1), self.centers_, self.values_, self._kernel())
 
     def predict(self, X):
         """The weighted mean of the centers' values, [N] or [N, V] as the targets were."""

@@ -3,7 +3,7 @@
 An online maximum keeps the exponentials in range, so that the averages are exactly normalised at any scale.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -155,13 +155,27 @@ def _blocks(length: int, side: int, rows) -> Iterator[slice]:
 @contextmanager
 def exact_products():
     """float32 products in float32: where a process allows tf32 or bf16 for its networks, distances would be lost."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        stack.callback(_full_precision())
+        yield
+
+
+def _full_precision() -> Callable[[], None]:
+    """Ask for full float32 products; what is returned undoes it."""
     try:
-        with ExitStack() as stack:
-            for device in ("cpu", "cuda"):
-                if torch.is_autocast_enabled(device):
-                    stack.enter_context(torch.autocast(device, enabled=False))
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        return lambda: torch.set_float32_matmul_precision(before)
+    except RuntimeError:  # the process uses torch's newer switches, which don't mix with this one
+        switches = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+        held = [switch.fp32_precision for switch in switches]
+
+        def turn(values):
+            for switch, value in zip(switches, values, strict=True):
+                switch.fp32_precision = value
+
+        turn(["ieee"] * len(switches))
+        return lambda: turn(held)

@@ -1,6 +1,8 @@
 """attend against the naive float64 oracle: every kernel, every kind of data that breaks a careless distance."""
 
 import inspect
+import subprocess
+import sys
 
 import oracle
 import pytest
@@ -253,6 +255,37 @@ def test_autocast_does_not_reach_distances(seed):
         given.square().sum().backward()
     assert given.dtype == torch.float32 and torch.equal(given, wanted)
     assert torch.equal(leaves[0].grad, leaves[1].grad)
+
+
+def test_nearest_is_exact_under_autocast(seed):
+    x, c = split(mnist_rows(seed), "")
+    wanted = nearest(x, c, 5, KERNELS["cosine"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        given = nearest(x, c, 5, KERNELS["cosine"])
+    assert torch.equal(given[0], wanted[0]) and torch.equal(given[1], wanted[1])
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="this torch has no newer switches")
+def test_the_newer_precision_switches_are_respected_and_restored():
+    code = """if True:
+        import torch
+        from nnlib.attend import attend
+        from nnlib.kernels import InverseDistance
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        x, c = torch.randn(40, 64), torch.randn(90, 64)
+        given = attend(x, c, torch.eye(90), InverseDistance())
+        wanted = torch.softmax(-4 * torch.log((x.double()[:, None] - c.double()).norm(dim=2) + 1e-6), 1)
+        assert (given - wanted).abs().max() < 1e-5
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_queries_get_no_answers():
+    assert attend(torch.ones(0, 4), torch.ones(3, 4), torch.ones(3, 2), KERNELS["cosine"]).shape == (0, 2)
 
 
 def test_nearest_mean_holds_no_more_than_a_block(seed, monkeypatch):

@@ -183,6 +183,24 @@ def test_a_stream_gives_the_same_centers():
         DynamicClassifier().fit(DataLoader(TensorDataset(x, y)))
 
 
+def test_a_stream_of_words_and_where_streams_do_not_go():
+    x, y = blobs(200)
+    words = np.array(["ant", "bee", "cat"])[y.numpy()]
+    batches = [(x[i : i + 50], list(words[i : i + 50])) for i in range(0, 200, 50)]
+    model = DynamicClassifier().fit(iter(batches), classes=["ant", "bee", "cat"])
+    assert np.array_equal(model.predict(x.numpy()), DynamicClassifier(shuffle=False).fit(x, words).predict(x))
+    with pytest.raises(ValueError, match="stream of batches"):
+        model.predict(DataLoader(TensorDataset(x)))
+    with pytest.raises(ValueError, match="(?i)inconsistent"):
+        model.score(x, words[:1])
+
+
+def test_samples_that_contradict_each_other_are_not_added_forever():
+    x = torch.ones(20, 3)
+    model = DynamicRegressor(max_neighbors=3000, batch_size=10).fit(x, torch.arange(20.0) % 2)
+    assert model.num_neighbors < 100
+
+
 def test_stream_of_values():
     x, y = blobs(600, 3)
     loader = DataLoader(TensorDataset(x, x.sum(1)), batch_size=100)
