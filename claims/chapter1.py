@@ -52,11 +52,11 @@ def mnist_centers():
     return ", ".join(f"{count:,}" for count in counts), all(2800 <= count <= 3100 for count in counts)
 
 
-@claim("MNIST, published setting: test accuracy, mean of 3 seeds", "96.6 to 97.2 %", "slow")
+@claim("MNIST, published setting: test accuracy of each of 3 seeds", "96.6 to 97.2 %", "slow")
 def mnist_test():
     values = [fit.test for fit in published("mnist")]
-    mean = statistics.mean(values)
-    return f"{100 * mean:.2f} % ({_percent(values)})", 0.966 <= mean <= 0.972
+    told = f"{_percent(values)}, mean {100 * statistics.mean(values):.2f} %"
+    return told, all(0.966 <= value <= 0.972 for value in values)
 
 
 @claim("MNIST, published setting, 3 seeds: train accuracy", "at least 99.0 %", "slow")
@@ -71,11 +71,11 @@ def cifar_centers():
     return ", ".join(f"{count:,}" for count in counts), all(30_000 <= count <= 31_600 for count in counts)
 
 
-@claim("CIFAR-10, published setting: test accuracy, mean of 3 seeds", "41 to 42.5 %", "data")
+@claim("CIFAR-10, published setting: test accuracy of each of 3 seeds", "41 to 42.5 %", "data")
 def cifar_test():
     values = [fit.test for fit in published("cifar10")]
-    mean = statistics.mean(values)
-    return f"{100 * mean:.2f} % ({_percent(values)})", 0.41 <= mean <= 0.425
+    told = f"{_percent(values)}, mean {100 * statistics.mean(values):.2f} %"
+    return told, all(0.41 <= value <= 0.425 for value in values)
 
 
 @claim("CIFAR-100, published setting: centers and test accuracy", "beside 42,378 and 17.93 %", "data")
