@@ -102,6 +102,7 @@ def nearest_of(queries, centers, count, kernel, frame, exclude) -> tuple[Tensor,
 
 
 def nearest_rows(queries, rows, centers, count, kernel, frame, exclude):
+    """Distances and indices of the nearest centers for one block of queries; inf and -1 where none is left."""
     x = queries[rows].to(working_dtype(queries, centers))
     skip = None if exclude is None else exclude[rows]
     distance = x.new_full((len(x), count), torch.inf)
@@ -115,6 +116,7 @@ def nearest_rows(queries, rows, centers, count, kernel, frame, exclude):
 
 
 def nearest_one(queries, rows, centers, kernel, frame, exclude):
+    """The nearest center's distance and index for one block of queries, for kernels that ask for it."""
     if not kernel.needs_nearest:
         return None, None
     distance, index = nearest_rows(queries, rows, centers, 1, kernel, frame, exclude)
@@ -127,6 +129,7 @@ def working_dtype(*tensors) -> torch.dtype:
 
 
 def without(scores: Tensor, exclude: Tensor | None, cols: slice, value: float = -torch.inf) -> Tensor:
+    """The scores with each query's excluded center set to `value`. Overwrites them."""
     if exclude is None:
         return scores
     inside = (exclude >= cols.start) & (exclude < cols.stop)
