@@ -5,7 +5,7 @@ import sys
 
 from claims import book, chapter1, core  # noqa: F401  (their rows enter the table)
 from claims.table import CLAIMS, TAGS, line, report
-from nnlib.results import origin
+from nnbook.results import origin
 
 
 def main() -> int:

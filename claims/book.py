@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from claims.table import NotMeasured, claim
-from nnlib.results import shown
+from nnbook.results import shown
 
 ROOT = Path(__file__).parents[1]
 SHOWN = ("neighbors", "train_accuracy", "test_accuracy")
@@ -37,7 +37,7 @@ def bad_input():
 def book_time():
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        command = [sys.executable, "-m", "nnlib.book", "run", "--reports", folder]
+        command = [sys.executable, "-m", "nnbook", "run", "--reports", folder]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - start
     return f"{seconds:.0f} s, exit status {done.returncode}", done.returncode == 0 and seconds <= 300

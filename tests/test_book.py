@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from nnlib import book, parameters, report, results
+from nnbook import book, holds, parameters, record, report, results
 
 ROOT = Path(__file__).parents[1]
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -33,7 +34,7 @@ display(HTML('''<script src="https://x.example/a.js">run()</script><link rel="st
 <style>@import url(https://x.example/a.css); p { background: url(https://x.example/b.png) }</style>
 <img src="https://x.example/a.png" alt="a far picture"><iframe src="//x.example"></iframe><b>kept</b>'''))
 display({"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "WIDGET"}, raw=True)"""
-FIGURES = """from nnlib.book import record
+FIGURES = """from nnbook import record
 record(train_accuracy=0.99, test_accuracy=0.9685, published_test_accuracy=0.9688, knn_top1=None,
        published_knn_top1=0.7059, fit_seconds=exponent, speedup=(2.5, "times"))"""
 GOOD = [
@@ -214,14 +215,14 @@ def test_a_rerun_replaces_its_rows_and_no_others(ran, tmp_path):
 
 
 def test_a_claim_that_is_no_longer_true_fails_where_it_must(capsys):
-    book.holds("two is more than one", 2 > 1)
-    book.holds("one is more than two", 1 > 2, strict=False)
+    holds("two is more than one", 2 > 1)
+    holds("one is more than two", 1 > 2, strict=False)
     assert capsys.readouterr().out.splitlines() == [
         "✓ two is more than one",
         "✗ not with these parameters: one is more than two",
     ]
     with pytest.raises(AssertionError, match="no longer true that one is more than two"):
-        book.holds("one is more than two", 1 > 2)
+        holds("one is more than two", 1 > 2)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +319,7 @@ def test_ctrl_c_leaves_no_kernel_and_nothing_half_written(tmp_path):
     waits = f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()) + '.')\ntime.sleep(60)"
     notebook(tmp_path / "notebooks" / "01_waits.ipynb", ["# Waits", waits])
     where = ["--notebooks", tmp_path / "notebooks", "--reports", tmp_path / "reports"]
-    running = subprocess.Popen([sys.executable, "-m", "nnlib.book", "run", *where], cwd=ROOT, stderr=subprocess.PIPE)
+    running = subprocess.Popen([sys.executable, "-m", "nnbook", "run", *where], cwd=ROOT, stderr=subprocess.PIPE)
     pid = tmp_path / "pid"
     until = time.time() + 40
     while time.time() < until and not (pid.exists() and pid.read_text().endswith(".")):
@@ -332,7 +333,7 @@ def test_ctrl_c_leaves_no_kernel_and_nothing_half_written(tmp_path):
 
 
 def test_record_outside_a_notebook_returns_the_figures():
-    figures = book.record(psnr_db=31, ms_ssim=0.98, jpeg_bits_per_pixel=0.5, characters_per_second=9.5, neighbors=2912)
+    figures = record(psnr_db=31, ms_ssim=0.98, jpeg_bits_per_pixel=0.5, characters_per_second=9.5, neighbors=2912)
     assert {name: figure["unit"] for name, figure in figures.items()} == {
         "psnr_db": "dB",
         "ms_ssim": "1",
@@ -346,7 +347,7 @@ def test_record_outside_a_notebook_returns_the_figures():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "97 %", [1.0]])
 def test_record_refuses_what_is_not_a_figure(value):
     with pytest.raises(ValueError, match="test_accuracy=.* isn't a figure"):
-        book.record(test_accuracy=value)
+        record(test_accuracy=value)
 
 
 def test_figures_are_written_as_people_read_them():
@@ -360,5 +361,16 @@ def test_figures_are_written_as_people_read_them():
 
 def test_recording_is_light():
     heavy = "{'torch', 'papermill', 'nbconvert', 'pandas', 'nbformat'}"
-    code = f"import sys, nnlib.book; sys.exit(bool({heavy} & set(sys.modules)))"
+    code = f"import sys, nnbook.book; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_nnlib_knows_nothing_of_the_book():
+    assert [path.name for path in (ROOT / "nnlib").glob("*.py") if "nnbook" in path.read_text(encoding="utf-8")] == []
+
+
+def test_templates_go_into_the_wheel():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["nnbook"]
+    folder = ROOT / "nnbook"
+    packed = {path for pattern in ["*.py", *declared] for path in folder.glob(pattern)}
+    assert {path for path in folder.iterdir() if path.is_file()} == packed

@@ -10,14 +10,15 @@ import logging
 import re
 from copy import deepcopy
 from html import escape
+from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from textwrap import shorten
 
+from nnbook.results import BookError, Figures, figures_of, recorded, shown
 from nnlib.files import written_whole
-from nnlib.look import ABOUT, CSS, EQUATION, HEAD, PAGE, TITLE
-from nnlib.results import BookError, Figures, figures_of, recorded, shown
 
+TITLE = "Nearest neighbors, one weighted average"
 ROWS = 8  # figures on a card: all those with a published one beside them, and others up to this many
 HIDDEN = {"hide-in-report", "papermill-error-cell-tag"}
 WORDS = {  # of metrics' names, where people write them otherwise; units stand by the values
@@ -142,13 +143,22 @@ def write_page(chapter: Chapter, notebooks: Path, before: Chapter | None = None,
     links += f'<a class="next" href="{_address(after)}">{escape(after.title)} →</a>' if after else ""
     nav = f"<nav>{links}</nav>"
     error = f'<br><span class="failed">{escape(chapter.error)}</span>' if chapter.error else ""
-    head = HEAD.format(title=escape(chapter.title), css=CSS)
-    opening = f'{head}<div class="page">{nav}<p class="small">Chapter {chapter.number} · {chapter.status()}{error}</p>'
+    told = f'<p class="small">Chapter {chapter.number} · {chapter.status()}{error}</p>'
+    opening = f'{_head(chapter.title)}<div class="page">{nav}{told}'
     page = _exported(chapter, notebooks, opening, f"{nav}</div></body></html>")
     target = chapter.path.with_suffix(".html")
     with written_whole(target) as part:
         part.write_text(_offline(page), encoding="utf-8")
     return target
+
+
+def _head(title: str) -> str:
+    return _file("head.html").format(title=escape(title), css=_file("style.css"))
+
+
+def _file(name: str) -> str:
+    """The text of a template or a style sheet that lies beside this module."""
+    return files("nnbook").joinpath(name).read_text(encoding="utf-8")
 
 
 def _address(chapter: Chapter) -> str:
@@ -160,10 +170,11 @@ def _exported(chapter: Chapter, notebooks: Path, opening: str, closing: str) -> 
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
-    quiet = logging.getLogger("nnlib.report")
+    quiet = logging.getLogger("nnbook.report")
     quiet.setLevel(logging.ERROR)  # it warns of missing alternative texts, which are put in afterwards
     config = Config(CoalesceStreamsPreprocessor={"enabled": True})
-    exporter = HTMLExporter(config, extra_loaders=[DictLoader({"page": PAGE})], template_file="page", log=quiet)
+    template = DictLoader({"page": _file("page.html")})
+    exporter = HTMLExporter(config, extra_loaders=[template], template_file="page", log=quiet)
     exporter.embed_images = exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     resources = {"metadata": {"path": str(notebooks)}, "opening": opening, "closing": closing}
     return exporter.from_notebook_node(_prepared(chapter.notebook), resources)[0]
@@ -204,11 +215,8 @@ def front(chapters: list[Chapter]) -> str:
     failed = sum(bool(chapter.error) for chapter in chapters)
     told = f"{len(chapters)} chapter{'s' * (len(chapters) > 1)} ran, "
     told += f'<span class="failed">{failed} failed</span>' if failed else "none failed"
-    header = f'<h1>{TITLE}</h1><p class="equation">{EQUATION}</p><p>{ABOUT}</p><p class="small">{told}</p>'
-    return f"""{HEAD.format(title=TITLE, css=CSS)}<div class="front"><header>{header}</header>
-<main>{"".join(map(card, chapters))}</main>
-<footer>{origins(chapters)}</footer></div></body></html>
-"""
+    cards = "".join(map(card, chapters))
+    return _head(TITLE) + _file("front.html").format(title=TITLE, told=told, cards=cards, origins=origins(chapters))
 
 
 def card(chapter: Chapter) -> str:

@@ -12,11 +12,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from nnbook.parameters import UsageError, assign, literal, offered, parameters_of
+from nnbook.results import RECORDED, BookError, add_results, origin, read_results
 from nnlib.files import written_whole
-from nnlib.parameters import UsageError, assign, literal, offered, parameters_of
-from nnlib.results import RECORDED, BookError, add_results, origin, read_results
-from nnlib.results import holds as holds  # chapters import these two from here
-from nnlib.results import record as record
 
 ROOT = Path(__file__).parents[1]
 
@@ -97,7 +95,7 @@ def _told(notebook, failure: Exception) -> tuple[str, str]:
 
 def run(args: argparse.Namespace) -> int:
     """Run chapters, and write notebooks, pages, the table of results and the front page; 1 where a chapter failed."""
-    from nnlib import report
+    from nnbook import report
 
     chapters = find_chapters(args.notebooks, args.chapters)
     values = assign(chapters, args.parameter)
@@ -135,7 +133,7 @@ def _near(path: Path) -> str:
 
 def render(args: argparse.Namespace) -> int:
     """Render the pages of all chapters that ran, and the front page."""
-    from nnlib import report
+    from nnbook import report
 
     print(_near(report.write(args.reports, args.notebooks)))
     return 0
@@ -185,7 +183,3 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nnnbook: interrupted; what had ended is kept, and `nnbook report` shows it", file=sys.stderr)
         return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())

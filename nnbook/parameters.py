@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 from typing import Any
 
-from nnlib.results import BookError
+from nnbook.results import BookError
 
 Parameters = dict[str, dict[str, str]]  # name -> {"default" (as it is written), "help"}
 
