@@ -78,17 +78,20 @@ def data_folder(folder: str | Path | None = None) -> Path:
     return path
 
 
-def photo(name: str | Path) -> UInt8[Tensor, "H W 3"]:
+def photo(name: str | Path, as_it_is: bool = False) -> UInt8[Tensor, "H W *C"]:
     """Open a shipped photo ("astronaut", "chelsea", "tmshre_500"), or any picture by its path: uint8 [H, W, 3].
 
-    It is turned upright and loses its transparency. Raises DataError where it is missing or can't be read.
+    It is turned upright and loses its transparency; `as_it_is`, a grey one stays [H, W] and a transparent one
+    [H, W, 4]. Raises DataError where it is missing or can't be read.
     """
     from PIL import Image, ImageOps
 
     path = _named("photo", name)
     with _reading(path), Image.open(path) as image:
         _require(image.mode[0] not in "IF", path, f"has pixels of mode {image.mode}", "8 bits a channel")
-        return torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGB")))
+        clear = as_it_is and (image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info)
+        mode = "RGBA" if clear else "L" if as_it_is and image.mode in ("1", "L") else "RGB"
+        return torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert(mode)))
 
 
 def text(name: str | Path) -> str:

@@ -1,0 +1,102 @@
+"""Centers for a picture: put where the error is, moved by gradient, and rounded bit by bit while the rest adapts."""
+
+
+import torch
+from jaxtyping import Float
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from nnlib.marks import SHAPE_LIMITS, Marks, snapped
+from nnlib.tiles import Grid, average, blocks, nearby, render
+
+RATES = (0.6, 0.08, 0.03)  # steps of Adam for places (pixels), shapes and colours
+SEARCH = 20  # steps between looks for the centers near a tile
+ROUND_FROM, ROUND_TO = 0.5, 0.92  # the share of the steps in which places and shapes are rounded, a few at a time
+
+
+class Fit:
+    """Centers that are being fitted to a picture [H, W, C] of opponent colours."""
+
+    def __init__(self, picture: Float[Tensor, "H W C"], seed: int = 0):
+        self.picture, self.generator = picture, torch.Generator().manual_seed(seed)
+        self.height, self.width, self.channels = picture.shape
+        self.grid = Grid(self.height, self.width, device=picture.device)
+        self.target = self.grid.tiled(picture)
+        self.inside = self.grid.tiled(torch.ones_like(picture[..., :1]))
+        self.parts = [picture.new_zeros(0, size) for size in (2, 3, self.channels)]
+
+    def add(self, count: int) -> None:
+        """Put `count` more centers, where the error is large, a first time where the picture changes."""
+        weight = self.unevenness()
+        chosen = torch.multinomial(weight.flatten().cpu(), count, generator=self.generator).to(weight.device)
+        rows, columns = chosen // self.width, chosen % self.width
+        places = torch.stack([rows, columns], 1) + 0.5
+        every = torch.cat([self.parts[0].detach(), places]).cpu().numpy()
+        apart = cKDTree(every).query(places.cpu().numpy(), k=range(2, min(4, len(every)) + 1))[0]
+        apart = torch.from_numpy(apart).float().mean(1) if len(every) > 1 else torch.full((count,), 99.0)
+        shapes = torch.stack([-2 * apart.clamp(1.5, 99).log(), apart * 0, apart * 0], 1).to(weight.device)
+        new = places, shapes, self.picture[rows, columns]
+        self.parts = [torch.cat(both).detach().requires_grad_() for both in zip(self.parts, new, strict=True)]
+
+    def unevenness(self) -> Float[Tensor, "H W"]:
+        if len(self.parts[0]):
+            error = ((self.drawn() - self.picture) ** 2).sum(2)
+        else:
+            luma = self.picture[..., 0]
+            error = torch.zeros_like(luma)
+            error[1:] += (luma[1:] - luma[:-1]).abs()
+            error[:, 1:] += (luma[:, 1:] - luma[:, :-1]).abs()
+        smooth = torch.nn.functional.avg_pool2d(error[None, None], 9, 1, 4, count_include_pad=False)[0, 0]
+        return smooth + 0.3 * smooth.mean() + 1e-9
+
+    @torch.no_grad()
+    def drawn(self) -> Float[Tensor, "H W C"]:
+        return render(self.grid, *self.parts, nearby(self.grid, *self.parts[:2]))
+
+    def move(self, steps: int, first: float = 1.0, last: float = 1.0, rounding: bool = False, after=None) -> None:
+        """Gradient steps, from `first` to `last` times the usual size; `rounding`, they end on what can be written."""
+        optimizer = torch.optim.Adam([{"params": [part]} for part in self.parts], betas=(0.9, 0.99))
+        turn = torch.rand(len(self.parts[0]), 1, generator=self.generator).to(self.picture.device)
+        near = None
+        for step in range(steps):
+            share = step / steps
+            for group, rate in zip(optimizer.param_groups, RATES, strict=True):
+                group["lr"] = rate * (first + (last - first) * share)
+            if step % SEARCH == 0:
+                near = nearby(self.grid, *self.parts[:2])
+            self._gradient(near)
+            fixed = [turn < bound for bound in self._bounds(share)] if rounding else []
+            self._step(optimizer, fixed)
+            if after is not None:
+                after()
+
+    def _bounds(self, share: float) -> tuple[float, float, float]:
+        geometry = (share - ROUND_FROM) / (ROUND_TO - ROUND_FROM)
+        colour = (share - ROUND_FROM - 0.08) / (ROUND_TO - ROUND_FROM)
+        return tuple(1 - (1 - min(max(part, 0), 1)) ** 1.5 for part in (geometry, geometry, colour))
+
+    def _gradient(self, near) -> None:
+        leaves = [part.detach().requires_grad_() for part in self.parts]
+        for tiles in blocks(self.grid):
+            error = (average(self.grid, tiles, *leaves, near) - self.target[tiles]) * self.inside[tiles]
+            error.square().sum().backward()
+        for part, leaf in zip(self.parts, leaves, strict=True):
+            part.grad = leaf.grad
+
+    @torch.no_grad()
+    def _step(self, optimizer, fixed) -> None:
+        """A step of Adam; parts that are fixed are rounded instead, and stay."""
+        for part, fix, even in zip(self.parts, fixed, self._rounded() if fixed else [], strict=bool(fixed)):
+            part.copy_(torch.where(fix, even, part))
+        before = [part.clone() for part in self.parts]
+        optimizer.step()
+        for part, fix, old in zip(self.parts, fixed, before, strict=False):
+            part.copy_(torch.where(fix, old, part))
+        self.parts[0].clamp_(min=0).clamp_(max=self.picture.new_tensor([self.height, self.width]))
+        self.parts[1].clamp_(*(self.picture.new_tensor(limit) for limit in SHAPE_LIMITS))
+
+    def marks(self) -> Marks:
+        return snapped(*(part.detach().cpu() for part in self.parts), self.height, self.width)
+
+    def _rounded(self) -> list[Tensor]:
+        return [part.to(self.picture.device) for part in self.marks().tensors()]

@@ -1,0 +1,129 @@
+"""The one average for pictures: pixels in square tiles, and for each tile only the centers that weigh there.
+
+A center c with shape A scores s(x) = -(x - c)^T A (x - c), which is a dot product of the pixel's monomials
+1, y, x, y^2, yx, x^2 with six numbers of the center's: so a tile's scores are one matrix product, and
+`attend(monomials, coefficients, colours, DotProduct())` is the same average over all centers.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+TILE = 16  # pixels a side
+NEARBY = 24  # centers that a tile's pixels see
+BLOCK = 64  # tiles at a time: their weights stay in a CPU's cache
+CLOSE = 32  # centers of each size that are looked at for a tile
+PLACES = [(0.0, 0.0), *((y, x) for y in (-0.45, 0, 0.45) for x in (-0.45, 0, 0.45) if y or x)]  # of a tile, in sides
+
+
+class Grid:
+    """The tiles of a picture [height, width], drawn at `zoom` samples a pixel."""
+
+    def __init__(self, height: int, width: int, zoom: int = 1, device: torch.device | str = "cpu"):
+        self.height, self.width, self.side = height * zoom, width * zoom, TILE * zoom
+        self.rows, self.columns = -(-height // TILE), -(-width // TILE)
+        steps = (torch.arange(self.side, device=device) + 0.5) / zoom - TILE / 2
+        self.phi = monomials(torch.cartesian_prod(steps, steps)).T.contiguous()
+        places = torch.cartesian_prod(torch.arange(self.rows), torch.arange(self.columns)).to(device)
+        self.middles = (places + 0.5) * TILE  # [tiles, 2], in pixels
+
+    def tiled(self, picture: Float[Tensor, "H W V"]) -> Float[Tensor, "T V P"]:
+        """The picture in tiles, its last row and column repeated to fill them."""
+        ends = (0, self.columns * self.side - self.width, 0, self.rows * self.side - self.height)
+        filled = torch.nn.functional.pad(picture.movedim(2, 0)[None], ends, mode="replicate")[0]
+        shape = (len(filled), self.rows, self.side, self.columns, self.side)
+        return filled.reshape(shape).permute(1, 3, 0, 2, 4).flatten(3).flatten(0, 1).contiguous()
+
+    def whole(self, tiles: Float[Tensor, "T V P"]) -> Float[Tensor, "H W V"]:
+        """The picture that the tiles make."""
+        shape = (self.rows, self.columns, tiles.shape[1], self.side, self.side)
+        filled = tiles.reshape(shape).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+        return filled[: self.height, : self.width]
+
+
+def monomials(x: Float[Tensor, "B 2"]) -> Float[Tensor, "B 6"]:
+    """1, y, x, y^2, yx and x^2 of each place."""
+    y, x = x.unbind(-1)
+    return torch.stack([torch.ones_like(y), y, x, y * y, y * x, x * x], -1)
+
+
+def metric(shapes: Float[Tensor, "*M 3"]) -> tuple[Tensor, Tensor, Tensor]:
+    """A = exp([[m + p, q], [q, m - p]]) for shapes (m, p, q): any three numbers give a positive definite matrix.
+
+    m is the log of 1 / width^2 in pixels, (p, q) how long the center is and which way. Returns A_yy, A_yx, A_xx.
+    """
+    m, p, q = shapes.unbind(-1)
+    k = (p * p + q * q + 1e-9).sqrt()
+    straight, turned = m.exp() * k.cosh(), m.exp() * k.sinh() / k
+    return straight + turned * p, turned * q, straight - turned * p
+
+
+def coefficients(places: Float[Tensor, "*M 2"], shapes: Float[Tensor, "*M 3"]) -> Float[Tensor, "*M 6"]:
+    """Each center's numbers: their dot product with x's monomials is -(x - place)^T A (x - place)."""
+    yy, yx, xx = metric(shapes)
+    y, x = places.unbind(-1)
+    up, along = yy * y + yx * x, yx * y + xx * x
+    return torch.stack([-(up * y + along * x), 2 * up, 2 * along, -yy, -2 * yx, -xx], -1)
+
+
+def blocks(grid: Grid) -> Iterator[slice]:
+    return (slice(start, start + BLOCK) for start in range(0, len(grid.middles), BLOCK))
+
+
+def average(
+    grid: Grid,
+    tiles: slice,
+    places: Float[Tensor, "M 2"],
+    shapes: Float[Tensor, "M 3"],
+    values: Float[Tensor, "M V"],
+    near: Int64[Tensor, "T K"],
+) -> Float[Tensor, "T V P"]:
+    """The weighted average at the pixels of some tiles, over each tile's nearby centers. Differentiable."""
+    near = near[tiles]
+    rows = coefficients(places[near] - grid.middles[tiles, None], shapes[near])
+    weights = torch.softmax((rows.flatten(0, 1) @ grid.phi).unflatten(0, near.shape), 1)
+    return values[near].transpose(1, 2) @ weights
+
+
+@torch.no_grad()
+def render(grid, places, shapes, values, near) -> Float[Tensor, "H W V"]:
+    """The whole picture, a block of tiles at a time."""
+    return grid.whole(torch.cat([average(grid, tiles, places, shapes, values, near) for tiles in blocks(grid)]))
+
+
+@torch.no_grad()
+def nearby(grid: Grid, places: Float[Tensor, "M 2"], shapes: Float[Tensor, "M 3"]) -> Int64[Tensor, "T K"]:
+    """The centers that weigh most in each tile: by the best of their scores, less the winner's, at nine of its places.
+
+    Where there are many, the closest CLOSE of each size are looked at: a wide center counts from further away.
+    """
+    among = candidates(grid, places, shapes)
+    return torch.cat([_best(grid, tiles, places, shapes, among) for tiles in blocks(grid)])
+
+
+def _best(grid: Grid, tiles: slice, places, shapes, among: Int64[Tensor, "T C"]) -> Int64[Tensor, "T K"]:
+    near = among[tiles]
+    there = monomials(torch.tensor(PLACES, device=places.device) * TILE)
+    rows = coefficients(places[near] - grid.middles[tiles, None], shapes[near])
+    scores = rows @ there.T  # [tiles, candidates, places]
+    scores = (scores - scores.amax(1, keepdim=True)).amax(2)
+    best = scores.topk(min(NEARBY, near.shape[1]), 1).indices
+    return near.gather(1, best)
+
+
+def candidates(grid: Grid, places: Float[Tensor, "M 2"], shapes: Float[Tensor, "M 3"]) -> Int64[Tensor, "T C"]:
+    """Centers worth a look for each tile: all of them, or the closest of each octave of width."""
+    if len(places) <= 6 * CLOSE:
+        return torch.arange(len(places), device=places.device).expand(len(grid.middles), -1)
+    m, p, q = shapes.cpu().double().unbind(1)
+    octave = ((p.hypot(q) - m) / (2 * np.log(2))).round().clamp(0, 5).numpy()  # of the longest half-width, in pixels
+    points, middles, found = places.cpu().numpy(), grid.middles.cpu().numpy(), []
+    for size in np.unique(octave):
+        group = np.flatnonzero(octave == size)
+        index = cKDTree(points[group]).query(middles, k=range(1, min(CLOSE, len(group)) + 1), workers=-1)[1]
+        found.append(group[index])
+    return torch.from_numpy(np.concatenate(found, 1)).to(places.device)
