@@ -15,7 +15,7 @@ CENTER_BITS = 37  # that a center takes in a file
 CAUTION = 0.25  # of it is added until the centers are rounded, as they look better than they will be
 MOST = 0.8  # of the bytes that centers may take
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of so many centers, tried one after the other
-GROW, FINISH = 50, 300  # steps of gradient after each growth, and at the end
+STEPS_AT_END, GROWTH = 300, 6  # steps of gradient once the centers are chosen; after each growth, so many times fewer
 PATIENCE = 0.05  # more centers gain more from the last steps: so much higher a cost is no reason to stop
 BIT_PRICE = 0.12  # the squared error that a bit is worth, in squared steps
 PITCHES = (16, 8)
@@ -31,8 +31,9 @@ class Choice(NamedTuple):
 class Encoder:
     """Fits centers to one picture [H, W, C] in 0..1, grey or RGB, and chooses how many of them pay."""
 
-    def __init__(self, picture: Float[Tensor, "H W C"], flat: bool = False, seed: int = 0, after: Callable = None):
-        self.picture, self.flat, self.seed, self.after = opponent(picture), flat, seed, after
+    def __init__(self, picture: Float[Tensor, "H W C"], flat=False, steps: int = STEPS_AT_END, seed=0, after=None):
+        self.picture, self.flat, self.steps, self.seed = opponent(picture), flat, steps, seed
+        self.after = after  # is called after each step of gradient
 
     def of_size(self, size: float) -> bytes:
         """The best file of at most `size` bytes, or the smallest where none is so small."""
@@ -64,14 +65,14 @@ class Encoder:
         fit, tried = Fit(self.picture, self.seed), []
         for count in sorted({max(int(most * share), 1) for share in SHARES}):
             fit.add(count - len(fit.parts[0]))
-            fit.move(GROW, after=self.after)
+            fit.move(-(-self.steps // GROWTH), after=self.after)
             tried.append((cost(fit), [part.detach().clone() for part in fit.parts]))
             lowest = min(price for price, _ in tried)
             if tried[-1][0] > lowest * (1 + PATIENCE):
                 break
         fit.parts = [parts for price, parts in tried if price <= lowest * (1 + PATIENCE)][-1]
         fit.parts = [part.requires_grad_() for part in fit.parts]
-        fit.move(FINISH, last=0.1, rounding=True, after=self.after)
+        fit.move(self.steps, last=0.1, rounding=True, after=self.after)
         return fit
 
     def _coded(self, fit: Fit) -> Coded:

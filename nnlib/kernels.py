@@ -156,6 +156,20 @@ class CosineSoftmax(Kernel):
 
 
 @dataclass(frozen=True)
+class DotProduct(Kernel):
+    """exp(x . c): plain attention. In monomials of a place it is a Gaussian of any shape about each center."""
+
+    def frame(self, queries, centers, dtype):
+        return Frame(1.0, None)
+
+    def distance(self, x, c, frame):
+        return -(x @ c.T)
+
+    def log_weight(self, distance, frame, nearest=None):
+        return -distance
+
+
+@dataclass(frozen=True)
 class KNearest(Kernel):
     """The same weight for each of the `count` nearest centers by another kernel's distance, none for the others.
 

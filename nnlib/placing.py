@@ -32,8 +32,8 @@ class Fit:
         rows, columns = chosen // self.width, chosen % self.width
         places = torch.stack([rows, columns], 1) + 0.5
         every = torch.cat([self.parts[0].detach(), places]).cpu().numpy()
-        apart = cKDTree(every).query(places.cpu().numpy(), k=range(2, min(4, len(every)) + 1))[0]
-        apart = torch.from_numpy(apart).float().mean(1) if len(every) > 1 else torch.full((count,), 99.0)
+        apart = cKDTree(every).query(places.cpu().numpy(), k=[min(3, len(every))])[0][:, 0]  # itself is the first
+        apart = torch.from_numpy(apart).float() if len(every) > 1 else torch.full((count,), 99.0)
         shapes = torch.stack([-2 * apart.clamp(1.5, 99).log(), apart * 0, apart * 0], 1).to(weight.device)
         new = places, shapes, self.picture[rows, columns]
         self.parts = [torch.cat(both).detach().requires_grad_() for both in zip(self.parts, new, strict=True)]
