@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from nnlib.kernels import Kernel
+from nnlib.kernels import Kernel, KNearest
+from nnlib.search import averages, hindrance, pays, tree_nearest
 from nnlib.stream import (
     Labels,
     average_nearest,
@@ -25,7 +26,7 @@ from nnlib.stream import (
     working_dtype,
 )
 
-BACKENDS = ("auto", "blocks")
+BACKENDS = ("auto", "blocks", "search")
 
 
 def attend(
@@ -41,6 +42,8 @@ def attend(
     queries [B, D], centers [M, D], values [M, V] of any real type: computed in float64 where queries or centers are, in
     float32 otherwise. values may be Labels: the result is each class's share of the weight.
     exclude [B]: the index of a center to leave out, -1 for none. A query that is left without any weight gets 0.
+    backend: "blocks" measures all distances; "search" finds the few centers that matter (on a CPU, up to 3 features,
+    influence cones and nearest centers by Euclidean distance, no gradients), as exactly; "auto" takes the quicker one.
     Differentiable in queries, centers and values (KNearest: in values alone). Raises ValueError where shapes, devices
     or `backend` don't fit.
     """
@@ -50,6 +53,8 @@ def attend(
     if len(queries) == 0:
         return torch.zeros(0, values.shape[1], dtype=working_dtype(queries, centers), device=queries.device)
     with exact_products():
+        if _searches(queries, centers, values, kernel, backend):
+            return averages(queries, centers, values, kernel, exclude)
         if kernel.count is not None:
             frame = kernel.frame(queries, centers, working_dtype(queries, centers))
             return average_nearest(queries, centers, values, kernel, frame, exclude)
@@ -81,16 +86,30 @@ def nearest(
     count: int,
     kernel: Kernel,
     exclude: Int64[Tensor, " B"] | None = None,
+    backend: str = "auto",
 ) -> tuple[Float[Tensor, "B K"], Int64[Tensor, "B K"]]:
     """Distances and indices of the `count` nearest centers, nearest first, by the kernel's own distance.
 
     A place that no center is left for (excluded, or fewer than `count`) has distance inf and index -1.
     """
-    _check(queries, centers, None, exclude, "auto")
+    _check(queries, centers, None, exclude, backend)
+    if _searches(queries, centers, None, KNearest(count, kernel), backend):
+        return tree_nearest(queries, centers, count, kernel, exclude)
     with exact_products():
         frame = kernel.frame(queries, centers, working_dtype(queries, centers))
         distance, index = nearest_of(queries, centers, count, kernel, frame, exclude)
         return distance / frame.scale, index
+
+
+def _searches(queries, centers, values, kernel: Kernel, backend: str) -> bool:
+    """Whether to search; raises ValueError where that was asked for and can't be done."""
+    width = 1 if values is None else values.shape[1] + 1
+    if backend == "blocks" or (backend == "auto" and not pays(len(queries), len(centers), width)):
+        return False
+    reason = hindrance(kernel, centers, queries, centers, *([values] if isinstance(values, Tensor) else []))
+    if reason and backend == "search":
+        raise ValueError(f"backend='search' {reason}, or backend='auto'")
+    return reason is None
 
 
 class _Attend(torch.autograd.Function):

@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from nnlib.kernels import Kernel
+from nnlib.kernels import InfluenceCone, Kernel
 from nnlib.rows import Chosen, Copied
+from nnlib.search import Cone, hindrance, pays
 from nnlib.stream import RunningAverage, accumulate, average_nearest, exact_products, streamed
 
 BLOCK_ROWS = 1024  # samples compared with all centers at once
+SEARCH_ROWS = 8192  # where centers are searched: as many as sorting those there are pays for
 BLOCK_BYTES = 64 << 20  # for their distances, where a kernel needs them kept
 
 Batch = tuple[Float[Tensor, "S D"], Shaped[Tensor, "S *V"], Int64[Tensor, " S"] | None]
@@ -48,7 +50,8 @@ def condense(
     """
     with torch.no_grad(), exact_products():
         for x, y, numbers in blocks:
-            votes = _votes_for(x, centers, kernel)(x, rule.values(y), centers, kernel, rule)
+            values = rule.values(y)
+            votes = _votes_for(x, values, centers, kernel)(x, values, centers, kernel, rule)
             for start in range(0, len(x), rule.batch_size):
                 if len(centers) > rule.max_neighbors:
                     return
@@ -76,7 +79,9 @@ def _mistakes(votes, y, rows: slice, centers, rule: Rule) -> Iterator[Int64[Tens
             return
 
 
-def _votes_for(x: Tensor, centers: Chosen | Copied, kernel: Kernel) -> type:
+def _votes_for(x: Tensor, values: Tensor, centers: Chosen | Copied, kernel: Kernel) -> type:
+    if _searched(kernel, centers) and pays(len(x), len(centers), values.shape[1] + 1):
+        return SearchedVotes
     kept = 4 * len(x) * len(centers) if kernel.ranks else 0
     if len(x) > BLOCK_ROWS or kept > BLOCK_BYTES:  # a single batch is too much already
         return FreshVotes
@@ -130,6 +135,28 @@ class RankedVotes:
         return state.value()
 
 
+class SearchedVotes:
+    """The same where only near centers weigh: those before the block are sorted, those of the block all measured."""
+
+    def __init__(self, x, values, centers, kernel, rule):
+        self.x, self.values, self.kernel, self.frame = x, values, kernel, kernel.frame(x, x, x.dtype)
+        self.cone = Cone(centers.x[:].to(x.dtype), _Encoded(centers.y, rule.values), kernel, self.frame)
+        self.near, self.picked = self.cone.nearest(x), torch.empty(0, dtype=torch.int64)
+
+    def add(self, picked, start):
+        self.picked = torch.cat([self.picked, picked])
+
+    def average(self, rows):
+        x, near = self.x[rows], self.near[rows]
+        own = self.kernel.distance(x, self.x[self.picked], self.frame)
+        if len(self.picked):
+            near = torch.minimum(near, own.amin(1))
+        state = RunningAverage(len(x), self.values.shape[1], x)
+        state.top, state.sums = torch.zeros_like(near), self.cone.sums(x, near)
+        state.add(self.kernel.log_weight(own, self.frame, near), self.values[self.picked])
+        return state.value()
+
+
 class FreshVotes:
     """The same for batches too large to keep anything of: every round measures all centers anew."""
 
@@ -158,7 +185,13 @@ class _Encoded:
         return self.encode(self.targets[cols])
 
 
-def block_rows(kernel: Kernel, centers: int, batch_size: int) -> int:
+def _searched(kernel: Kernel, centers: Chosen | Copied) -> bool:
+    return isinstance(kernel, InfluenceCone) and hindrance(kernel, centers.x) is None
+
+
+def block_rows(kernel: Kernel, centers: Chosen | Copied, batch_size: int) -> int:
     """How many samples to compare at once: whole batches, and fewer of them where a kernel's distances are kept."""
-    rows = min(BLOCK_ROWS, BLOCK_BYTES // (4 * max(1, centers))) if kernel.ranks else BLOCK_ROWS
+    rows = min(BLOCK_ROWS, BLOCK_BYTES // (4 * max(1, len(centers)))) if kernel.ranks else BLOCK_ROWS
+    if _searched(kernel, centers) and pays(more := min(SEARCH_ROWS, 8 * len(centers)), len(centers)):
+        rows = more
     return max(1, rows // batch_size) * batch_size

@@ -129,9 +129,12 @@ class InfluenceCone(Kernel):
         )
         _require(0 < self.epsilon < math.inf, "epsilon", self.epsilon, "a small positive number, as 1e-6")
 
+    def reach(self, nearest: Float[Tensor, " B"], frame: Frame) -> Float[Tensor, " B"]:
+        """How much farther than the nearest center one may be until it has no weight."""
+        return (self.influence_cone_factor - 1) * (nearest + self.epsilon * frame.scale)
+
     def log_weight(self, distance, frame, nearest=None):
-        reach = (self.influence_cone_factor - 1) * (nearest + self.epsilon * frame.scale)
-        weight = reach[:, None] - (distance - nearest[:, None])  # factor * d_min - d, near 1 too
+        weight = self.reach(nearest, frame)[:, None] - (distance - nearest[:, None])  # factor * d_min - d, near 1 too
         inside = weight > 0
         return torch.where(inside, torch.where(inside, weight, 1).log(), -math.inf)
 

@@ -90,10 +90,15 @@ def average_nearest(queries, centers, values, kernel: Kernel, frame: Frame, excl
     for rows in row_blocks(queries):
         with torch.no_grad():
             _, index = nearest_rows(queries, rows, centers, kernel.count, kernel, frame, exclude)
-        found = index >= 0
-        picked = values[index.clamp(min=0).flatten()].to(working_dtype(queries, centers)).unflatten(0, index.shape)
-        parts.append((picked * found[..., None]).sum(1) / found.sum(1).clamp(min=1)[:, None])
+        parts.append(mean_of(values, index, working_dtype(queries, centers)))
     return torch.cat(parts)
+
+
+def mean_of(values, index: Int64[Tensor, "B K"], dtype: torch.dtype) -> Float[Tensor, "B V"]:
+    """The plain mean of the rows of these numbers, without those of -1."""
+    found = index >= 0
+    picked = values[index.clamp(min=0).flatten()].to(dtype).unflatten(0, index.shape)
+    return (picked * found[..., None]).sum(1) / found.sum(1).clamp(min=1)[:, None]
 
 
 def nearest_of(queries, centers, count, kernel, frame, exclude) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,213 @@
+"""Centers found without looking at all of them: for few features, and for weights that end at some distance.
+
+A k-d tree finds the nearest ones. What lies within the reach of a cone is read off a grid whose lines are quantiles of
+the centers: those of a row of cells lie in one run of memory, so that a query needs a few runs.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int64, Shaped
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from nnlib.distances import Frame
+from nnlib.kernels import InfluenceCone, Kernel, KNearest
+from nnlib.stream import MIXED, RunningAverage, accumulate, finite, mean_of, row_blocks, working_dtype
+
+FEATURES = 3  # up to here there are few cells within a reach
+ENOUGH = (64, 1 << 18)  # queries, and pairs of queries and centers, from which sorting the centers first pays
+TABLE = 1 << 23  # numbers in a sorted copy of the values, at most
+QUERIES = 1 << 17  # at a time
+PAIRS = 1 << 16  # queries and centers within their reach that are weighed at a time: they stay in a cache
+FINER = 4  # times as many lines across a row of cells, which cost nothing there
+CROWDED = 1 / 16  # share of all cells within a query's reach above which a product with all centers is quicker
+FURTHER = 1 + 1e-5  # than a reach rounded to float32
+
+
+def hindrance(kernel: Kernel, centers, *others: Tensor) -> str | None:
+    """Why centers [M, D] can't be searched for a kernel, and what would do; None where they can.
+
+    `others` and the centers may need no gradient and hold no NaN or infinity, which a tree can't place.
+    """
+    by = kernel.by if type(kernel) is KNearest else kernel
+    if type(kernel) not in (InfluenceCone, KNearest) or type(by).distance is not Kernel.distance:
+        return f"with {kernel}: give InfluenceCone, or KNearest by a Euclidean distance"
+    if centers.device.type != "cpu" or centers.shape[1] > FEATURES:
+        return f"with {centers.shape[1]} features on {centers.device.type}: give at most {FEATURES} on cpu"
+    if torch.is_grad_enabled() and any(part.requires_grad for part in others):
+        return "gives no gradients: give tensors without, or use torch.no_grad()"
+    if not all(bool(part.isfinite().all()) for part in others):
+        return "with NaN or infinity: give finite numbers"
+    return None
+
+
+def pays(queries: int, centers: int, width: int = 1) -> bool:
+    """Whether sorting the centers, and their values of some `width`, is quicker than measuring all distances."""
+    return queries >= ENOUGH[0] and queries * centers >= ENOUGH[1] and centers * width <= TABLE
+
+
+def averages(
+    queries: Shaped[Tensor, "B D"], centers: Shaped[Tensor, "M D"], values, kernel: Kernel, exclude=None
+) -> Float[Tensor, "B V"]:
+    """What `attend` gives, for a kernel without a `hindrance`."""
+    dtype = working_dtype(queries, centers)
+    frame, centers = kernel.frame(queries, centers, dtype), centers.to(dtype)
+    source = Tree(centers, frame) if kernel.count else Cone(centers, values, kernel, frame)
+    parts = []
+    for start in range(0, len(queries), QUERIES):
+        x = queries[start : start + QUERIES].to(dtype)
+        skip = None if exclude is None else exclude[start : start + QUERIES]
+        if kernel.count:
+            parts.append(mean_of(values, source.nearest(x, kernel.count, skip)[1], dtype))
+        else:
+            sums = source.sums(x, source.nearest(x, skip), skip)
+            parts.append(sums[:, :-1] / torch.where(sums[:, -1:] > 0, sums[:, -1:], 1))
+    return torch.cat(parts)
+
+
+def tree_nearest(queries, centers, count: int, kernel: Kernel, exclude=None) -> tuple[Tensor, Tensor]:
+    """What `nearest` gives, for a kernel by Euclidean distance."""
+    dtype = working_dtype(queries, centers)
+    frame = kernel.frame(queries, centers, dtype)
+    distance, index = Tree(centers.to(dtype), frame).nearest(queries.to(dtype), count, exclude)
+    return (distance / frame.scale).to(dtype), index
+
+
+class Tree:
+    """The nearest of fixed centers, by a k-d tree."""
+
+    def __init__(self, centers: Float[Tensor, "M D"], frame: Frame):
+        self.frame, self.tree = frame, cKDTree(frame(centers.double()).numpy())
+
+    def nearest(
+        self, x: Float[Tensor, "B D"], count: int, exclude: Int64[Tensor, " B"] | None = None
+    ) -> tuple[Float[Tensor, "B K"], Int64[Tensor, "B K"]]:
+        """Distances in float64, times the frame's scale, and indices; inf and -1 where no center is left."""
+        places = np.arange(1, 1 + count + (exclude is not None))
+        found = self.tree.query(self.frame(x.double()).numpy(), places, workers=torch.get_num_threads())
+        distance, index = map(torch.from_numpy, found)
+        if exclude is not None:
+            distance, order = distance.masked_fill_(index == exclude[:, None], torch.inf).sort(1, stable=True)
+            distance, index = distance[:, :count], index.gather(1, order)[:, :count]
+        return distance, index.masked_fill_(distance.isinf(), -1)
+
+
+class Cone:
+    """Sums over fixed centers, of which each query has a weight for the few within its reach."""
+
+    def __init__(self, centers: Float[Tensor, "M D"], values, kernel: InfluenceCone, frame: Frame):
+        self.centers, self.values, self.kernel, self.frame = centers, values, kernel, frame
+        self.tree = Tree(centers, frame)
+        points = frame(centers).numpy()
+        rows = max(1, round(len(centers) ** (1 / points.shape[1])))
+        self.shape = (rows,) * (points.shape[1] - 1) + (FINER * rows,)
+        self.lines = [_quantiles(column, count) for column, count in zip(points.T, self.shape, strict=True)]
+        key = np.ravel_multi_index(self._cells(points), self.shape)
+        self.order = np.argsort(key, kind="stable")
+        self.starts = np.concatenate([[0], np.bincount(key, minlength=np.prod(self.shape)).cumsum()])
+        self.points = points[self.order].T.copy()
+        values = values[torch.from_numpy(self.order)].to(centers.dtype)
+        self.table = torch.cat([values, values.new_ones(len(values), 1)], 1)
+
+    def nearest(self, x: Float[Tensor, "B D"], exclude: Int64[Tensor, " B"] | None = None) -> Float[Tensor, " B"]:
+        """The nearest center's distance, rounded as the blocks round it; inf where there is none."""
+        index = self.tree.nearest(x, 1, exclude)[1][:, 0]
+        distance = torch.linalg.vector_norm(self.frame(x) - self.frame(self.centers[index]), dim=1)
+        return distance.masked_fill_(index < 0, torch.inf)
+
+    def sums(
+        self, x: Float[Tensor, "B D"], near: Float[Tensor, " B"], exclude: Int64[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B W"]:
+        """Sums of weights times values, and of the weights in the last column.
+
+        near [B]: the distance of the nearest center there is, be it one of these or not.
+        """
+        sums = x.new_zeros(len(x), self.table.shape[1])
+        queries = _Queries(self, x, near, exclude)
+        few = np.flatnonzero(queries.cells <= max(CROWDED * len(self.starts), 4 * FINER))
+        for part in _pieces(queries.runs[few], PAIRS):
+            for who, begin, length in self._runs(queries, few[part]):
+                sums.index_add_(0, torch.from_numpy(who), self._weighed(queries, who, begin, length))
+        crowded = torch.ones(len(x), dtype=torch.bool)
+        crowded[few] = False
+        if crowded.any():
+            sums[crowded] = self._all(x[crowded], near[crowded], None if exclude is None else exclude[crowded])
+        return sums
+
+    def _cells(self, points):
+        return [np.searchsorted(lines, column, "right") for lines, column in zip(self.lines, points.T, strict=True)]
+
+    def _runs(self, queries, who) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Queries, and where the centers of a row of cells start and how many there are, some pairs at a time."""
+        row = np.zeros(len(who), np.int64)
+        for low, high, count in zip(queries.low[:-1], queries.high[:-1], self.shape[1:], strict=True):
+            of, step = _expanded(high[who] - low[who] + 1)
+            who, row = who[of], (row[of] + low[who[of]] + step) * count
+        begin = self.starts[row + queries.low[-1][who]]
+        length = self.starts[row + queries.high[-1][who] + 1] - begin
+        of, step = _expanded(-(-length // MIXED))
+        who, begin, length = who[of], begin[of] + MIXED * step, np.minimum(length[of] - MIXED * step, MIXED)
+        for part in _pieces(length, PAIRS):
+            yield who[part], begin[part], length[part]
+
+    def _weighed(self, queries, who, begin, length) -> Float[Tensor, "R W"]:
+        """The sums of each run."""
+        starts = length.cumsum() - length
+        index = np.arange(length.sum()) + np.repeat(begin - starts, length)
+        distance = 0
+        for own, points in zip(queries.points, self.points, strict=True):
+            difference = np.repeat(own[who], length)
+            difference -= points.take(index)
+            distance += np.square(difference, out=difference)
+        weight = np.repeat(queries.reach[who], length)
+        weight -= np.sqrt(distance, out=distance) - np.repeat(queries.near[who], length)
+        weight = np.maximum(weight, 0, out=weight)
+        if queries.exclude is not None:
+            weight[self.order[index] == np.repeat(queries.exclude[who], length)] = 0
+        index, weight, starts = map(torch.from_numpy, (index, weight, starts))
+        return torch.nn.functional.embedding_bag(index, self.table, starts, mode="sum", per_sample_weights=weight)
+
+    def _all(self, x, near, exclude) -> Float[Tensor, "B W"]:
+        sums = x.new_empty(len(x), self.table.shape[1])
+        for rows in row_blocks(x):
+            state = RunningAverage(len(x[rows]), sums.shape[1] - 1, x)
+            skip = None if exclude is None else exclude[rows]
+            accumulate(state, x[rows], self.centers, self.values, self.kernel, self.frame, near[rows], skip)
+            sums[rows] = state.sums * finite(state.top).exp()[:, None]
+        return sums
+
+
+class _Queries:
+    """What a cone needs of its queries: framed columns, the reach, and the cells that it meets."""
+
+    def __init__(self, cone: Cone, x, near, exclude):
+        framed, reach = cone.frame(x), cone.kernel.reach(near, cone.frame)
+        far = (near + reach).double()[:, None] * FURTHER
+        self.points, self.near, self.reach = framed.T.contiguous().numpy(), near.numpy(), reach.numpy()
+        self.exclude = None if exclude is None else exclude.numpy()
+        self.low, self.high = (cone._cells(part.numpy()) for part in (framed.double() - far, framed.double() + far))
+        widths = [high - low + 1.0 for low, high in zip(self.low, self.high, strict=True)]
+        self.cells, self.runs = np.prod(widths, 0), np.prod(widths[:-1], 0, initial=1.0) * np.ones(len(x))
+
+
+def _quantiles(column: np.ndarray, parts: int) -> np.ndarray:
+    """The inner borders of equal parts."""
+    return np.sort(column)[np.arange(1, parts) * len(column) // parts].astype(np.float64)
+
+
+def _expanded(counts: Int[np.ndarray, " N"]) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
+    """For count[i] copies of each i: the i, and 0, 1, 2 ... among its copies."""
+    of = np.repeat(np.arange(len(counts)), counts)
+    return of, np.arange(len(of)) - np.repeat(counts.cumsum() - counts, counts)
+
+
+def _pieces(costs: np.ndarray, most: int) -> Iterator[slice]:
+    """Slices one after the other, each of at least one item and of at most `most` in sum beyond it."""
+    total, start = costs.cumsum(), 0
+    while start < len(costs):
+        spent = total[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(total, spent + most, "right")))
+        yield slice(start, stop)
+        start = stop
