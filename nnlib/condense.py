@@ -14,7 +14,16 @@ from torch import Tensor
 from nnlib.kernels import InfluenceCone, Kernel
 from nnlib.rows import Chosen, Copied
 from nnlib.search import Cone, hindrance, pays
-from nnlib.stream import RunningAverage, accumulate, average_nearest, exact_products, streamed
+from nnlib.stream import (
+    RunningAverage,
+    accumulate,
+    add_products,
+    average_nearest,
+    average_of,
+    exact_products,
+    streamed,
+    with_ones,
+)
 
 BLOCK_ROWS = 1024  # samples compared with all centers at once
 SEARCH_ROWS = 8192  # where centers are searched: as many as sorting those there are pays for
@@ -142,19 +151,21 @@ class SearchedVotes:
         self.x, self.values, self.kernel, self.frame = x, values, kernel, kernel.frame(x, x, x.dtype)
         self.cone = Cone(centers.x[:].to(x.dtype), _Encoded(centers.y, rule.values), kernel, self.frame)
         self.near, self.picked = self.cone.nearest(x), torch.empty(0, dtype=torch.int64)
+        self.sums = self.cone.sums(x, self.near)
 
     def add(self, picked, start):
         self.picked = torch.cat([self.picked, picked])
 
     def average(self, rows):
-        x, near = self.x[rows], self.near[rows]
-        own = self.kernel.distance(x, self.x[self.picked], self.frame)
+        x, near, sums = self.x[rows], self.near[rows], self.sums[rows]
         if len(self.picked):
-            near = torch.minimum(near, own.amin(1))
-        state = RunningAverage(len(x), self.values.shape[1], x)
-        state.top, state.sums = torch.zeros_like(near), self.cone.sums(x, near)
-        state.add(self.kernel.log_weight(own, self.frame, near), self.values[self.picked])
-        return state.value()
+            own = self.kernel.distance(x, self.x[self.picked], self.frame)
+            nearer = (own.amin(1) < near).nonzero()[:, 0]
+            near[nearer] = own[nearer].amin(1)
+            sums[nearer] = self.cone.sums(x[nearer], near[nearer])
+            sums = sums.clone()
+            add_products(sums, self.kernel.weight(own, self.frame, near), with_ones(self.values[self.picked]))
+        return average_of(sums)
 
 
 class FreshVotes:

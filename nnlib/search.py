@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nnlib.distances import Frame
 from nnlib.kernels import InfluenceCone, Kernel, KNearest
-from nnlib.stream import MIXED, RunningAverage, accumulate, finite, mean_of, row_blocks, working_dtype
+from nnlib.stream import MIXED, average_of, mean_of, with_ones, working_dtype
 
 FEATURES = 3  # up to here there are few cells within a reach
 ENOUGH = (64, 1 << 18)  # queries, and pairs of queries and centers, from which sorting the centers first pays
@@ -22,7 +22,6 @@ TABLE = 1 << 23  # numbers in a sorted copy of the values, at most
 QUERIES = 1 << 17  # at a time
 PAIRS = 1 << 16  # queries and centers within their reach that are weighed at a time: they stay in a cache
 FINER = 4  # times as many lines across a row of cells, which cost nothing there
-CROWDED = 1 / 16  # share of all cells within a query's reach above which a product with all centers is quicker
 FURTHER = 1 + 1e-5  # than a reach rounded to float32
 
 
@@ -62,8 +61,7 @@ def averages(
         if kernel.count:
             parts.append(mean_of(values, source.nearest(x, kernel.count, skip)[1], dtype))
         else:
-            sums = source.sums(x, source.nearest(x, skip), skip)
-            parts.append(sums[:, :-1] / torch.where(sums[:, -1:] > 0, sums[:, -1:], 1))
+            parts.append(average_of(source.sums(x, source.nearest(x, skip), skip)))
     return torch.cat(parts)
 
 
@@ -108,8 +106,7 @@ class Cone:
         self.order = np.argsort(key, kind="stable")
         self.starts = np.concatenate([[0], np.bincount(key, minlength=np.prod(self.shape)).cumsum()])
         self.points = points[self.order].T.copy()
-        values = values[torch.from_numpy(self.order)].to(centers.dtype)
-        self.table = torch.cat([values, values.new_ones(len(values), 1)], 1)
+        self.table = with_ones(values[torch.from_numpy(self.order)].to(centers.dtype))
 
     def nearest(self, x: Float[Tensor, "B D"], exclude: Int64[Tensor, " B"] | None = None) -> Float[Tensor, " B"]:
         """The nearest center's distance, rounded as the blocks round it; inf where there is none."""
@@ -126,14 +123,10 @@ class Cone:
         """
         sums = x.new_zeros(len(x), self.table.shape[1])
         queries = _Queries(self, x, near, exclude)
-        few = np.flatnonzero(queries.cells <= max(CROWDED * len(self.starts), 4 * FINER))
-        for part in _pieces(queries.runs[few], PAIRS):
-            for who, begin, length in self._runs(queries, few[part]):
+        some = np.flatnonzero(np.isfinite(queries.near))
+        for part in _pieces(queries.runs[some], PAIRS):
+            for who, begin, length in self._runs(queries, some[part]):
                 sums.index_add_(0, torch.from_numpy(who), self._weighed(queries, who, begin, length))
-        crowded = torch.ones(len(x), dtype=torch.bool)
-        crowded[few] = False
-        if crowded.any():
-            sums[crowded] = self._all(x[crowded], near[crowded], None if exclude is None else exclude[crowded])
         return sums
 
     def _cells(self, points):
@@ -169,15 +162,6 @@ class Cone:
         index, weight, starts = map(torch.from_numpy, (index, weight, starts))
         return torch.nn.functional.embedding_bag(index, self.table, starts, mode="sum", per_sample_weights=weight)
 
-    def _all(self, x, near, exclude) -> Float[Tensor, "B W"]:
-        sums = x.new_empty(len(x), self.table.shape[1])
-        for rows in row_blocks(x):
-            state = RunningAverage(len(x[rows]), sums.shape[1] - 1, x)
-            skip = None if exclude is None else exclude[rows]
-            accumulate(state, x[rows], self.centers, self.values, self.kernel, self.frame, near[rows], skip)
-            sums[rows] = state.sums * finite(state.top).exp()[:, None]
-        return sums
-
 
 class _Queries:
     """What a cone needs of its queries: framed columns, the reach, and the cells that it meets."""
@@ -189,7 +173,7 @@ class _Queries:
         self.exclude = None if exclude is None else exclude.numpy()
         self.low, self.high = (cone._cells(part.numpy()) for part in (framed.double() - far, framed.double() + far))
         widths = [high - low + 1.0 for low, high in zip(self.low, self.high, strict=True)]
-        self.cells, self.runs = np.prod(widths, 0), np.prod(widths[:-1], 0, initial=1.0) * np.ones(len(x))
+        self.runs = np.prod(widths[:-1], 0) * np.ones(len(x))
 
 
 def _quantiles(column: np.ndarray, parts: int) -> np.ndarray:
