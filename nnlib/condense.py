@@ -12,8 +12,9 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from nnlib.kernels import InfluenceCone, Kernel
+from nnlib.reach import Cone
 from nnlib.rows import Chosen, Copied
-from nnlib.search import Cone, hindrance, pays
+from nnlib.search import hindrance, pays
 from nnlib.stream import (
     RunningAverage,
     accumulate,

@@ -1,38 +1,38 @@
-"""Centers found without looking at all of them: for few features, and for weights that end at some distance.
+"""What `attend` and `nearest` give, from the few centers that matter: for few features, on a CPU.
 
-A k-d tree finds the nearest ones. What lies within the reach of a cone is read off a grid whose lines are quantiles of
-the centers: those of a row of cells lie in one run of memory, so that a query needs a few runs.
+Influence cones and nearest centers are as exact as with all distances. Of inverse distances, whose weights never end, a
+share may be left out on request: the centers that aren't looked at are counted as if they were as near as the last one
+that was.
 """
 
-from collections.abc import Iterator
+import math
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64, Shaped
-from scipy.spatial import cKDTree
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from nnlib.distances import Frame
-from nnlib.kernels import InfluenceCone, Kernel, KNearest
-from nnlib.stream import MIXED, average_of, mean_of, with_ones, working_dtype
+from nnlib.kernels import InfluenceCone, InverseDistance, Kernel, KNearest
+from nnlib.reach import Cone, Tree
+from nnlib.stream import mean_of, streamed, working_dtype
 
-FEATURES = 3  # up to here there are few cells within a reach
+FEATURES = 3  # up to here few cells of a grid lie within a reach
 ENOUGH = (64, 1 << 18)  # queries, and pairs of queries and centers, from which sorting the centers first pays
 TABLE = 1 << 23  # numbers in a sorted copy of the values, at most
-QUERIES = 1 << 17  # at a time
-PAIRS = 1 << 16  # queries and centers within their reach that are weighed at a time: they stay in a cache
-FINER = 4  # times as many lines across a row of cells, which cost nothing there
-FURTHER = 1 + 1e-5  # than a reach rounded to float32
+ROWS = 1 << 17  # queries at a time
+NUMBERS = 1 << 21  # of the values that are gathered at a time
+COUNTS = (32, 128, 512)  # nearest centers to try, before all of them
 
 
-def hindrance(kernel: Kernel, centers, *others: Tensor) -> str | None:
+def hindrance(kernel: Kernel, centers, *others: Tensor, tolerance: float = 0.0) -> str | None:
     """Why centers [M, D] can't be searched for a kernel, and what would do; None where they can.
 
-    `others` and the centers may need no gradient and hold no NaN or infinity, which a tree can't place.
+    `others` are checked for gradients, and for NaN and infinity, which a tree can't place.
     """
     by = kernel.by if type(kernel) is KNearest else kernel
-    if type(kernel) not in (InfluenceCone, KNearest) or type(by).distance is not Kernel.distance:
-        return f"with {kernel}: give InfluenceCone, or KNearest by a Euclidean distance"
+    if type(kernel) not in (InfluenceCone, InverseDistance, KNearest) or type(by).distance is not Kernel.distance:
+        return f"with {kernel}: give InfluenceCone, InverseDistance, or KNearest by a Euclidean distance"
+    if type(kernel) is InverseDistance and tolerance == 0:
+        return "with InverseDistance leaves out far centers: give the share that it may, as tolerance=0.01"
     if centers.device.type != "cpu" or centers.shape[1] > FEATURES:
         return f"with {centers.shape[1]} features on {centers.device.type}: give at most {FEATURES} on cpu"
     if torch.is_grad_enabled() and any(part.requires_grad for part in others):
@@ -47,22 +47,26 @@ def pays(queries: int, centers: int, width: int = 1) -> bool:
     return queries >= ENOUGH[0] and queries * centers >= ENOUGH[1] and centers * width <= TABLE
 
 
-def averages(
-    queries: Shaped[Tensor, "B D"], centers: Shaped[Tensor, "M D"], values, kernel: Kernel, exclude=None
+def searched(
+    queries: Shaped[Tensor, "B D"],
+    centers: Shaped[Tensor, "M D"],
+    values,
+    kernel: Kernel,
+    exclude: Int64[Tensor, " B"] | None = None,
+    tolerance: float = 0.0,
 ) -> Float[Tensor, "B V"]:
-    """What `attend` gives, for a kernel without a `hindrance`."""
+    """The averages that `attend` gives, for a kernel without a `hindrance`."""
     dtype = working_dtype(queries, centers)
     frame, centers = kernel.frame(queries, centers, dtype), centers.to(dtype)
-    source = Tree(centers, frame) if kernel.count else Cone(centers, values, kernel, frame)
-    parts = []
-    for start in range(0, len(queries), QUERIES):
-        x = queries[start : start + QUERIES].to(dtype)
-        skip = None if exclude is None else exclude[start : start + QUERIES]
-        if kernel.count:
-            parts.append(mean_of(values, source.nearest(x, kernel.count, skip)[1], dtype))
-        else:
-            parts.append(average_of(source.sums(x, source.nearest(x, skip), skip)))
-    return torch.cat(parts)
+    if type(kernel) is InfluenceCone:
+        source, most = Cone(centers, values, kernel, frame), ROWS
+    else:
+        count = kernel.count or COUNTS[-1]
+        source = (_Nearest if kernel.count else _Shares)(centers, values, kernel, frame, tolerance)
+        most = max(1, min(ROWS, NUMBERS // (count * values.shape[1])))
+    parts = [slice(start, start + most) for start in range(0, len(queries), most)]
+    skips = [None if exclude is None else exclude[part] for part in parts]
+    return torch.cat([source.averages(queries[part].to(dtype), skip) for part, skip in zip(parts, skips, strict=True)])
 
 
 def tree_nearest(queries, centers, count: int, kernel: Kernel, exclude=None) -> tuple[Tensor, Tensor]:
@@ -73,125 +77,40 @@ def tree_nearest(queries, centers, count: int, kernel: Kernel, exclude=None) -> 
     return (distance / frame.scale).to(dtype), index
 
 
-class Tree:
-    """The nearest of fixed centers, by a k-d tree."""
+class _Nearest:
+    """The plain mean over the nearest centers."""
 
-    def __init__(self, centers: Float[Tensor, "M D"], frame: Frame):
-        self.frame, self.tree = frame, cKDTree(frame(centers.double()).numpy())
-
-    def nearest(
-        self, x: Float[Tensor, "B D"], count: int, exclude: Int64[Tensor, " B"] | None = None
-    ) -> tuple[Float[Tensor, "B K"], Int64[Tensor, "B K"]]:
-        """Distances in float64, times the frame's scale, and indices; inf and -1 where no center is left."""
-        places = np.arange(1, 1 + count + (exclude is not None))
-        found = self.tree.query(self.frame(x.double()).numpy(), places, workers=torch.get_num_threads())
-        distance, index = map(torch.from_numpy, found)
-        if exclude is not None:
-            distance, order = distance.masked_fill_(index == exclude[:, None], torch.inf).sort(1, stable=True)
-            distance, index = distance[:, :count], index.gather(1, order)[:, :count]
-        return distance, index.masked_fill_(distance.isinf(), -1)
-
-
-class Cone:
-    """Sums over fixed centers, of which each query has a weight for the few within its reach."""
-
-    def __init__(self, centers: Float[Tensor, "M D"], values, kernel: InfluenceCone, frame: Frame):
+    def __init__(self, centers, values, kernel: Kernel, frame, tolerance):
         self.centers, self.values, self.kernel, self.frame = centers, values, kernel, frame
-        self.tree = Tree(centers, frame)
-        points = frame(centers).numpy()
-        rows = max(1, round(len(centers) ** (1 / points.shape[1])))
-        self.shape = (rows,) * (points.shape[1] - 1) + (FINER * rows,)
-        self.lines = [_quantiles(column, count) for column, count in zip(points.T, self.shape, strict=True)]
-        key = np.ravel_multi_index(self._cells(points), self.shape)
-        self.order = np.argsort(key, kind="stable")
-        self.starts = np.concatenate([[0], np.bincount(key, minlength=np.prod(self.shape)).cumsum()])
-        self.points = points[self.order].T.copy()
-        self.table = with_ones(values[torch.from_numpy(self.order)].to(centers.dtype))
+        self.tree, self.tolerance = Tree(centers, frame), tolerance
 
-    def nearest(self, x: Float[Tensor, "B D"], exclude: Int64[Tensor, " B"] | None = None) -> Float[Tensor, " B"]:
-        """The nearest center's distance, rounded as the blocks round it; inf where there is none."""
-        index = self.tree.nearest(x, 1, exclude)[1][:, 0]
-        distance = torch.linalg.vector_norm(self.frame(x) - self.frame(self.centers[index]), dim=1)
-        return distance.masked_fill_(index < 0, torch.inf)
-
-    def sums(
-        self, x: Float[Tensor, "B D"], near: Float[Tensor, " B"], exclude: Int64[Tensor, " B"] | None = None
-    ) -> Float[Tensor, "B W"]:
-        """Sums of weights times values, and of the weights in the last column.
-
-        near [B]: the distance of the nearest center there is, be it one of these or not.
-        """
-        sums = x.new_zeros(len(x), self.table.shape[1])
-        queries = _Queries(self, x, near, exclude)
-        some = np.flatnonzero(np.isfinite(queries.near))
-        for part in _pieces(queries.runs[some], PAIRS):
-            for who, begin, length in self._runs(queries, some[part]):
-                sums.index_add_(0, torch.from_numpy(who), self._weighed(queries, who, begin, length))
-        return sums
-
-    def _cells(self, points):
-        return [np.searchsorted(lines, column, "right") for lines, column in zip(self.lines, points.T, strict=True)]
-
-    def _runs(self, queries, who) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Queries, and where the centers of a row of cells start and how many there are, some pairs at a time."""
-        row = np.zeros(len(who), np.int64)
-        for low, high, count in zip(queries.low[:-1], queries.high[:-1], self.shape[1:], strict=True):
-            of, step = _expanded(high[who] - low[who] + 1)
-            who, row = who[of], (row[of] + low[who[of]] + step) * count
-        begin = self.starts[row + queries.low[-1][who]]
-        length = self.starts[row + queries.high[-1][who] + 1] - begin
-        of, step = _expanded(-(-length // MIXED))
-        who, begin, length = who[of], begin[of] + MIXED * step, np.minimum(length[of] - MIXED * step, MIXED)
-        for part in _pieces(length, PAIRS):
-            yield who[part], begin[part], length[part]
-
-    def _weighed(self, queries, who, begin, length) -> Float[Tensor, "R W"]:
-        """The sums of each run."""
-        starts = length.cumsum() - length
-        index = np.arange(length.sum()) + np.repeat(begin - starts, length)
-        distance = 0
-        for own, points in zip(queries.points, self.points, strict=True):
-            difference = np.repeat(own[who], length)
-            difference -= points.take(index)
-            distance += np.square(difference, out=difference)
-        weight = np.repeat(queries.reach[who], length)
-        weight -= np.sqrt(distance, out=distance) - np.repeat(queries.near[who], length)
-        weight = np.maximum(weight, 0, out=weight)
-        if queries.exclude is not None:
-            weight[self.order[index] == np.repeat(queries.exclude[who], length)] = 0
-        index, weight, starts = map(torch.from_numpy, (index, weight, starts))
-        return torch.nn.functional.embedding_bag(index, self.table, starts, mode="sum", per_sample_weights=weight)
+    def averages(self, x, exclude):
+        return mean_of(self.values, self.tree.nearest(x, self.kernel.count, exclude)[1], x.dtype)
 
 
-class _Queries:
-    """What a cone needs of its queries: framed columns, the reach, and the cells that it meets."""
+class _Shares(_Nearest):
+    """Averages over as few of the nearest centers as leave out at most `tolerance` of the weight, or over all."""
 
-    def __init__(self, cone: Cone, x, near, exclude):
-        framed, reach = cone.frame(x), cone.kernel.reach(near, cone.frame)
-        far = (near + reach).double()[:, None] * FURTHER
-        self.points, self.near, self.reach = framed.T.contiguous().numpy(), near.numpy(), reach.numpy()
-        self.exclude = None if exclude is None else exclude.numpy()
-        self.low, self.high = (cone._cells(part.numpy()) for part in (framed.double() - far, framed.double() + far))
-        widths = [high - low + 1.0 for low, high in zip(self.low, self.high, strict=True)]
-        self.runs = np.prod(widths[:-1], 0) * np.ones(len(x))
+    def averages(self, x, exclude):
+        result, left = x.new_empty(len(x), self.values.shape[1]), torch.arange(len(x))
+        for count in COUNTS:
+            if len(left) == 0 or 4 * count > len(self.centers):
+                break
+            average, share = self._few(x[left], count, None if exclude is None else exclude[left])
+            done = share <= self.tolerance
+            result[left[done]], left = average[done], left[~done]
+            if share.median() * (count / COUNTS[-1]) ** (-self.kernel.exponent / x.shape[1]) > self.tolerance:
+                break  # evenly spread centers would not get there with the most that are tried
+        if len(left):
+            skip = None if exclude is None else exclude[left]
+            result[left] = streamed(x[left], self.centers, self.values, self.kernel, self.frame, skip)[0]
+        return result
 
-
-def _quantiles(column: np.ndarray, parts: int) -> np.ndarray:
-    """The inner borders of equal parts."""
-    return np.sort(column)[np.arange(1, parts) * len(column) // parts].astype(np.float64)
-
-
-def _expanded(counts: Int[np.ndarray, " N"]) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
-    """For count[i] copies of each i: the i, and 0, 1, 2 ... among its copies."""
-    of = np.repeat(np.arange(len(counts)), counts)
-    return of, np.arange(len(of)) - np.repeat(counts.cumsum() - counts, counts)
-
-
-def _pieces(costs: np.ndarray, most: int) -> Iterator[slice]:
-    """Slices one after the other, each of at least one item and of at most `most` in sum beyond it."""
-    total, start = costs.cumsum(), 0
-    while start < len(costs):
-        spent = total[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(total, spent + most, "right")))
-        yield slice(start, stop)
-        start = stop
+    def _few(self, x, count: int, exclude) -> tuple[Tensor, Tensor]:
+        """The averages over some nearest centers, and no less than the share of the weight that the others have."""
+        distance, index = self.tree.nearest(x, count, exclude)
+        scores = self.kernel.log_weight(distance.to(x.dtype), self.frame)
+        others = scores[:, -1] + math.log(len(self.centers) - count)
+        share = torch.exp(others - torch.logaddexp(scores.logsumexp(1), others))
+        picked = self.values[index.flatten()].to(x.dtype).unflatten(0, index.shape)
+        return (scores.softmax(1)[:, None] @ picked)[:, 0], share
