@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from claims import naive
+from claims.memory import within
 from claims.table import claim
 from nnlib.data import photo
 from nnlib.neighbors import DynamicRegressor
@@ -21,14 +22,23 @@ class Run(NamedTuple):
     decibels: float
 
 
+def samples() -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and columns [196608, 2], in pixels, of a picture of 384 x 512, and their RGB [196608, 3] in 0 ... 1."""
+    picture = photo("astronaut")[:384, :512]
+    return torch.cartesian_prod(*(torch.arange(float(size)) for size in picture.shape[:2])), picture.flatten(0, 1) / 255
+
+
+def regressor() -> DynamicRegressor:
+    """At the published setting for pictures."""
+    return DynamicRegressor("influence_cone", influence_cone_factor=4.0, tolerance=0.2, seed=0, progress=False)
+
+
 @cache
 def race() -> tuple[Run, Run]:
     """Ours and the plain loop at the published setting, on a picture of 384 x 512 pixels."""
-    picture = photo("astronaut")[:384, :512]
-    x = torch.cartesian_prod(*(torch.arange(float(size)) for size in picture.shape[:2]))
-    y = picture.flatten(0, 1) / 255
+    x, y = samples()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    model = DynamicRegressor("influence_cone", influence_cone_factor=4.0, tolerance=0.2, seed=0, progress=False)
+    model = regressor()
     model.fit(x[:4000], y[:4000]).predict(x[:4000])
     start = time.perf_counter()
     model.fit(x, y)
@@ -75,3 +85,8 @@ def centers():
 def decibels():
     ours, plain = (run.decibels for run in race())
     return f"{ours:.2f} and {plain:.2f} dB", abs(ours - plain) <= 0.3
+
+
+@claim("extra memory of both, and of queries with 100,000 centers in reach", "at most 256 MB", "slow")
+def memory():
+    return within("fit picture", "attend crowded")
