@@ -27,7 +27,7 @@ from nnlib.stream import (
 )
 
 BLOCK_ROWS = 1024  # samples compared with all centers at once
-SEARCH_ROWS = 8192  # where centers are searched: as many as sorting those there are pays for
+SEARCH_ROWS = 4096  # where centers are searched: enough to sort them for, few enough to add few meanwhile
 BLOCK_BYTES = 64 << 20  # for their distances, where a kernel needs them kept
 
 Batch = tuple[Float[Tensor, "S D"], Shaped[Tensor, "S *V"], Int64[Tensor, " S"] | None]
@@ -60,8 +60,7 @@ def condense(
     """
     with torch.no_grad(), exact_products():
         for x, y, numbers in blocks:
-            values = rule.values(y)
-            votes = _votes_for(x, values, centers, kernel)(x, values, centers, kernel, rule)
+            votes = _votes_for(x, centers, kernel, rule)(x, rule.values(y), centers, kernel, rule)
             for start in range(0, len(x), rule.batch_size):
                 if len(centers) > rule.max_neighbors:
                     return
@@ -89,8 +88,8 @@ def _mistakes(votes, y, rows: slice, centers, rule: Rule) -> Iterator[Int64[Tens
             return
 
 
-def _votes_for(x: Tensor, values: Tensor, centers: Chosen | Copied, kernel: Kernel) -> type:
-    if _searched(kernel, centers) and pays(len(x), len(centers), values.shape[1] + 1):
+def _votes_for(x: Tensor, centers: Chosen | Copied, kernel: Kernel, rule: Rule) -> type:
+    if len(x) <= SEARCH_ROWS and _searched(len(x), centers, kernel, rule):
         return SearchedVotes
     kept = 4 * len(x) * len(centers) if kernel.ranks else 0
     if len(x) > BLOCK_ROWS or kept > BLOCK_BYTES:  # a single batch is too much already
@@ -197,13 +196,14 @@ class _Encoded:
         return self.encode(self.targets[cols])
 
 
-def _searched(kernel: Kernel, centers: Chosen | Copied) -> bool:
-    return isinstance(kernel, InfluenceCone) and hindrance(kernel, centers.x) is None
+def _searched(rows: int, centers: Chosen | Copied, kernel: Kernel, rule: Rule) -> bool:
+    width = rule.values(centers.y[:1]).shape[1] + 1
+    return isinstance(kernel, InfluenceCone) and pays(rows, len(centers), width) and not hindrance(kernel, centers.x)
 
 
-def block_rows(kernel: Kernel, centers: Chosen | Copied, batch_size: int) -> int:
+def block_rows(kernel: Kernel, centers: Chosen | Copied, rule: Rule) -> int:
     """How many samples to compare at once: whole batches, and fewer of them where a kernel's distances are kept."""
     rows = min(BLOCK_ROWS, BLOCK_BYTES // (4 * max(1, len(centers)))) if kernel.ranks else BLOCK_ROWS
-    if _searched(kernel, centers) and pays(more := min(SEARCH_ROWS, 8 * len(centers)), len(centers)):
+    if _searched(more := min(SEARCH_ROWS, 8 * len(centers)), centers, kernel, rule):
         rows = more
-    return max(1, rows // batch_size) * batch_size
+    return max(1, rows // rule.batch_size) * rule.batch_size

@@ -145,8 +145,8 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
         return Copied(self.centers_.to(device, dtype), self.values_.to(device))
 
     def _block_rows(self, centers: Chosen | Copied) -> Callable[[], int]:
-        kernel = self._kernel()
-        return lambda: block_rows(kernel, centers, self.batch_size)
+        kernel, rule = self._kernel(), self._rule()
+        return lambda: block_rows(kernel, centers, rule)
 
     def _averages(self, X, average: Callable[[Tensor], Tensor]) -> Float[Tensor, "N V"]:
         """`average(x)` of all samples, some thousands at a time."""

@@ -56,7 +56,7 @@ def searched(
     tolerance: float = 0.0,
 ) -> Float[Tensor, "B V"]:
     """The averages that `attend` gives, for a kernel without a `hindrance`."""
-    dtype = working_dtype(queries, centers)
+    dtype, queries, centers = working_dtype(queries, centers), queries.detach(), centers.detach()
     frame, centers = kernel.frame(queries, centers, dtype), centers.to(dtype)
     if type(kernel) is InfluenceCone:
         source, most = Cone(centers, values, kernel, frame), ROWS
@@ -71,7 +71,7 @@ def searched(
 
 def tree_nearest(queries, centers, count: int, kernel: Kernel, exclude=None) -> tuple[Tensor, Tensor]:
     """What `nearest` gives, for a kernel by Euclidean distance."""
-    dtype = working_dtype(queries, centers)
+    dtype, queries, centers = working_dtype(queries, centers), queries.detach(), centers.detach()
     frame = kernel.frame(queries, centers, dtype)
     distance, index = Tree(centers.to(dtype), frame).nearest(queries.to(dtype), count, exclude)
     return (distance / frame.scale).to(dtype), index

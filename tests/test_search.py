@@ -232,6 +232,22 @@ def test_a_regressor_keeps_the_same_centers_in_the_same_order(seed, features, na
     assert torch.equal(dense.indices_, found.indices_) and torch.equal(dense.growth_, found.growth_)
 
 
+def test_batches_too_large_to_measure_among_themselves_are_not_searched(seed, monkeypatch):
+    x = torch.rand(3000, 2, generator=seed)
+    wanted = DynamicRegressor("influence_cone", batch_size=1000).fit(x, x[:, 0])
+    monkeypatch.setattr(condense_module, "SEARCH_ROWS", 999)
+    monkeypatch.setattr(condense_module, "SearchedVotes", None)
+    assert torch.equal(DynamicRegressor("influence_cone", batch_size=1000).fit(x, x[:, 0]).indices_, wanted.indices_)
+
+
+def test_centers_that_are_learned_elsewhere_are_searched_without_gradients(seed):
+    x, c, v = (torch.rand(n, 2, generator=seed) for n in (300, 2000, 2000))
+    with torch.no_grad():
+        wanted = attend(x, c, v, InfluenceCone())
+        assert torch.equal(attend(x, c.requires_grad_(), v.requires_grad_(), InfluenceCone()), wanted)
+    assert nearest(x.requires_grad_(), c, 2, InfluenceCone())[1].shape == (300, 2)
+
+
 def test_a_classifier_keeps_the_same_centers_in_the_same_order(seed):
     x = torch.randn(900, 3, generator=seed)
     y = (x.norm(dim=1) * 2).long() % 3
