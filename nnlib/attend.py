@@ -109,7 +109,7 @@ def nearest(
 def _searches(queries, centers, values, kernel: Kernel, backend: str, tolerance: float = 0.0) -> bool:
     """Whether to search; raises ValueError where that was asked for and can't be done."""
     width = 1 if values is None else values.shape[1] + 1
-    if backend == "blocks" or (backend == "auto" and not pays(len(queries), len(centers), width)):
+    if backend == "blocks" or (backend == "auto" and not pays(len(queries), len(centers), width, kernel.count)):
         return False
     given = [part for part in (queries, centers, values) if isinstance(part, Tensor)]
     reason = hindrance(kernel, centers, *given, tolerance=tolerance)

@@ -2,7 +2,7 @@
 
 Influence cones and nearest centers are as exact as with all distances. Of inverse distances, whose weights never end, a
 share may be left out on request: the centers that aren't looked at are counted as if they were as near as the last one
-that was.
+that was. A pyramid isn't searched: its coarser scales drop features, so that far centers may weigh as much as any.
 """
 
 import math
@@ -16,6 +16,7 @@ from nnlib.reach import Cone, Tree
 from nnlib.stream import mean_of, streamed, working_dtype
 
 FEATURES = 3  # up to here few cells of a grid lie within a reach
+MANY = 32  # centers can be measured in the time that a tree takes for one of the nearest
 ENOUGH = (64, 1 << 18)  # queries, and pairs of queries and centers, from which sorting the centers first pays
 TABLE = 1 << 23  # numbers in a sorted copy of the values, at most
 ROWS = 1 << 17  # queries at a time
@@ -42,9 +43,13 @@ def hindrance(kernel: Kernel, centers, *others: Tensor, tolerance: float = 0.0) 
     return None
 
 
-def pays(queries: int, centers: int, width: int = 1) -> bool:
-    """Whether sorting the centers, and their values of some `width`, is quicker than measuring all distances."""
-    return queries >= ENOUGH[0] and queries * centers >= ENOUGH[1] and centers * width <= TABLE
+def pays(queries: int, centers: int, width: int = 1, count: int | None = None) -> bool:
+    """Whether to sort the centers, and values of some `width`, is quicker than to measure all distances.
+
+    count: how many nearest centers are wanted, where they are.
+    """
+    few = count is None or MANY * count <= centers
+    return few and queries >= ENOUGH[0] and queries * centers >= ENOUGH[1] and centers * width <= TABLE
 
 
 def searched(
@@ -94,7 +99,7 @@ class _Shares(_Nearest):
     def averages(self, x, exclude):
         result, left = x.new_empty(len(x), self.values.shape[1]), torch.arange(len(x))
         for count in COUNTS:
-            if len(left) == 0 or 4 * count > len(self.centers):
+            if len(left) == 0 or MANY * count > len(self.centers):
                 break
             average, share = self._few(x[left], count, None if exclude is None else exclude[left])
             done = share <= self.tolerance

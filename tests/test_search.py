@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nnlib import attend as attend_module
 from nnlib import condense as condense_module
-from nnlib import reach
+from nnlib import reach, search
 from nnlib.attend import Labels, attend, nearest
 from nnlib.data import photo
 from nnlib.kernels import CosineSoftmax, EuclideanPyramid, InfluenceCone, InverseDistance, KNearest
@@ -55,6 +55,7 @@ def seed():
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     monkeypatch.setattr(reach, "PAIRS", 1 << 10)
+    monkeypatch.setattr(search, "COUNTS", (4, 8))
 
 
 def split(data, name):
@@ -149,9 +150,8 @@ def test_what_is_left_out_stays_within_the_tolerance(name, exponent, tolerance, 
 
 
 def test_a_part_is_left_out_where_it_may_be(seed, monkeypatch):
-    from nnlib import search
-
     c, v, x = (torch.rand(n, 2, generator=seed) for n in (2000, 2000, 300))
+    monkeypatch.setattr(search, "COUNTS", (32,))
     monkeypatch.setattr(search, "streamed", None)  # what would look at all
     assert attend(x, c, v, InverseDistance(-8.0), backend="search", tolerance=0.1).shape == (300, 2)
     asked = torch.tensor([[0.5, 0.5]])
@@ -172,6 +172,7 @@ def test_auto_searches_where_that_is_exact_and_quicker(seed, monkeypatch):
     assert searches(x, c, v, InfluenceCone()) and searches(x, c, v, KNearest())
     assert searches(x, c, v, InverseDistance(), tolerance=0.1) and not searches(x, c, v, InverseDistance())
     assert not searches(x, c, v, KNearest(3, EuclideanPyramid())) and not searches(x, c, v, CosineSoftmax())
+    assert not searches(x, c, v, KNearest(1000))
     assert not searches(x[:5], c, v, InfluenceCone()) and not searches(x, c[:5], v[:5], InfluenceCone())
     assert not searches(x, c, v, InfluenceCone(), backend="blocks")
     assert not searches(x.repeat(1, 2), c.repeat(1, 2), v, InfluenceCone())
