@@ -153,7 +153,7 @@ def test_a_part_is_left_out_where_it_may_be(seed, monkeypatch):
     c, v, x = (torch.rand(n, 2, generator=seed) for n in (2000, 2000, 300))
     monkeypatch.setattr(search, "COUNTS", (32,))
     monkeypatch.setattr(search, "streamed", None)  # what would look at all
-    assert attend(x, c, v, InverseDistance(-8.0), backend="search", tolerance=0.1).shape == (300, 2)
+    assert attend(x, c, v, InverseDistance(-16.0), backend="search", tolerance=0.1).shape == (300, 2)
     asked = torch.tensor([[0.5, 0.5]])
     with pytest.raises(TypeError):
         attend(asked, c, v, InverseDistance(-1.0), backend="search", tolerance=1e-4)
