@@ -22,6 +22,7 @@ from nnlib.stream import (
     average_nearest,
     average_of,
     exact_products,
+    one_thread,
     streamed,
     with_ones,
 )
@@ -156,6 +157,7 @@ class SearchedVotes:
     def add(self, picked, start):
         self.picked = torch.cat([self.picked, picked])
 
+    @one_thread()
     def average(self, rows):
         x, near, sums = self.x[rows], self.near[rows], self.sums[rows]
         if len(self.picked):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nnlib.distances import Frame
 from nnlib.kernels import InfluenceCone
-from nnlib.stream import MIXED, average_of, with_ones
+from nnlib.stream import MIXED, average_of, one_thread, with_ones
 
 PAIRS = 1 << 16  # queries and centers within their reach that are weighed at a time: they stay in a cache
 FINER = 4  # times as many lines across a row of cells, which cost nothing there
@@ -66,6 +66,7 @@ class Cone:
         """The weighted averages of the values."""
         return average_of(self.sums(x, self.nearest(x, exclude), exclude))
 
+    @one_thread()
     def sums(
         self, x: Float[Tensor, "B D"], near: Float[Tensor, " B"], exclude: Int64[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B W"]:
