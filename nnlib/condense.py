@@ -5,6 +5,7 @@ what those batches add meanwhile joins the sums of those that are still to come.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -61,15 +62,17 @@ def condense(
     """
     with torch.no_grad(), exact_products():
         for x, y, numbers in blocks:
-            votes = _votes_for(x, centers, kernel, rule)(x, rule.values(y), centers, kernel, rule)
-            for start in range(0, len(x), rule.batch_size):
-                if len(centers) > rule.max_neighbors:
-                    return
-                rows = slice(start, min(start + rule.batch_size, len(x)))
-                for picked in _mistakes(votes, y, rows, centers, rule):
-                    centers.append(x[picked], y[picked], None if numbers is None else numbers[picked])
-                    votes.add(picked, start)
-                watch(rows.stop - start, len(centers))
+            kind = _votes_for(x, centers, kernel, rule)
+            with one_thread() if kind is SearchedVotes else nullcontext():
+                votes = kind(x, rule.values(y), centers, kernel, rule)
+                for start in range(0, len(x), rule.batch_size):
+                    if len(centers) > rule.max_neighbors:
+                        return
+                    rows = slice(start, min(start + rule.batch_size, len(x)))
+                    for picked in _mistakes(votes, y, rows, centers, rule):
+                        centers.append(x[picked], y[picked], None if numbers is None else numbers[picked])
+                        votes.add(picked, start)
+                    watch(rows.stop - start, len(centers))
 
 
 def _mistakes(votes, y, rows: slice, centers, rule: Rule) -> Iterator[Int64[Tensor, " K"]]:
@@ -157,7 +160,6 @@ class SearchedVotes:
     def add(self, picked, start):
         self.picked = torch.cat([self.picked, picked])
 
-    @one_thread()
     def average(self, rows):
         x, near, sums = self.x[rows], self.near[rows], self.sums[rows]
         if len(self.picked):
