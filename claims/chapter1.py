@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from claims import naive
-from claims.memory import STATUS, extra_megabytes
+from claims.memory import within
 from claims.table import NotMeasured, claim
 from nnlib.data import DataError, Dataset, load
 from nnlib.neighbors import DynamicClassifier
@@ -129,25 +129,18 @@ def same_centers():
 
 @claim("extra memory while fitting and predicting, inputs and model aside", "at most 256 MB", "slow")
 def mnist_memory():
-    return _memory("fit mnist cosine", "fit mnist euclidean", "fit mnist cone")
+    return within("fit mnist cosine", "fit mnist euclidean", "fit mnist cone")
 
 
 @claim("the same on CIFAR-10", "at most 256 MB", "data")
 def cifar_memory():
     _data("cifar10")
-    return _memory("fit cifar10 cosine")
+    return within("fit cifar10 cosine")
 
 
 @claim("extra memory of attend, 60,000 x 60,000 x 784, inputs and results aside", "at most 256 MB", "slow")
 def attend_memory():
-    return _memory("attend euclidean", "attend cosine", "attend cone", "attend and gradient")
-
-
-def _memory(*works: str) -> tuple[str, bool]:
-    if not STATUS.exists():
-        raise NotMeasured("resident memory is read from Linux's /proc")
-    found = {work: extra_megabytes(work) for work in works}
-    return ", ".join(f"{work} {size:.0f} MB" for work, size in found.items()), max(found.values()) <= 256
+    return within("attend euclidean", "attend cosine", "attend cone", "attend and gradient")
 
 
 @claim("MNIST fit on a GPU, cosine", "as on the CPU: 2,800 to 3,100 centers", "gpu")

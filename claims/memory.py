@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from claims.table import NotMeasured
 from nnlib.attend import Labels, attend
 from nnlib.data import load
 from nnlib.kernels import CosineInverseDistance, InfluenceCone, InverseDistance
@@ -25,6 +26,14 @@ def extra_megabytes(work: str) -> float:
     if done.returncode:
         raise RuntimeError(done.stderr)
     return float(done.stdout)
+
+
+def within(*works: str) -> tuple[str, bool]:
+    """A row's figures: the megabytes of each piece of work, and whether all stay within 256."""
+    if not STATUS.exists():
+        raise NotMeasured("resident memory is read from Linux's /proc")
+    found = {work: extra_megabytes(work) for work in works}
+    return ", ".join(f"{work} {size:.0f} MB" for work, size in found.items()), max(found.values()) <= 256
 
 
 def _resident() -> float:
@@ -75,6 +84,30 @@ def _attend(kernel, backward: bool) -> float:
     return peak.most - share.nbytes / 2**20 - (queries.nbytes / 2**20 if backward else 0)
 
 
+def _picture() -> float:
+    """A picture's fit, and the prediction of all its pixels."""
+    from claims.pictures import regressor, samples
+
+    x, y = samples()
+    model = regressor().fit(x[:4000], y[:4000])
+    model.predict(x[:4000])
+    with Peak() as fit:
+        model.fit(x, y)
+    with Peak() as predict:
+        guess = model.predict(x)
+    return max(fit.most - model.centers_.nbytes / 2**20, predict.most - guess.nbytes / 2**20)
+
+
+def _crowded() -> float:
+    """Queries that have all of 100,000 centers within reach."""
+    centers = torch.nn.functional.normalize(torch.randn(100_000, 3))
+    queries = torch.randn(200, 3) / 100
+    attend(queries[:64], centers[:5000], centers[:5000], InfluenceCone(4.0))
+    with Peak() as peak:
+        attend(queries, centers, centers, InfluenceCone(4.0), backend="search")
+    return peak.most
+
+
 WORK = {
     "fit mnist cosine": lambda: _fit("mnist", "cosine"),
     "fit mnist euclidean": lambda: _fit("mnist", "euclidean"),
@@ -83,6 +116,8 @@ WORK = {
     "attend euclidean": lambda: _attend(InverseDistance(), False),
     "attend cosine": lambda: _attend(CosineInverseDistance(), False),
     "attend cone": lambda: _attend(InfluenceCone(), False),
+    "attend crowded": _crowded,
+    "fit picture": _picture,
     "attend and gradient": lambda: _attend(InverseDistance(), True),
 }
 

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from nnlib.kernels import Kernel
+from nnlib.kernels import Kernel, KNearest
+from nnlib.search import hindrance, pays, searched, tree_nearest
 from nnlib.stream import (
     Labels,
     average_nearest,
@@ -25,7 +26,7 @@ from nnlib.stream import (
     working_dtype,
 )
 
-BACKENDS = ("auto", "blocks")
+BACKENDS = ("auto", "blocks", "search")
 
 
 def attend(
@@ -35,21 +36,30 @@ def attend(
     kernel: Kernel,
     exclude: Int64[Tensor, " B"] | None = None,
     backend: str = "auto",
+    tolerance: float = 0.0,
 ) -> Float[Tensor, "B V"]:
     """The weighted average of `values` over all centers, for each query.
 
     queries [B, D], centers [M, D], values [M, V] of any real type: computed in float64 where queries or centers are, in
     float32 otherwise. values may be Labels: the result is each class's share of the weight.
     exclude [B]: the index of a center to leave out, -1 for none. A query that is left without any weight gets 0.
+    backend: "blocks" measures all distances; "search" finds the few centers that matter, for at most 3 features on a
+    CPU, without gradients: as exactly for InfluenceCone and for KNearest by a Euclidean distance. "auto" takes the
+    quicker one. tolerance: the share of the weight that a search with InverseDistance may leave out, which moves an
+    average by at most this share of the values' range.
     Differentiable in queries, centers and values (KNearest: in values alone). Raises ValueError where shapes, devices
     or `backend` don't fit.
     """
     _check(queries, centers, values, exclude, backend)
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance={tolerance!r} can't be used: give a share in [0, 1)")
     if len(values.shape) != 2:
         raise ValueError(f"values has shape {tuple(values.shape)}: give [M, V], or Labels")
     if len(queries) == 0:
         return torch.zeros(0, values.shape[1], dtype=working_dtype(queries, centers), device=queries.device)
     with exact_products():
+        if _searches(queries, centers, values, kernel, backend, tolerance):
+            return searched(queries, centers, values, kernel, exclude, tolerance)
         if kernel.count is not None:
             frame = kernel.frame(queries, centers, working_dtype(queries, centers))
             return average_nearest(queries, centers, values, kernel, frame, exclude)
@@ -81,16 +91,31 @@ def nearest(
     count: int,
     kernel: Kernel,
     exclude: Int64[Tensor, " B"] | None = None,
+    backend: str = "auto",
 ) -> tuple[Float[Tensor, "B K"], Int64[Tensor, "B K"]]:
     """Distances and indices of the `count` nearest centers, nearest first, by the kernel's own distance.
 
     A place that no center is left for (excluded, or fewer than `count`) has distance inf and index -1.
     """
-    _check(queries, centers, None, exclude, "auto")
+    _check(queries, centers, None, exclude, backend)
+    if _searches(queries, centers, None, KNearest(count, kernel), backend):
+        return tree_nearest(queries, centers, count, kernel, exclude)
     with exact_products():
         frame = kernel.frame(queries, centers, working_dtype(queries, centers))
         distance, index = nearest_of(queries, centers, count, kernel, frame, exclude)
         return distance / frame.scale, index
+
+
+def _searches(queries, centers, values, kernel: Kernel, backend: str, tolerance: float = 0.0) -> bool:
+    """Whether to search; raises ValueError where that was asked for and can't be done."""
+    width = 1 if values is None else values.shape[1] + 1
+    if backend == "blocks" or (backend == "auto" and not pays(len(queries), len(centers), width, kernel.count)):
+        return False
+    given = [part for part in (queries, centers, values) if isinstance(part, Tensor)]
+    reason = hindrance(kernel, centers, *given, tolerance=tolerance)
+    if reason and backend == "search":
+        raise ValueError(f"backend='search' {reason}, or backend='auto'")
+    return reason is None
 
 
 class _Attend(torch.autograd.Function):

@@ -5,17 +5,31 @@ what those batches add meanwhile joins the sums of those that are still to come.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from nnlib.kernels import Kernel
+from nnlib.kernels import InfluenceCone, Kernel
+from nnlib.reach import Cone
 from nnlib.rows import Chosen, Copied
-from nnlib.stream import RunningAverage, accumulate, average_nearest, exact_products, streamed
+from nnlib.search import hindrance, pays
+from nnlib.stream import (
+    RunningAverage,
+    accumulate,
+    add_products,
+    average_nearest,
+    average_of,
+    exact_products,
+    one_thread,
+    streamed,
+    with_ones,
+)
 
 BLOCK_ROWS = 1024  # samples compared with all centers at once
+SEARCH_ROWS = 4096  # where centers are searched: enough to sort them for, few enough to add few meanwhile
 BLOCK_BYTES = 64 << 20  # for their distances, where a kernel needs them kept
 
 Batch = tuple[Float[Tensor, "S D"], Shaped[Tensor, "S *V"], Int64[Tensor, " S"] | None]
@@ -48,15 +62,17 @@ def condense(
     """
     with torch.no_grad(), exact_products():
         for x, y, numbers in blocks:
-            votes = _votes_for(x, centers, kernel)(x, rule.values(y), centers, kernel, rule)
-            for start in range(0, len(x), rule.batch_size):
-                if len(centers) > rule.max_neighbors:
-                    return
-                rows = slice(start, min(start + rule.batch_size, len(x)))
-                for picked in _mistakes(votes, y, rows, centers, rule):
-                    centers.append(x[picked], y[picked], None if numbers is None else numbers[picked])
-                    votes.add(picked, start)
-                watch(rows.stop - start, len(centers))
+            kind = _votes_for(x, centers, kernel, rule)
+            with one_thread() if kind is SearchedVotes else nullcontext():
+                votes = kind(x, rule.values(y), centers, kernel, rule)
+                for start in range(0, len(x), rule.batch_size):
+                    if len(centers) > rule.max_neighbors:
+                        return
+                    rows = slice(start, min(start + rule.batch_size, len(x)))
+                    for picked in _mistakes(votes, y, rows, centers, rule):
+                        centers.append(x[picked], y[picked], None if numbers is None else numbers[picked])
+                        votes.add(picked, start)
+                    watch(rows.stop - start, len(centers))
 
 
 def _mistakes(votes, y, rows: slice, centers, rule: Rule) -> Iterator[Int64[Tensor, " K"]]:
@@ -76,7 +92,9 @@ def _mistakes(votes, y, rows: slice, centers, rule: Rule) -> Iterator[Int64[Tens
             return
 
 
-def _votes_for(x: Tensor, centers: Chosen | Copied, kernel: Kernel) -> type:
+def _votes_for(x: Tensor, centers: Chosen | Copied, kernel: Kernel, rule: Rule) -> type:
+    if len(x) <= SEARCH_ROWS and _searched(len(x), centers, kernel, rule):
+        return SearchedVotes
     kept = 4 * len(x) * len(centers) if kernel.ranks else 0
     if len(x) > BLOCK_ROWS or kept > BLOCK_BYTES:  # a single batch is too much already
         return FreshVotes
@@ -130,6 +148,30 @@ class RankedVotes:
         return state.value()
 
 
+class SearchedVotes:
+    """The same where only near centers weigh: those before the block are sorted, those of the block all measured."""
+
+    def __init__(self, x, values, centers, kernel, rule):
+        self.x, self.values, self.kernel, self.frame = x, values, kernel, kernel.frame(x, x, x.dtype)
+        self.cone = Cone(centers.x[:].to(x.dtype), _Encoded(centers.y, rule.values), kernel, self.frame)
+        self.near, self.picked = self.cone.nearest(x), torch.empty(0, dtype=torch.int64)
+        self.sums = self.cone.sums(x, self.near)
+
+    def add(self, picked, start):
+        self.picked = torch.cat([self.picked, picked])
+
+    def average(self, rows):
+        x, near, sums = self.x[rows], self.near[rows], self.sums[rows]
+        if len(self.picked):
+            own = self.kernel.distance(x, self.x[self.picked], self.frame)
+            nearer = (own.amin(1) < near).nonzero()[:, 0]
+            near[nearer] = own[nearer].amin(1)
+            sums[nearer] = self.cone.sums(x[nearer], near[nearer])
+            sums = sums.clone()
+            add_products(sums, self.kernel.weight(own, self.frame, near), with_ones(self.values[self.picked]))
+        return average_of(sums)
+
+
 class FreshVotes:
     """The same for batches too large to keep anything of: every round measures all centers anew."""
 
@@ -158,7 +200,14 @@ class _Encoded:
         return self.encode(self.targets[cols])
 
 
-def block_rows(kernel: Kernel, centers: int, batch_size: int) -> int:
+def _searched(rows: int, centers: Chosen | Copied, kernel: Kernel, rule: Rule) -> bool:
+    width = rule.values(centers.y[:1]).shape[1] + 1
+    return isinstance(kernel, InfluenceCone) and pays(rows, len(centers), width) and not hindrance(kernel, centers.x)
+
+
+def block_rows(kernel: Kernel, centers: Chosen | Copied, rule: Rule) -> int:
     """How many samples to compare at once: whole batches, and fewer of them where a kernel's distances are kept."""
-    rows = min(BLOCK_ROWS, BLOCK_BYTES // (4 * max(1, centers))) if kernel.ranks else BLOCK_ROWS
-    return max(1, rows // batch_size) * batch_size
+    rows = min(BLOCK_ROWS, BLOCK_BYTES // (4 * max(1, len(centers)))) if kernel.ranks else BLOCK_ROWS
+    if _searched(more := min(SEARCH_ROWS, 8 * len(centers)), centers, kernel, rule):
+        rows = more
+    return max(1, rows // rule.batch_size) * rule.batch_size

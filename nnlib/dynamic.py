@@ -20,7 +20,8 @@ from nnlib.models import Saved
 from nnlib.rows import Chosen, Copied
 
 PREDICTORS = ("interpolation", "nearest")
-PREDICT_ROWS = 8192
+PREDICT_ROWS = 8192  # at least
+PREDICT_NUMBERS = 1 << 19  # the features of more where they have few
 
 
 class Dynamic(Saved, BaseEstimator, torch.nn.Module):
@@ -144,15 +145,16 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
         return Copied(self.centers_.to(device, dtype), self.values_.to(device))
 
     def _block_rows(self, centers: Chosen | Copied) -> Callable[[], int]:
-        kernel = self._kernel()
-        return lambda: block_rows(kernel, len(centers), self.batch_size)
+        kernel, rule = self._kernel(), self._rule()
+        return lambda: block_rows(kernel, centers, rule)
 
     def _averages(self, X, average: Callable[[Tensor], Tensor]) -> Float[Tensor, "N V"]:
         """`average(x)` of all samples, some thousands at a time."""
         self._require_fitted()
         x = features_of(self, X, reset=False)
+        size = max(PREDICT_ROWS, PREDICT_NUMBERS // x.shape[1])
         with torch.no_grad():
-            return torch.cat([average(rows.to(self.centers_.device, torch.float32)) for rows in x.split(PREDICT_ROWS)])
+            return torch.cat([average(rows.to(self.centers_.device, torch.float32)) for rows in x.split(size)])
 
     def __getstate__(self):
         state = super().__getstate__().copy()

@@ -129,9 +129,16 @@ class InfluenceCone(Kernel):
         )
         _require(0 < self.epsilon < math.inf, "epsilon", self.epsilon, "a small positive number, as 1e-6")
 
+    def reach(self, nearest: Float[Tensor, " B"], frame: Frame) -> Float[Tensor, " B"]:
+        """How much farther than the nearest center one may be until it has no weight."""
+        return (self.influence_cone_factor - 1) * (nearest + self.epsilon * frame.scale)
+
+    def weight(self, distance: Float[Tensor, "B M"], frame: Frame, nearest: Float[Tensor, " B"]):
+        """factor * d_min - d, exact for factors near 1 too; 0 out of reach."""
+        return (self.reach(nearest, frame)[:, None] - (distance - nearest[:, None])).clamp_(min=0)
+
     def log_weight(self, distance, frame, nearest=None):
-        reach = (self.influence_cone_factor - 1) * (nearest + self.epsilon * frame.scale)
-        weight = reach[:, None] - (distance - nearest[:, None])  # factor * d_min - d, near 1 too
+        weight = self.weight(distance, frame, nearest)
         inside = weight > 0
         return torch.where(inside, torch.where(inside, weight, 1).log(), -math.inf)
 

@@ -41,22 +41,35 @@ class RunningAverage:
         """Take in more centers, for the queries of `rows`. Overwrites `scores`."""
         if scores.shape[1] == 0:
             return
-        before, values = self.top[rows], torch.cat([values, values.new_ones(len(values), 1)], 1)
+        before = self.top[rows]
         top = torch.maximum(before, scores.amax(1))
         weights = scores.sub_(finite(top)[:, None]).exp_()
-        sums = self.sums[rows].mul_(torch.exp(before - finite(top))[:, None])
-        for part in range(0, len(values), MIXED):
-            sums += weights[:, part : part + MIXED] @ values[part : part + MIXED]
+        add_products(self.sums[rows].mul_(torch.exp(before - finite(top))[:, None]), weights, with_ones(values))
         self.top[rows] = top
 
     def value(self, rows: slice = slice(None)) -> Float[Tensor, "B V"]:
         """The average so far; 0 for a query without any weight."""
-        total = self.sums[rows, -1:]
-        return self.sums[rows, :-1] / torch.where(total > 0, total, 1)
+        return average_of(self.sums[rows])
 
     def log_total(self) -> Float[Tensor, " B"]:
         """log of the sum of the weights."""
         return self.top + self.sums[:, -1].log()
+
+
+def with_ones(values: Float[Tensor, "M V"]) -> Float[Tensor, "M W"]:
+    """The values and a last column of ones, whose sum is that of the weights."""
+    return torch.cat([values, values.new_ones(len(values), 1)], 1)
+
+
+def add_products(sums: Float[Tensor, "B W"], weights: Float[Tensor, "B M"], values: Float[Tensor, "M W"]) -> None:
+    """Add weights @ values to the sums, some centers at a time."""
+    for part in range(0, len(values), MIXED):
+        sums += weights[:, part : part + MIXED] @ values[part : part + MIXED]
+
+
+def average_of(sums: Float[Tensor, "B W"]) -> Float[Tensor, "B V"]:
+    """The sums over the last of their columns; 0 for a query without any weight."""
+    return sums[:, :-1] / torch.where(sums[:, -1:] > 0, sums[:, -1:], 1)
 
 
 def accumulate(
@@ -90,10 +103,15 @@ def average_nearest(queries, centers, values, kernel: Kernel, frame: Frame, excl
     for rows in row_blocks(queries):
         with torch.no_grad():
             _, index = nearest_rows(queries, rows, centers, kernel.count, kernel, frame, exclude)
-        found = index >= 0
-        picked = values[index.clamp(min=0).flatten()].to(working_dtype(queries, centers)).unflatten(0, index.shape)
-        parts.append((picked * found[..., None]).sum(1) / found.sum(1).clamp(min=1)[:, None])
+        parts.append(mean_of(values, index, working_dtype(queries, centers)))
     return torch.cat(parts)
+
+
+def mean_of(values, index: Int64[Tensor, "B K"], dtype: torch.dtype) -> Float[Tensor, "B V"]:
+    """The plain mean of the rows of these numbers, without those of -1."""
+    found = index >= 0
+    picked = values[index.clamp(min=0).flatten()].to(dtype).unflatten(0, index.shape)
+    return (picked * found[..., None]).sum(1) / found.sum(1).clamp(min=1)[:, None]
 
 
 def nearest_of(queries, centers, count, kernel, frame, exclude) -> tuple[Tensor, Tensor]:
@@ -164,6 +182,17 @@ def exact_products():
                 stack.enter_context(torch.autocast(device, enabled=False))
         stack.callback(_full_precision())
         yield
+
+
+@contextmanager
+def one_thread():
+    """Steps of some thousand numbers: shared out, each would wait for the core that is busiest with something else."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _full_precision() -> Callable[[], None]:

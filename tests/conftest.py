@@ -2,5 +2,5 @@
 
 from jaxtyping import install_import_hook
 
-CORE = ("attend", "condense", "distances", "kernels", "rows", "stream")
+CORE = ("attend", "condense", "distances", "kernels", "reach", "rows", "search", "stream")
 install_import_hook([f"nnlib.{name}" for name in CORE], "shapes.check")
