@@ -68,7 +68,7 @@ def distances(picture: torch.Tensor, other: torch.Tensor) -> tuple[float, float]
     from torchmetrics.functional.image import peak_signal_noise_ratio as psnr
 
     pair = [image.movedim(-1, 0)[None].double() for image in (other, picture)]
-    similar = ms_ssim(*pair, data_range=255.0) if min(picture.shape[:2]) > 160 else float("nan")
+    similar = ms_ssim(*pair, data_range=255.0) if min(picture.shape[:2]) >= 176 else float("nan")
     return float(psnr(*pair, data_range=255.0)), float(similar)
 
 

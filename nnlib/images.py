@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -24,6 +24,12 @@ from nnlib.files import written_whole
 
 SIDE = 65_535  # pixels along one side, at most
 QUALITY = 24, 1.5  # step of the ripples at quality 0, and how much finer each point of quality makes it
+
+
+def samples(image: UInt8[Tensor, "H W C"]) -> tuple[Float[Tensor, "N 2"], Float[Tensor, "N C"]]:
+    """A picture as samples to fit a DynamicRegressor to: (row, column) of each pixel, and its colour in 0..1."""
+    places = torch.cartesian_prod(*(torch.arange(float(size), device=image.device) for size in image.shape[:2]))
+    return places, image.flatten(0, 1) / 255
 
 
 def encode(

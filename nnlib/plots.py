@@ -71,3 +71,21 @@ def class_map(axis, model, points: Float[Tensor, "N 2"], labels: Int64[Tensor, "
     axis.scatter(*points.T, s=5, c=paint[labels], linewidths=0, rasterized=True)
     axis.scatter(*model.centers_.T, s=36, c=paint[model.values_], edgecolors="black", linewidths=0.9)
     axis.axis("off")
+
+
+def dots(places: Float[Tensor, "M 2"], colours: Float[Tensor, "M 3"], height: int, width: int) -> Float[Tensor, "H W 3"]:
+    """Centers of a picture as its pixels, on white: places are (row, column) in pixels, colours in 0..1."""
+    canvas = torch.ones(height, width, 3)
+    rows, columns = places.long().clamp(min=0).unbind(1)
+    canvas[rows.clamp(max=height - 1), columns.clamp(max=width - 1)] = colours.float().clamp(0, 1)
+    return canvas
+
+
+def ellipses(axis, places: Float[Tensor, "M 2"], shapes: Float[Tensor, "M 2 2"], colours: Float[Tensor, "M 3"]) -> None:
+    """Centers as ellipses at half a width: (row, column), the matrices of their distances, colours in 0..1."""
+    lengths, ways = torch.linalg.eigh(shapes.double())
+    sizes = (lengths.clamp(min=1e-9) ** -0.5).clamp(max=200)
+    angles = torch.rad2deg(torch.atan2(ways[:, 0, 0], ways[:, 1, 0]))
+    kind = {"units": "xy", "offset_transform": axis.transData, "rasterized": True, "linewidths": 0}
+    kind |= {"offsets": places.flip(1).numpy(), "facecolors": colours.clamp(0, 1).numpy()}
+    axis.add_collection(plt.matplotlib.collections.EllipseCollection(*sizes.T.numpy(), angles.numpy(), **kind))
