@@ -1,6 +1,7 @@
 """How many centers, and how fine the ripples that add what they leave: the best file of a size or of a fineness."""
 
 from collections.abc import Callable
+from math import log2
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +15,14 @@ from nnlib.placing import Fit
 CENTER_BITS = 37  # that a center takes in a file
 CAUTION = 0.25  # of it is added until the centers are rounded, as they look better than they will be
 MOST = 0.8  # of the bytes that centers may take
-SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of so many centers, tried one after the other
-STEPS_AT_END, GROWTH = 300, 6  # steps of gradient once the centers are chosen; after each growth, so many times fewer
-PATIENCE = 0.05  # more centers gain more from the last steps: so much higher a cost is no reason to stop
+SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of so many centers, tried one after the other
+STEPS_AT_END, LEAST, GROWTH = 600, 60, 6  # steps of gradient at the end; after each growth, so many times fewer
+LARGE = 1 << 20  # pixels, beyond which there are fewer steps
+PATIENCE = 0.4  # more centers gain more from the last steps: so much higher a cost is no reason to stop
+SPARSE = 190  # pixels that a center has to itself, at least
 BIT_PRICE = 0.12  # the squared error that a bit is worth, in squared steps
 PITCHES = (16, 8)
+STEPS_AN_OCTAVE = 28  # of the size of a file, roughly
 
 
 class Choice(NamedTuple):
@@ -31,47 +35,67 @@ class Choice(NamedTuple):
 class Encoder:
     """Fits centers to one picture [H, W, C] in 0..1, grey or RGB, and chooses how many of them pay."""
 
-    def __init__(self, picture: Float[Tensor, "H W C"], flat=False, steps: int = STEPS_AT_END, seed=0, after=None):
-        self.picture, self.flat, self.steps, self.seed = opponent(picture), flat, steps, seed
+    def __init__(self, picture: Float[Tensor, "H W C"], flat=False, steps: int | None = None, seed=0, after=None):
+        self.picture, self.flat, self.seed = opponent(picture), flat, seed
+        self.steps = steps or max(round(STEPS_AT_END * min(LARGE / picture[..., 0].numel(), 1)), LEAST)
         self.after = after  # is called after each step of gradient
+        self.near = STEPS // 4  # the step that fitted last
 
     def of_size(self, size: float) -> bytes:
         """The best file of at most `size` bytes, or the smallest where none is so small."""
 
-        def error(fit: Fit) -> float:
+        def estimate(fit: Fit) -> float:
             left = size - CAUTION * CENTER_BITS / 8 * len(fit.parts[0])
             return self._finest(self._coded(fit), fit.drawn(), left).error
 
-        fit = self.grown(int(8 * MOST * size / CENTER_BITS), error)
-        coded = self._coded(fit)
-        found = [self._finest(coded, base(coded), size, pitch) for pitch in PITCHES]
-        return min(found, key=lambda choice: (len(choice.data) > size, choice.error)).data
+        def choose(fit: Fit) -> tuple[float, int, bytes]:
+            coded = self._coded(fit)
+            found = [self._finest(coded, base(coded, device=self.picture.device), size, pitch) for pitch in PITCHES]
+            fits = [(c.error if len(c.data) <= size else float("inf"), len(c.data), c.data) for c in found]
+            return min(fits)
+
+        return self._best(8 * MOST * size / CENTER_BITS, estimate, choose)
 
     def of_step(self, step: int) -> bytes:
         """The file whose ripples have this step, with as many centers as save more bits than they take."""
 
-        def cost(choice: Choice, centers: int = 0) -> float:
+        def price(choice: Choice, centers: int = 0) -> float:
             bits = 8 * len(choice.data) + CAUTION * CENTER_BITS * centers
-            return choice.error + BIT_PRICE * (step_size(step)) ** 2 * bits
+            return choice.error + BIT_PRICE * step_size(step) ** 2 * bits
 
-        def grown_cost(fit: Fit) -> float:
-            return cost(self._with(self._coded(fit), fit.drawn(), step), len(fit.parts[0]))
+        def estimate(fit: Fit) -> float:
+            return price(self._with(self._coded(fit), fit.drawn(), step), len(fit.parts[0]))
 
-        coded = self._coded(self.grown(self.picture[..., 0].numel() // 60, grown_cost))
-        return min((self._with(coded, base(coded), step, pitch) for pitch in PITCHES), key=cost).data
+        def choose(fit: Fit) -> tuple[float, int, bytes]:
+            coded = self._coded(fit)
+            found = [self._with(coded, base(coded, device=self.picture.device), step, pitch) for pitch in PITCHES]
+            return min((price(choice), len(choice.data), choice.data) for choice in found)
 
-    def grown(self, most: int, cost: Callable[[Fit], float]) -> Fit:
-        """Ever more centers while that lowers the cost; then the most that cost little more, moved on and rounded."""
-        fit, tried = Fit(self.picture, self.seed), []
+        return self._best(float("inf"), estimate, choose)
+
+    def _best(self, most: float, estimate: Callable, choose: Callable) -> bytes:
+        """The file with the most centers that may pay, or with fewer where these disappoint."""
+        stages = self._stages(min(most, self.picture[..., 0].numel() / SPARSE), estimate)
+        lowest, few = min(stages, key=lambda stage: stage[0])
+        many = [parts for price, parts in stages if price <= (1 + PATIENCE) * lowest][-1]
+        found = choose(self._finished(many))
+        if found[0] > lowest and few is not many:
+            found = min(found, choose(self._finished(few)))
+        return found[2]
+
+    def _stages(self, most: float, estimate: Callable[[Fit], float]) -> list[tuple[float, list[Tensor]]]:
+        """Ever more centers, and what a file with them may cost, until that is hopeless."""
+        fit, stages = Fit(self.picture, self.seed), []
         for count in sorted({max(int(most * share), 1) for share in SHARES}):
             fit.add(count - len(fit.parts[0]))
             fit.move(-(-self.steps // GROWTH), after=self.after)
-            tried.append((cost(fit), [part.detach().clone() for part in fit.parts]))
-            lowest = min(price for price, _ in tried)
-            if tried[-1][0] > lowest * (1 + PATIENCE):
+            stages.append((estimate(fit), fit.copy()))
+            if stages[-1][0] > (1 + PATIENCE) * min(price for price, _ in stages):
                 break
-        fit.parts = [parts for price, parts in tried if price <= lowest * (1 + PATIENCE)][-1]
-        fit.parts = [part.requires_grad_() for part in fit.parts]
+        return stages
+
+    def _finished(self, parts: list[Tensor]) -> Fit:
+        fit = Fit(self.picture, self.seed, parts)
         fit.move(self.steps, last=0.1, rounding=True, after=self.after)
         return fit
 
@@ -80,17 +104,17 @@ class Encoder:
         return Coded(height, width, self.flat, fit.marks(), 0, np.zeros((channels, 8, 8, 0, 0), np.int16))
 
     def _finest(self, coded: Coded, drawn: Tensor, size: float, pitch: int = PITCHES[0]) -> Choice:
-        """The finest step whose file fits; the range of steps is halved until one is left."""
-        low, high, best = 0, STEPS - 1, None
-        rest = self.picture - drawn
-        waves = ripples.fit(rest, pitch)
+        """The finest step whose file fits: first guessed from the last sizes, then by halving what is left."""
+        waves = ripples.fit(self.picture - drawn, pitch)
+        low, high, best, step, tries = 0, STEPS - 1, None, self.near, 0
         while low <= high:
-            middle = (low + high) // 2
-            choice = self._with(coded, drawn, middle, pitch, waves)
+            choice, tries = self._with(coded, drawn, step, pitch, waves), tries + 1
             if len(choice.data) <= size:
-                best, low = choice, middle + 1
+                best, low, self.near = choice, step + 1, step
             else:
-                high = middle - 1
+                high = step - 1
+            guess = step + round(STEPS_AN_OCTAVE * log2(max(size, 1) / len(choice.data)))
+            step = min(max(guess, low), high) if tries < 5 else (low + high) // 2
         return best or choice
 
     def _with(self, coded: Coded, drawn: Tensor, step: int, pitch: int = PITCHES[0], waves=None) -> Choice:

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from nnlib.bitstream import MAX_PIXELS, base, displayed, parts_of, texture, unpack
 from nnlib.data import photo
-from nnlib.encoder import STEPS_AT_END, Encoder
+from nnlib.encoder import Encoder
 from nnlib.files import written_whole
 
 SIDE = 65_535  # pixels along one side, at most
@@ -37,7 +37,7 @@ def encode(
     bits_per_pixel: float | None = None,
     quality: float | None = None,
     background: tuple[int, int, int] = (255, 255, 255),
-    steps: int = STEPS_AT_END,
+    steps: int | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
     after: Callable[[], object] | None = None,
@@ -46,8 +46,9 @@ def encode(
 
     image: uint8 [H, W] or [H, W, 1] grey, [H, W, 3] RGB, or [H, W, 4] RGBA, which is laid on `background`.
     Give `bits_per_pixel` (0.25 by default): the file has at most so many, header and all, unless it can't be so small
-    (tens of bytes); or `quality`, 0 ... 100: as many bits as the picture needs for it. More `steps` of gradient make it
-    better and take longer; `after` is called after each. The same arguments give the same bytes on the same machine.
+    (tens of bytes); or `quality`, 0 ... 100: as many bits as the picture needs for it. More `steps` of gradient (600,
+    fewer beyond a megapixel) make it better and take longer; `after` is called after each. The same arguments give the
+    same bytes on the same machine.
     Raises ValueError for anything else.
     """
     pixels = _pixels(image, background)
@@ -56,7 +57,7 @@ def encode(
     rate = 0.25 if bits_per_pixel is None else bits_per_pixel
     _require(0 < rate < float("inf"), "bits_per_pixel", rate, "a positive number, such as 0.25")
     _require(quality is None or 0 <= quality <= 100, "quality", quality, "a number from 0 to 100")
-    _require(steps >= 1, "steps", steps, "a whole number, 1 or more")
+    _require(steps is None or steps >= 1, "steps", steps, "a whole number, 1 or more")
     grey = pixels.shape[2] == 1 or bool((pixels == pixels[..., :1]).all())
     picture = (pixels[..., :1] if grey else pixels).to(device).float() / 255
     encoder = Encoder(picture, image.ndim == 2, steps, seed, after)
@@ -121,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     rate.add_argument("--bits-per-pixel", type=float, help="at most so many, header and all (default 0.25)")
     rate.add_argument("--quality", type=float, help="0 to 100, as many bits as it needs")
     writes.add_argument("--background", type=int, nargs=3, default=(255, 255, 255), metavar=("R", "G", "B"))
-    writes.add_argument("--steps", type=int, default=STEPS_AT_END, help="of gradient (default %(default)s)")
+    writes.add_argument("--steps", type=int, help="of gradient (600, fewer beyond a megapixel)")
     writes.add_argument("--seed", type=int, default=0)
     reads = commands.add_parser("decode", help="a file of centers into a picture")
     reads.add_argument("--zoom", type=int, default=1, help="so many times as large along each side")

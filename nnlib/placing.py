@@ -7,7 +7,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from nnlib.marks import SHAPE_LIMITS, Marks, snapped
-from nnlib.tiles import Grid, average, blocks, nearby, render
+from nnlib.tiles import Grid, nearby, render, squared_error
 
 RATES = (0.6, 0.08, 0.03)  # steps of Adam for places (pixels), shapes and colours
 SEARCH = 20  # steps between looks for the centers near a tile
@@ -17,13 +17,14 @@ ROUND_FROM, ROUND_TO = 0.5, 0.92  # the share of the steps in which places and s
 class Fit:
     """Centers that are being fitted to a picture [H, W, C] of opponent colours."""
 
-    def __init__(self, picture: Float[Tensor, "H W C"], seed: int = 0):
+    def __init__(self, picture: Float[Tensor, "H W C"], seed: int = 0, parts: list[Tensor] | None = None):
         self.picture, self.generator = picture, torch.Generator().manual_seed(seed)
         self.height, self.width, self.channels = picture.shape
         self.grid = Grid(self.height, self.width, device=picture.device)
         self.target = self.grid.tiled(picture)
         self.inside = self.grid.tiled(torch.ones_like(picture[..., :1]))
-        self.parts = [picture.new_zeros(0, size) for size in (2, 3, self.channels)]
+        fresh = parts or [picture.new_zeros(0, size) for size in (2, 3, self.channels)]
+        self.parts = [part.clone().requires_grad_() for part in fresh]  # places, shapes, colours
 
     def add(self, count: int) -> None:
         """Put `count` more centers, where the error is large, a first time where the picture changes."""
@@ -76,12 +77,9 @@ class Fit:
         return tuple(1 - (1 - min(max(part, 0), 1)) ** 1.5 for part in (geometry, geometry, colour))
 
     def _gradient(self, near) -> None:
-        leaves = [part.detach().requires_grad_() for part in self.parts]
-        for tiles in blocks(self.grid):
-            error = (average(self.grid, tiles, *leaves, near) - self.target[tiles]) * self.inside[tiles]
-            error.square().sum().backward()
-        for part, leaf in zip(self.parts, leaves, strict=True):
-            part.grad = leaf.grad
+        for part in self.parts:
+            part.grad = None
+        squared_error(self.grid, self.target, self.inside, *self.parts, near).backward()
 
     @torch.no_grad()
     def _step(self, optimizer, fixed) -> None:
@@ -94,6 +92,9 @@ class Fit:
             part.copy_(torch.where(fix, old, part))
         self.parts[0].clamp_(min=0).clamp_(max=self.picture.new_tensor([self.height, self.width]))
         self.parts[1].clamp_(*(self.picture.new_tensor(limit) for limit in SHAPE_LIMITS))
+
+    def copy(self) -> list[Tensor]:
+        return [part.detach().clone() for part in self.parts]
 
     def marks(self) -> Marks:
         return snapped(*(part.detach().cpu() for part in self.parts), self.height, self.width)

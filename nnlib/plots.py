@@ -73,8 +73,8 @@ def class_map(axis, model, points: Float[Tensor, "N 2"], labels: Int64[Tensor, "
     axis.axis("off")
 
 
-def dots(places: Float[Tensor, "M 2"], colours: Float[Tensor, "M 3"], height: int, width: int) -> Float[Tensor, "H W 3"]:
-    """Centers of a picture as its pixels, on white: places are (row, column) in pixels, colours in 0..1."""
+def dots(places: Float[Tensor, "M 2"], colours: Float[Tensor, "M 3"], height: int, width: int) -> Tensor:
+    """Centers as pixels of a white picture [height, width, 3]: (row, column) in pixels, colours in 0..1."""
     canvas = torch.ones(height, width, 3)
     rows, columns = places.long().clamp(min=0).unbind(1)
     canvas[rows.clamp(max=height - 1), columns.clamp(max=width - 1)] = colours.float().clamp(0, 1)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 TILE = 16  # pixels a side
 NEARBY = 24  # centers that a tile's pixels see
-BLOCK = 64  # tiles at a time: their weights stay in a CPU's cache
+BLOCK = 32  # tiles at a time: their weights stay in a CPU's cache
 CLOSE = 32  # centers of each size that are looked at for a tile
 PLACES = [(0.0, 0.0), *((y, x) for y in (-0.45, 0, 0.45) for x in (-0.45, 0, 0.45) if y or x)]  # of a tile, in sides
 
@@ -32,9 +32,9 @@ class Grid:
         self.middles = (places + 0.5) * TILE  # [tiles, 2], in pixels
 
     def tiled(self, picture: Float[Tensor, "H W V"]) -> Float[Tensor, "T V P"]:
-        """The picture in tiles, its last row and column repeated to fill them."""
+        """The picture in tiles, filled up with zeros."""
         ends = (0, self.columns * self.side - self.width, 0, self.rows * self.side - self.height)
-        filled = torch.nn.functional.pad(picture.movedim(2, 0)[None], ends, mode="replicate")[0]
+        filled = torch.nn.functional.pad(picture.movedim(2, 0), ends)
         shape = (len(filled), self.rows, self.side, self.columns, self.side)
         return filled.reshape(shape).permute(1, 3, 0, 2, 4).flatten(3).flatten(0, 1).contiguous()
 
@@ -70,29 +70,64 @@ def coefficients(places: Float[Tensor, "*M 2"], shapes: Float[Tensor, "*M 3"]) -
     return torch.stack([-(up * y + along * x), 2 * up, 2 * along, -yy, -2 * yx, -xx], -1)
 
 
-def blocks(grid: Grid) -> Iterator[slice]:
-    return (slice(start, start + BLOCK) for start in range(0, len(grid.middles), BLOCK))
+def blocks(tiles: int) -> Iterator[slice]:
+    return (slice(start, start + BLOCK) for start in range(0, tiles, BLOCK))
 
 
-def average(
+def _scored(grid: Grid, places, shapes, near: Int64[Tensor, "T K"], tiles=slice(None)) -> Float[Tensor, "T K 6"]:
+    """The coefficients of each tile's nearby centers, for places relative to the tile's middle."""
+    return coefficients(places[near] - grid.middles[tiles, None], shapes[near])
+
+
+def _weights(grid: Grid, rows: Float[Tensor, "T K 6"]) -> Float[Tensor, "T K P"]:
+    return torch.softmax((rows.flatten(0, 1) @ grid.phi).unflatten(0, rows.shape[:2]), 1)
+
+
+@torch.no_grad()
+def render(
     grid: Grid,
-    tiles: slice,
     places: Float[Tensor, "M 2"],
     shapes: Float[Tensor, "M 3"],
     values: Float[Tensor, "M V"],
     near: Int64[Tensor, "T K"],
-) -> Float[Tensor, "T V P"]:
-    """The weighted average at the pixels of some tiles, over each tile's nearby centers. Differentiable."""
-    near = near[tiles]
-    rows = coefficients(places[near] - grid.middles[tiles, None], shapes[near])
-    weights = torch.softmax((rows.flatten(0, 1) @ grid.phi).unflatten(0, near.shape), 1)
-    return values[near].transpose(1, 2) @ weights
+) -> Float[Tensor, "H W V"]:
+    """The weighted average at every pixel, over its tile's nearby centers, a block of tiles at a time."""
+    drawn = []
+    for tiles in blocks(len(near)):
+        weights = _weights(grid, _scored(grid, places, shapes, near[tiles], tiles))
+        drawn.append(values[near[tiles]].transpose(1, 2) @ weights)
+    return grid.whole(torch.cat(drawn))
 
 
-@torch.no_grad()
-def render(grid, places, shapes, values, near) -> Float[Tensor, "H W V"]:
-    """The whole picture, a block of tiles at a time."""
-    return grid.whole(torch.cat([average(grid, tiles, places, shapes, values, near) for tiles in blocks(grid)]))
+def squared_error(
+    grid: Grid, target: Float[Tensor, "T V P"], inside: Float[Tensor, "T 1 P"], places, shapes, values, near
+) -> Float[Tensor, ""]:
+    """The sum of squares of what `render` leaves of a picture in tiles. Differentiable in places, shapes and values."""
+    return _SquaredError.apply(_scored(grid, places, shapes, near), values[near], grid, target, inside)
+
+
+class _SquaredError(torch.autograd.Function):
+    """The gradients to scores and values are gathered beside the error, in one sweep: the weights are made once."""
+
+    @staticmethod
+    def forward(ctx, rows, values, grid, target, inside):
+        to_rows, to_values, total = torch.empty_like(rows), torch.empty_like(values), rows.new_zeros(())
+        for tiles in blocks(len(rows)):
+            weights = _weights(grid, rows[tiles])
+            drawn = values[tiles].transpose(1, 2) @ weights
+            error = (drawn - target[tiles]) * inside[tiles]
+            total += error.square().sum()
+            to_values[tiles] = weights @ (2 * error).transpose(1, 2)
+            pull = torch.baddbmm((error * drawn).sum(1, keepdim=True), values[tiles], error, beta=-1).mul_(weights)
+            to_rows[tiles] = (pull.flatten(0, 1) @ (2 * grid.phi.T)).unflatten(0, pull.shape[:2])
+        ctx.save_for_backward(to_rows, to_values)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        to_rows, to_values = ctx.saved_tensors
+        return gradient * to_rows, gradient * to_values, None, None, None
 
 
 @torch.no_grad()
@@ -102,14 +137,13 @@ def nearby(grid: Grid, places: Float[Tensor, "M 2"], shapes: Float[Tensor, "M 3"
     Where there are many, the closest CLOSE of each size are looked at: a wide center counts from further away.
     """
     among = candidates(grid, places, shapes)
-    return torch.cat([_best(grid, tiles, places, shapes, among) for tiles in blocks(grid)])
+    return torch.cat([_best(grid, tiles, places, shapes, among) for tiles in blocks(len(among))])
 
 
 def _best(grid: Grid, tiles: slice, places, shapes, among: Int64[Tensor, "T C"]) -> Int64[Tensor, "T K"]:
     near = among[tiles]
     there = monomials(torch.tensor(PLACES, device=places.device) * TILE)
-    rows = coefficients(places[near] - grid.middles[tiles, None], shapes[near])
-    scores = rows @ there.T  # [tiles, candidates, places]
+    scores = _scored(grid, places, shapes, near, tiles) @ there.T  # [tiles, candidates, places]
     scores = (scores - scores.amax(1, keepdim=True)).amax(2)
     best = scores.topk(min(NEARBY, near.shape[1]), 1).indices
     return near.gather(1, best)

@@ -19,7 +19,7 @@ from nnlib.coder import Coder, CorruptError, magnitudes, reader, written
 from nnlib.data import photo
 from nnlib.images import decode, encode, info
 from nnlib.kernels import DotProduct
-from nnlib.tiles import NEARBY, Grid, average, coefficients, metric, monomials, nearby, render
+from nnlib.tiles import NEARBY, Grid, coefficients, metric, monomials, nearby, render, squared_error
 
 FEW = 8  # steps of gradient: enough to make a file
 
@@ -57,15 +57,17 @@ def test_tiles_leave_out_little(count):
     assert error.mean() <= 2e-3 and error.square().mean().sqrt() <= 1e-2  # 40 dB below full scale
 
 
-def test_gradients_are_the_core_s():
-    places, shapes, values = (part.double().requires_grad_() for part in scattered(NEARBY, 40, 40))
-    pull = torch.randn(40, 40, 3, generator=torch.Generator().manual_seed(1))
-    (everywhere(places, shapes, values, 40, 40) * pull).sum().backward()
-    parts = [part.detach().float().requires_grad_() for part in (places, shapes, values)]
-    grid = Grid(40, 40)
-    tiles = average(grid, slice(None), *parts, nearby(grid, *(part.detach() for part in parts[:2])))
-    (grid.whole(tiles) * pull).sum().backward()
-    for ours, theirs in zip(parts, (places, shapes, values), strict=True):
+def test_error_and_gradients_are_the_core_s():
+    exact = [part.double().requires_grad_() for part in scattered(NEARBY, 40, 33)]
+    picture = torch.rand(40, 33, 3, generator=torch.Generator().manual_seed(1))
+    (everywhere(*exact, 40, 33) - picture).square().sum().backward()
+    grid, parts = Grid(40, 33), [part.detach().float().requires_grad_() for part in exact]
+    near = nearby(grid, *(part.detach() for part in parts[:2]))
+    error = squared_error(grid, grid.tiled(picture), grid.tiled(torch.ones(40, 33, 1)), *parts, near)
+    error.backward()
+    drawn = render(grid, *(part.detach() for part in parts), near)
+    assert error.item() == pytest.approx(float((drawn - picture).square().sum()), rel=1e-5)
+    for ours, theirs in zip(parts, exact, strict=True):
         assert (ours.grad - theirs.grad).abs().max() <= 2e-4 * theirs.grad.abs().max()
 
 
@@ -209,7 +211,7 @@ def test_zoom_is_the_same_picture_with_more_pixels(astronaut, file):
 
 
 def test_the_centers_of_a_file_are_the_core_s_average(astronaut):
-    coded = bitstream.unpack(encode(astronaut.repeat(3, 3, 1), 0.5, steps=60))
+    coded = bitstream.unpack(encode(astronaut.repeat(3, 3, 1), 1.0, steps=60))
     places, shapes, values = coded.centers.tensors()
     assert len(places) > 2 * NEARBY
     error = bitstream.base(coded) - everywhere(places, shapes, values, 192, 210)
