@@ -10,7 +10,7 @@ from nnlib.marks import SHAPE_LIMITS, Marks, snapped
 from nnlib.tiles import Grid, nearby, render, squared_error
 
 RATES = (0.6, 0.08, 0.03)  # steps of Adam for places (pixels), shapes and colours
-SEARCH = 20  # steps between looks for the centers near a tile
+SEARCH = 10  # steps between looks for the centers near a tile
 ROUND_FROM, ROUND_TO = 0.5, 0.92  # the share of the steps in which places and shapes are rounded, a few at a time
 
 

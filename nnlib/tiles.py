@@ -7,16 +7,15 @@ A center c with shape A scores s(x) = -(x - c)^T A (x - c), which is a dot produ
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 TILE = 16  # pixels a side
 NEARBY = 24  # centers that a tile's pixels see
 BLOCK = 32  # tiles at a time: their weights stay in a CPU's cache
-CLOSE = 32  # centers of each size that are looked at for a tile
+REGION = 8  # tiles a side that look at the same centers
+STRONG = 128  # centers that reach into a region from outside, at most
 PLACES = [(0.0, 0.0), *((y, x) for y in (-0.45, 0, 0.45) for x in (-0.45, 0, 0.45) if y or x)]  # of a tile, in sides
 
 
@@ -37,6 +36,12 @@ class Grid:
         filled = torch.nn.functional.pad(picture.movedim(2, 0), ends)
         shape = (len(filled), self.rows, self.side, self.columns, self.side)
         return filled.reshape(shape).permute(1, 3, 0, 2, 4).flatten(3).flatten(0, 1).contiguous()
+
+    def regions(self) -> Iterator[Int64[Tensor, " T"]]:
+        """The tiles, REGION x REGION at a time."""
+        index = torch.arange(self.rows * self.columns, device=self.middles.device).reshape(self.rows, self.columns)
+        for rows in index.split(REGION):
+            yield from (part.flatten() for part in rows.split(REGION, 1))
 
     def whole(self, tiles: Float[Tensor, "T V P"]) -> Float[Tensor, "H W V"]:
         """The picture that the tiles make."""
@@ -74,7 +79,7 @@ def blocks(tiles: int) -> Iterator[slice]:
     return (slice(start, start + BLOCK) for start in range(0, tiles, BLOCK))
 
 
-def _scored(grid: Grid, places, shapes, near: Int64[Tensor, "T K"], tiles=slice(None)) -> Float[Tensor, "T K 6"]:
+def _rows(grid: Grid, places, shapes, near: Int64[Tensor, "T K"], tiles=slice(None)) -> Float[Tensor, "T K 6"]:
     """The coefficients of each tile's nearby centers, for places relative to the tile's middle."""
     return coefficients(places[near] - grid.middles[tiles, None], shapes[near])
 
@@ -94,7 +99,7 @@ def render(
     """The weighted average at every pixel, over its tile's nearby centers, a block of tiles at a time."""
     drawn = []
     for tiles in blocks(len(near)):
-        weights = _weights(grid, _scored(grid, places, shapes, near[tiles], tiles))
+        weights = _weights(grid, _rows(grid, places, shapes, near[tiles], tiles))
         drawn.append(values[near[tiles]].transpose(1, 2) @ weights)
     return grid.whole(torch.cat(drawn))
 
@@ -103,7 +108,7 @@ def squared_error(
     grid: Grid, target: Float[Tensor, "T V P"], inside: Float[Tensor, "T 1 P"], places, shapes, values, near
 ) -> Float[Tensor, ""]:
     """The sum of squares of what `render` leaves of a picture in tiles. Differentiable in places, shapes and values."""
-    return _SquaredError.apply(_scored(grid, places, shapes, near), values[near], grid, target, inside)
+    return _SquaredError.apply(_rows(grid, places, shapes, near), values[near], grid, target, inside)
 
 
 class _SquaredError(torch.autograd.Function):
@@ -134,30 +139,32 @@ class _SquaredError(torch.autograd.Function):
 def nearby(grid: Grid, places: Float[Tensor, "M 2"], shapes: Float[Tensor, "M 3"]) -> Int64[Tensor, "T K"]:
     """The centers that weigh most in each tile: by the best of their scores, less the winner's, at nine of its places.
 
-    Where there are many, the closest CLOSE of each size are looked at: a wide center counts from further away.
+    The rest has next to no weight in a picture that was fitted so: there the average is the one over all centers to
+    about 3e-4 of full scale in the mean. Where there are many centers, a region of tiles looks at some of them.
     """
-    among = candidates(grid, places, shapes)
-    return torch.cat([_best(grid, tiles, places, shapes, among) for tiles in blocks(len(among))])
+    rows = coefficients(places.double(), shapes.double())  # far from the origin float32 would cancel
+    found = torch.empty(len(grid.middles), min(NEARBY, len(places)), dtype=torch.int64, device=places.device)
+    spots = torch.tensor(PLACES, dtype=torch.float64, device=places.device) * TILE
+    for tiles in grid.regions():
+        middles = grid.middles[tiles].double()
+        some = _around(middles, places, rows)
+        scores = _lead(middles[:, None] + spots, rows[some])
+        found[tiles] = some[scores.topk(found.shape[1], 1).indices]
+    return found
 
 
-def _best(grid: Grid, tiles: slice, places, shapes, among: Int64[Tensor, "T C"]) -> Int64[Tensor, "T K"]:
-    near = among[tiles]
-    there = monomials(torch.tensor(PLACES, device=places.device) * TILE)
-    scores = _scored(grid, places, shapes, near, tiles) @ there.T  # [tiles, candidates, places]
-    scores = (scores - scores.amax(1, keepdim=True)).amax(2)
-    best = scores.topk(min(NEARBY, near.shape[1]), 1).indices
-    return near.gather(1, best)
+def _around(middles: Float[Tensor, "T 2"], places, rows) -> Int64[Tensor, " C"]:
+    """Centers worth a look in a region: those in it, and those that weigh most where a coarse grid meets it."""
+    if len(rows) <= 4 * STRONG:
+        return torch.arange(len(rows), device=rows.device)
+    low, high = middles.amin(0) - 2 * TILE, middles.amax(0) + 2 * TILE
+    inside = ((places >= low) & (places <= high)).all(1)
+    lines = [torch.linspace(*ends, 6, dtype=rows.dtype, device=rows.device) for ends in zip(low, high, strict=True)]
+    strong = _lead(torch.cartesian_prod(*lines)[None], rows)[0].topk(STRONG).indices
+    return (inside.index_fill_(0, strong, True)).nonzero()[:, 0]
 
 
-def candidates(grid: Grid, places: Float[Tensor, "M 2"], shapes: Float[Tensor, "M 3"]) -> Int64[Tensor, "T C"]:
-    """Centers worth a look for each tile: all of them, or the closest of each octave of width."""
-    if len(places) <= 6 * CLOSE:
-        return torch.arange(len(places), device=places.device).expand(len(grid.middles), -1)
-    m, p, q = shapes.cpu().double().unbind(1)
-    octave = ((p.hypot(q) - m) / (2 * np.log(2))).round().clamp(0, 5).numpy()  # of the longest half-width, in pixels
-    points, middles, found = places.cpu().numpy(), grid.middles.cpu().numpy(), []
-    for size in np.unique(octave):
-        group = np.flatnonzero(octave == size)
-        index = cKDTree(points[group]).query(middles, k=range(1, min(CLOSE, len(group)) + 1), workers=-1)[1]
-        found.append(group[index])
-    return torch.from_numpy(np.concatenate(found, 1)).to(places.device)
+def _lead(spots: Float[Tensor, "T S 2"], rows: Float[Tensor, "C 6"]) -> Float[Tensor, "T C"]:
+    """How far each center's score is below the winner's, at the best of some spots."""
+    scores = monomials(spots) @ rows.T
+    return scores.sub_(scores.amax(2, keepdim=True)).amax(1)
