@@ -13,7 +13,8 @@ import torch
 
 from claims.table import NotMeasured
 from nnlib.attend import Labels, attend
-from nnlib.data import load
+from nnlib.data import load, photo
+from nnlib.images import decode, encode
 from nnlib.kernels import CosineInverseDistance, InfluenceCone, InverseDistance
 from nnlib.neighbors import DynamicClassifier
 
@@ -108,6 +109,15 @@ def _crowded() -> float:
     return peak.most
 
 
+def _encode_large() -> float:
+    """Three photos side by side and one above the other until they are 4,000 x 3,000."""
+    parts = [photo(name)[:300, :450] for name in ("astronaut", "chelsea", "tmshre_500")]
+    picture = torch.cat([parts[at % 3] for at in range(10)]).repeat(1, 9, 1)[:, :4000].contiguous()
+    with Peak() as peak:
+        decode(encode(picture, 0.25))
+    return peak.most
+
+
 WORK = {
     "fit mnist cosine": lambda: _fit("mnist", "cosine"),
     "fit mnist euclidean": lambda: _fit("mnist", "euclidean"),
@@ -118,6 +128,7 @@ WORK = {
     "attend cone": lambda: _attend(InfluenceCone(), False),
     "attend crowded": _crowded,
     "fit picture": _picture,
+    "encode large": _encode_large,
     "attend and gradient": lambda: _attend(InverseDistance(), True),
 }
 

@@ -29,7 +29,7 @@ from nnlib.tiles import Grid, nearby, render
 
 MAGIC, VERSION = b"nnc", 1
 HEAD = struct.Struct("<BHHHBB")
-MAX_PIXELS = 1 << 26  # that are decoded unless a caller allows more: 67 million
+MAX_PIXELS = 1 << 24  # that are decoded unless a caller allows more: 16.8 million
 COLOUR, FLAT, WIDE = 1, 2, 4
 STEPS = 256  # sizes of step, 24 an octave
 OPPONENT = torch.tensor(  # luma, red against blue, green against both: orthonormal, so that errors count alike
@@ -115,7 +115,8 @@ def _head(data: bytes, max_pixels: int) -> tuple[Coded, list[int], bytes]:
     if not 0 < height * width <= max_pixels:
         raise CorruptError(f"it claims {height} x {width} pixels: at most max_pixels={max_pixels} are decoded")
     extents = list(body[HEAD.size : HEAD.size + channels])
-    if len(extents) < channels or max(extents) >= 2 * pitch or not 0 < count <= height * width or flags > 7:
+    most = min(height * width, len(body) + 16)  # a center takes more than a byte, so that a small file is soon drawn
+    if len(extents) < channels or max(extents) >= 2 * pitch or not 0 < count <= most or flags > 7:
         raise CorruptError(f"its header makes no sense: {count} centers, {extents} diagonals, flags {flags}")
     nothing = Marks(*(np.broadcast_to(np.int64(0), (count, size)) for size in (2, 3, channels)))
     lattice = np.broadcast_to(np.int16(0), (channels, pitch, pitch, -(-height // pitch), -(-width // pitch)))

@@ -15,7 +15,7 @@ TILE = 16  # pixels a side
 NEARBY = 24  # centers that a tile's pixels see
 BLOCK = 32  # tiles at a time: their weights stay in a CPU's cache
 REGION = 8  # tiles a side that look at the same centers
-STRONG = 128  # centers that reach into a region from outside, at most
+STRONG, CROWD = 128, 4096  # centers that reach into a region from outside, and of those inside, at most
 PLACES = [(0.0, 0.0), *((y, x) for y in (-0.45, 0, 0.45) for x in (-0.45, 0, 0.45) if y or x)]  # of a tile, in sides
 
 
@@ -161,7 +161,7 @@ def _around(middles: Float[Tensor, "T 2"], places, rows) -> Int64[Tensor, " C"]:
     inside = ((places >= low) & (places <= high)).all(1)
     lines = [torch.linspace(*ends, 6, dtype=rows.dtype, device=rows.device) for ends in zip(low, high, strict=True)]
     strong = _lead(torch.cartesian_prod(*lines)[None], rows)[0].topk(STRONG).indices
-    return (inside.index_fill_(0, strong, True)).nonzero()[:, 0]
+    return torch.cat([strong, inside.index_fill_(0, strong, False).nonzero()[:CROWD, 0]])
 
 
 def _lead(spots: Float[Tensor, "T S 2"], rows: Float[Tensor, "C 6"]) -> Float[Tensor, "T C"]:
