@@ -85,7 +85,8 @@ def quantize(picture, ripples: Float[Tensor, "C S R"], pitch: int, step: float, 
     found = _rounded(ripples / step, 0.35)
     for _ in range(rounds):
         error = picture - draw(found * step, height, width, pitch)
-        found = _rounded(found + 0.8 * project(error, pitch) / step, (0.15 + 0.1 * _noise(found, pitch)).clamp(max=0.45))
+        bias = (0.15 + 0.1 * _noise(found, pitch)).clamp(max=0.45)
+        found = _rounded(found + 0.8 * project(error, pitch) / step, bias)
     return found
 
 
