@@ -63,23 +63,19 @@ def walk_places(coder: Coder, count: int, height: int, width: int, places=None):
 
     Returns places [N, 2], the depth at which each was alone [N], and where each was in the places given [N].
     """
-    levels = 2 * int(max(height, width) * FINE - 1).bit_length()
-    table, ends = _splits(), np.array([height, width]) * FINE
+    ends = np.array([height, width]) * FINE
+    levels = 2 * int(ends.max() - 1).bit_length()
     order, keys = (None, None) if places is None else _ordered(places, levels)
-    boxes, counts = np.zeros(1, np.int64), np.full(1, count)
-    depth, alone = np.zeros(1, np.int64), np.zeros(1, bool)
+    table, boxes, counts, depth = _splits(), np.zeros(1, np.int64), np.full(1, count), np.zeros(1, np.int64)
     for level in range(levels):
-        depth = depth + ~alone
-        first, second = boxes * 2, boxes * 2 + 1
-        held = None if keys is None else np.searchsorted(keys, second << (levels - level - 1)) - np.searchsorted(
-            keys, first << (levels - level - 1)
-        )
-        corner = _unkeyed(second, level + 1) << ((levels - level - 1 + np.array([0, 1])) // 2)
-        left = _split(coder, table, counts, (corner < ends).all(1), held)
-        boxes, counts = np.stack([first, second], 1).ravel(), np.stack([left, counts - left], 1).ravel()
-        depth, some = np.repeat(depth, 2), counts > 0
-        boxes, counts, depth = boxes[some], counts[some], depth[some]
-        alone = counts == 1
+        left = levels - level - 1
+        halves = np.stack([2 * boxes, 2 * boxes + 1], 1)
+        held = None if keys is None else np.diff(np.searchsorted(keys, halves << left), axis=1)[:, 0]
+        corner = _unkeyed(halves[:, 1], level + 1) << ((left + np.array([0, 1])) // 2)
+        first = _split(coder, table, counts, (corner < ends).all(1), held)
+        depth = np.repeat(depth + (counts > 1), 2)
+        boxes, counts = halves.ravel(), np.stack([first, counts - first], 1).ravel()
+        boxes, counts, depth = (part[counts > 0] for part in (boxes, counts, depth))
     return np.repeat(_unkeyed(boxes, levels), counts, 0), np.repeat(depth, counts), order
 
 

@@ -5,6 +5,8 @@ places and shapes cost no bits. It splits into rows and columns, and of each onl
 weigh more than 1e-4.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
@@ -19,6 +21,7 @@ CLASSES = 20
 BOUNDS = np.array([round(UNIT * (2 ** ((k - 11.5) / 3) - 0.06)) for k in range(CLASSES - 1)])
 
 
+@lru_cache(maxsize=256)
 def basis(length: int, pitch: int, start: int, stop: int, zoom: int = 1) -> tuple[Float[Tensor, "R S"], slice]:
     """Rows start...stop of the matrix from coefficients to samples along one side, and the coefficients it needs."""
     count = -(-length // pitch)
