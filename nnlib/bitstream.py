@@ -57,7 +57,7 @@ class Coded(NamedTuple):
 
 
 def step_size(step: int) -> float:
-    """In units of full scale times the pitch: what one step of a ripple changes."""
+    """A coefficient's quantum; a constant one changes its pixels by as much over the pitch, of full scale."""
     return 2 ** (1 - step / 24)
 
 
@@ -71,9 +71,9 @@ def pack(coded: Coded) -> bytes:
     return MAGIC + bytes([VERSION]) + struct.pack("<I", zlib.crc32(body)) + body
 
 
-def unpack(data: bytes, max_pixels: int = MAX_PIXELS) -> Coded:
+def unpack(data: bytes, max_pixels: int = MAX_PIXELS, zoom: int = 1) -> Coded:
     """What a file says. Raises CorruptError for what is no such file, damaged or too large, before it allocates."""
-    empty, extents, payload = _head(data, max_pixels)
+    empty, extents, payload = _head(data, max_pixels, zoom)
     return _walk(reader(payload), empty, extents)
 
 
@@ -100,8 +100,10 @@ def parts_of(coded: Coded) -> dict[str, int]:
     return dict(zip(("head_bytes", "place_bytes", "shape_bytes", "colour_bytes", "ripple_bytes"), sizes, strict=True))
 
 
-def _head(data: bytes, max_pixels: int) -> tuple[Coded, list[int], bytes]:
+def _head(data: bytes, max_pixels: int, zoom: int = 1) -> tuple[Coded, list[int], bytes]:
     """What the header promises, as arrays that take no memory yet; the diagonals; the payload."""
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ValueError(f"data is {type(data).__name__}: give bytes")
     data = bytes(data)
     if data[:3] != MAGIC:
         raise CorruptError(f"this is no picture of centers: it begins with {data[:3]!r}, not {MAGIC!r}")
@@ -112,8 +114,9 @@ def _head(data: bytes, max_pixels: int) -> tuple[Coded, list[int], bytes]:
         raise CorruptError(f"its {len(data)} bytes are damaged or not all there: the checksum differs")
     flags, height, width, low, high, step = HEAD.unpack_from(body)
     channels, pitch, count = 3 if flags & COLOUR else 1, 16 if flags & WIDE else 8, low + (high << 16)
-    if not 0 < height * width <= max_pixels:
-        raise CorruptError(f"it claims {height} x {width} pixels: at most max_pixels={max_pixels} are decoded")
+    if not 0 < height * width * zoom**2 <= max_pixels:
+        claim = f"it claims {height} x {width} pixels" + f", at zoom {zoom}" * (zoom > 1)
+        raise CorruptError(f"{claim}: at most max_pixels={max_pixels} are decoded")
     extents = list(body[HEAD.size : HEAD.size + channels])
     most = min(height * width, len(body) + 16)  # a center takes more than a byte, so that a small file is soon drawn
     if len(extents) < channels or max(extents) >= 2 * pitch or not 0 < count <= most or flags > 7:

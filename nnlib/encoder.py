@@ -1,7 +1,7 @@
 """How many centers, and how fine the ripples that add what they leave: the best file of a size or of a fineness."""
 
 from collections.abc import Callable
-from math import log2
+from math import inf, isinf, log2
 from typing import NamedTuple
 
 import numpy as np
@@ -51,8 +51,7 @@ class Encoder:
         def choose(fit: Fit) -> tuple[float, int, bytes]:
             coded = self._coded(fit)
             found = [self._finest(coded, base(coded, device=self.picture.device), size, pitch) for pitch in PITCHES]
-            fits = [(c.error if len(c.data) <= size else float("inf"), len(c.data), c.data) for c in found]
-            return min(fits)
+            return min((choice.error, len(choice.data), choice.data) for choice in found)
 
         return self._best(8 * MOST * size / CENTER_BITS, estimate, choose)
 
@@ -77,10 +76,14 @@ class Encoder:
         """The file with the most centers that may pay, or with fewer where these disappoint."""
         stages = self._stages(min(most, self.picture[..., 0].numel() / SPARSE), estimate)
         lowest, few = min(stages, key=lambda stage: stage[0])
-        many = [parts for price, parts in stages if price <= (1 + PATIENCE) * lowest][-1]
+        many = [parts for price, parts in stages if price <= (1 + PATIENCE) * lowest][-1 if 0 < lowest < inf else 0]
         found = choose(self._finished(many))
         if found[0] > lowest and few is not many:
             found = min(found, choose(self._finished(few)))
+        if isinf(found[0]):  # not even without ripples: a single center is the least there is
+            one = Fit(self.picture, self.seed)
+            one.add(1)
+            found = min(found, choose(self._finished(one.copy())))
         return found[2]
 
     def _stages(self, most: float, estimate: Callable[[Fit], float]) -> list[tuple[float, list[Tensor]]]:
@@ -115,13 +118,19 @@ class Encoder:
                 high = step - 1
             guess = step + round(STEPS_AN_OCTAVE * log2(max(size, 1) / len(choice.data)))
             step = min(max(guess, low), high) if tries < 5 else (low + high) // 2
-        return best or choice
+        return best or self._bare(coded, drawn, pitch, size)
 
-    def _with(self, coded: Coded, drawn: Tensor, step: int, pitch: int = PITCHES[0], waves=None) -> Choice:
+    def _bare(self, coded: Coded, drawn: Tensor, pitch: int, size: float) -> Choice:
+        """The file without ripples; its error is infinite where even that is too large."""
+        waves = ripples.fit(self.picture - drawn, pitch) * 0
+        choice = self._with(coded, drawn, 0, pitch, waves, rounds=0)
+        return choice if len(choice.data) <= size else Choice(choice.data, float("inf"))
+
+    def _with(self, coded: Coded, drawn, step: int, pitch: int = PITCHES[0], waves=None, rounds: int = 3) -> Choice:
         """The file with ripples of this step over the centers' picture."""
         rest, size = self.picture - drawn, step_size(step)
         waves = ripples.fit(rest, pitch) if waves is None else waves
-        codes = ripples.quantize(rest, waves, pitch, size)
+        codes = ripples.quantize(rest, waves, pitch, size, rounds)
         shown = ripples.draw(ripples.restored(codes) * size, *rest.shape[:2], pitch)
         data = pack(coded._replace(step=step, ripples=codes_of(codes, pitch)))
         return Choice(data, float((rest - shown).square().sum()))

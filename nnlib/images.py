@@ -8,6 +8,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,10 @@ from nnlib.bitstream import MAX_PIXELS, base, displayed, parts_of, texture, unpa
 from nnlib.data import photo
 from nnlib.encoder import Encoder
 from nnlib.files import written_whole
+from nnlib.stream import exact_products
 
 SIDE = 65_535  # pixels along one side, at most
+ZOOM = 64  # at most: a tile's samples are drawn together
 QUALITY = 24, 1.5  # step of the ripples at quality 0, and how much finer each point of quality makes it
 
 
@@ -59,11 +62,12 @@ def encode(
     _require(quality is None or 0 <= quality <= 100, "quality", quality, "a number from 0 to 100")
     _require(steps is None or steps >= 1, "steps", steps, "a whole number, 1 or more")
     grey = pixels.shape[2] == 1 or bool((pixels == pixels[..., :1]).all())
-    picture = (pixels[..., :1] if grey else pixels).to(device).float() / 255
-    encoder = Encoder(picture, image.ndim == 2, steps, seed, after)
-    if quality is not None:
-        return encoder.of_step(round(QUALITY[0] + QUALITY[1] * quality))
-    return encoder.of_size(rate * pixels[..., 0].numel() / 8)
+    with _plain_torch():
+        picture = (pixels[..., :1] if grey else pixels).to(device).float() / 255
+        encoder = Encoder(picture, np.ndim(image) == 2, steps, seed, after)
+        if quality is not None:
+            return encoder.of_step(round(QUALITY[0] + QUALITY[1] * quality))
+        return encoder.of_size(rate * pixels[..., 0].numel() / 8)
 
 
 def decode(
@@ -74,16 +78,17 @@ def decode(
     Raises CorruptError (a ValueError) where data is damaged, cut short, foreign, or claims more than `max_pixels`
     pixels at this zoom; nothing is allocated for it before that is known.
     """
-    _require(zoom == int(zoom) and zoom >= 1, "zoom", zoom, "a whole number, 1 or more")
-    coded = unpack(data, max_pixels // zoom**2)
-    shown = displayed(base(coded, zoom, device) + texture(coded, zoom, device))
+    _require(zoom in range(1, ZOOM + 1), "zoom", zoom, f"a whole number from 1 to {ZOOM}")
+    with _plain_torch():
+        coded = unpack(data, max_pixels, zoom := int(zoom))
+        shown = displayed(base(coded, zoom, device) + texture(coded, zoom, device))
     pixels = (shown * 255).round().clamp(0, 255).to(torch.uint8).cpu()
     return pixels[..., 0] if coded.flat else pixels.expand(-1, -1, 3).contiguous()
 
 
-def info(data: bytes) -> dict[str, float]:
+def info(data: bytes, max_pixels: int = MAX_PIXELS) -> dict[str, float]:
     """What a file holds: its size and centers, and where its bytes go. Raises CorruptError as `decode` does."""
-    coded = unpack(data)
+    coded = unpack(data, max_pixels)
     sizes = parts_of(coded)
     known = {"height": coded.height, "width": coded.width, "channels": coded.channels, "bytes": len(data)}
     rate = 8 * len(data) / coded.height / coded.width
@@ -91,9 +96,16 @@ def info(data: bytes) -> dict[str, float]:
     return known | {"bits_per_pixel": rate, "centers": len(coded.centers.places), "ripples": ripples} | sizes
 
 
+@contextmanager
+def _plain_torch():
+    """Gradients, float32 and full precision, whatever the caller has set."""
+    with torch.inference_mode(False), torch.enable_grad(), exact_products():
+        yield
+
+
 def _pixels(image, background) -> UInt8[Tensor, "H W C"]:
     """Grey or RGB, on the background where it is transparent."""
-    pixels = torch.as_tensor(image)
+    pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
     fits = pixels.dtype == torch.uint8 and (pixels.ndim == 2 or pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4))
     if not fits:
         raise ValueError(f"image is {pixels.dtype} {list(pixels.shape)}: give uint8 [H, W], or [H, W, 1, 3 or 4]")
@@ -122,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     rate.add_argument("--bits-per-pixel", type=float, help="at most so many, header and all (default 0.25)")
     rate.add_argument("--quality", type=float, help="0 to 100, as many bits as it needs")
     writes.add_argument("--background", type=int, nargs=3, default=(255, 255, 255), metavar=("R", "G", "B"))
-    writes.add_argument("--steps", type=int, help="of gradient (600, fewer beyond a megapixel)")
+    writes.add_argument("--steps", type=int, help="of gradient at the end (600, fewer beyond a megapixel)")
     writes.add_argument("--seed", type=int, default=0)
     reads = commands.add_parser("decode", help="a file of centers into a picture")
     reads.add_argument("--zoom", type=int, default=1, help="so many times as large along each side")
@@ -143,15 +155,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(asked: argparse.Namespace) -> None:
     if asked.command == "encode":
+        same = asked.target.exists() and asked.source.exists() and asked.source.samefile(asked.target)
+        _require(not same, "target", str(asked.target), "another file than the source")
         image = photo(asked.source, as_it_is=True)
         names = ("bits_per_pixel", "quality", "background", "steps", "seed", "device")
         with written_whole(asked.target) as part, tqdm(unit=" steps", leave=False) as bar:
             part.write_bytes(encode(image, **{name: getattr(asked, name) for name in names}, after=bar.update))
         _tell(asked.target)
     elif asked.command == "decode":
+        kind = _pillow_name(asked.target)
         image = decode(asked.source.read_bytes(), asked.zoom, asked.max_pixels, asked.device)
         with written_whole(asked.target) as part:
-            Image.fromarray(image.numpy()).save(part, _pillow_name(asked.target))
+            Image.fromarray(image.numpy()).save(part, kind)
     else:
         _tell(asked.source)
 
@@ -159,12 +174,13 @@ def _run(asked: argparse.Namespace) -> None:
 def _pillow_name(target: Path) -> str:
     """The name of the format that the target's ending asks for."""
     known = Image.registered_extensions()
-    _require(target.suffix.lower() in known, "target", str(target), "a name that ends in .png, or as Pillow knows it")
+    written = known.get(target.suffix.lower()) in Image.SAVE
+    _require(written, "target", str(target), "a name that ends in .png, or as another format that Pillow writes")
     return known[target.suffix.lower()]
 
 
 def _tell(path: Path) -> None:
-    for name, value in info(path.read_bytes()).items():
+    for name, value in info(path.read_bytes(), SIDE**2).items():
         print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
 
 

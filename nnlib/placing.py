@@ -28,14 +28,15 @@ class Fit:
 
     def add(self, count: int) -> None:
         """Put `count` more centers, where the error is large, a first time where the picture changes."""
-        weight = self.unevenness()
-        chosen = torch.multinomial(weight.flatten().cpu(), count, generator=self.generator).to(weight.device)
+        total = self.unevenness().flatten().cpu().double().cumsum(0)  # multinomial ends at 2^24 pixels
+        drawn = torch.rand(count, generator=self.generator, dtype=torch.float64) * total[-1]
+        chosen = torch.searchsorted(total, drawn, right=True).clamp(max=len(total) - 1).to(self.picture.device)
         rows, columns = chosen // self.width, chosen % self.width
         places = torch.stack([rows, columns], 1) + 0.5
         every = torch.cat([self.parts[0].detach(), places]).cpu().numpy()
         apart = cKDTree(every).query(places.cpu().numpy(), k=[min(3, len(every))])[0][:, 0]  # itself is the first
         apart = torch.from_numpy(apart).float() if len(every) > 1 else torch.full((count,), 99.0)
-        shapes = torch.stack([-2 * apart.clamp(1.5, 99).log(), apart * 0, apart * 0], 1).to(weight.device)
+        shapes = torch.stack([-2 * apart.clamp(1.5, 99).log(), apart * 0, apart * 0], 1).to(self.picture.device)
         new = places, shapes, self.picture[rows, columns]
         self.parts = [torch.cat(both).detach().requires_grad_() for both in zip(self.parts, new, strict=True)]
 

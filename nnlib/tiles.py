@@ -75,8 +75,10 @@ def coefficients(places: Float[Tensor, "*M 2"], shapes: Float[Tensor, "*M 3"]) -
     return torch.stack([-(up * y + along * x), 2 * up, 2 * along, -yy, -2 * yx, -xx], -1)
 
 
-def blocks(tiles: int) -> Iterator[slice]:
-    return (slice(start, start + BLOCK) for start in range(0, tiles, BLOCK))
+def blocks(tiles: int, samples: int = 1) -> Iterator[slice]:
+    """BLOCK tiles at a time, fewer where a pixel has several samples."""
+    size = max(BLOCK // samples, 1)
+    return (slice(start, start + size) for start in range(0, tiles, size))
 
 
 def _rows(grid: Grid, places, shapes, near: Int64[Tensor, "T K"], tiles=slice(None)) -> Float[Tensor, "T K 6"]:
@@ -98,7 +100,7 @@ def render(
 ) -> Float[Tensor, "H W V"]:
     """The weighted average at every pixel, over its tile's nearby centers, a block of tiles at a time."""
     drawn = []
-    for tiles in blocks(len(near)):
+    for tiles in blocks(len(near), (grid.side // TILE) ** 2):
         weights = _weights(grid, _rows(grid, places, shapes, near[tiles], tiles))
         drawn.append(values[near[tiles]].transpose(1, 2) @ weights)
     return grid.whole(torch.cat(drawn))

@@ -161,6 +161,21 @@ def test_a_file_is_no_larger_than_asked_and_gets_better(astronaut):
     assert quality == sorted(quality) and quality[-1] > 32
 
 
+@pytest.mark.parametrize("rate", [0.02, 0.1, 0.25])
+@pytest.mark.parametrize("kind", ["text", "checkers", "photo"])
+def test_small_files_keep_to_their_size(astronaut, kind, rate):
+    text = torch.randint(0, 2, (48, 60, 1), generator=torch.Generator().manual_seed(0)).expand(-1, -1, 3) * 255
+    checkers = (torch.arange(48)[:, None] + torch.arange(60))[..., None].expand(-1, -1, 3) % 2 * 255
+    image = {"text": text, "checkers": checkers, "photo": astronaut[:48, :60]}[kind].to(torch.uint8)
+    assert len(encode(image, rate, steps=FEW)) <= max(rate * 48 * 60 / 8, 40)
+
+
+def test_what_torch_is_set_to_changes_nothing(astronaut, file):
+    with torch.inference_mode(), torch.autocast("cpu"):
+        assert encode(astronaut, 0.8, steps=FEW) == file
+        assert torch.equal(decode(file), decode(bytearray(file)))
+
+
 def test_quality_spends_as_it_needs(astronaut):
     files = [encode(astronaut, quality=quality, steps=FEW) for quality in (0, 30, 60, 100)]
     assert sorted(map(len, files)) == [*map(len, files)]
@@ -311,6 +326,8 @@ def test_the_command_line_says_what_is_wrong(tmp_path, file, capsys):
     for arguments, told in (
         (["decode", "bad.nnc", "out.png"], "checksum"),
         (["decode", "good.nnc", "out.nothing"], "target"),
+        (["decode", "good.nnc", "out.psd"], "target"),
+        (["encode", "good.nnc", "good.nnc"], "another file"),
         (["decode", "missing.nnc", "out.png"], "missing.nnc"),
         (["encode", "bad.nnc", "out.nnc"], "can't be read"),
         (["info", "bad.nnc"], "checksum"),
