@@ -9,6 +9,7 @@ import torch
 from claims import naive
 from claims.memory import within
 from claims.table import claim
+from nnlib import images
 from nnlib.data import photo
 from nnlib.neighbors import DynamicRegressor
 
@@ -24,8 +25,7 @@ class Run(NamedTuple):
 
 def samples() -> tuple[torch.Tensor, torch.Tensor]:
     """Rows and columns [196608, 2], in pixels, of a picture of 384 x 512, and their RGB [196608, 3] in 0 ... 1."""
-    picture = photo("astronaut")[:384, :512]
-    return torch.cartesian_prod(*(torch.arange(float(size)) for size in picture.shape[:2])), picture.flatten(0, 1) / 255
+    return images.samples(photo("astronaut")[:384, :512])
 
 
 def regressor() -> DynamicRegressor:

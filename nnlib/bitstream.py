@@ -88,6 +88,7 @@ def parts_of(coded: Coded) -> dict[str, int]:
     size, centers = (len(coded.centers.places), coded.height, coded.width), coded.centers
 
     def upto(part: int, coder: Coder) -> None:
+        """Write the places; from 1 on the shapes too; at 2 all of the centers."""
         _, depth, order = marks.walk_places(coder, *size, centers.places)
         if part > 0:
             marks.walk_shapes(coder, depth, centers.shapes[order])

@@ -70,7 +70,7 @@ class Encoder:
             found = [self._with(coded, base(coded, device=self.picture.device), step, pitch) for pitch in PITCHES]
             return min((price(choice), len(choice.data), choice.data) for choice in found)
 
-        return self._best(float("inf"), estimate, choose)
+        return self._best(inf, estimate, choose)
 
     def _best(self, most: float, estimate: Callable, choose: Callable) -> bytes:
         """The file with the most centers that may pay, or with fewer where these disappoint."""
@@ -118,13 +118,12 @@ class Encoder:
                 high = step - 1
             guess = step + round(STEPS_AN_OCTAVE * log2(max(size, 1) / len(choice.data)))
             step = min(max(guess, low), high) if tries < 5 else (low + high) // 2
-        return best or self._bare(coded, drawn, pitch, size)
+        return best or self._bare(coded, drawn, pitch, size, 0 * waves)
 
-    def _bare(self, coded: Coded, drawn: Tensor, pitch: int, size: float) -> Choice:
+    def _bare(self, coded: Coded, drawn: Tensor, pitch: int, size: float, nothing: Tensor) -> Choice:
         """The file without ripples; its error is infinite where even that is too large."""
-        waves = ripples.fit(self.picture - drawn, pitch) * 0
-        choice = self._with(coded, drawn, 0, pitch, waves, rounds=0)
-        return choice if len(choice.data) <= size else Choice(choice.data, float("inf"))
+        choice = self._with(coded, drawn, 0, pitch, nothing, rounds=0)
+        return choice if len(choice.data) <= size else Choice(choice.data, inf)
 
     def _with(self, coded: Coded, drawn, step: int, pitch: int = PITCHES[0], waves=None, rounds: int = 3) -> Choice:
         """The file with ripples of this step over the centers' picture."""

@@ -1,6 +1,5 @@
 """Centers for a picture: put where the error is, moved by gradient, and rounded bit by bit while the rest adapts."""
 
-
 import torch
 from jaxtyping import Float
 from scipy.spatial import cKDTree
@@ -41,6 +40,7 @@ class Fit:
         self.parts = [torch.cat(both).detach().requires_grad_() for both in zip(self.parts, new, strict=True)]
 
     def unevenness(self) -> Float[Tensor, "H W"]:
+        """How much a center is wanted at each pixel: the error around it, or the contrast while there is none."""
         if len(self.parts[0]):
             error = ((self.drawn() - self.picture) ** 2).sum(2)
         else:
@@ -85,12 +85,10 @@ class Fit:
     @torch.no_grad()
     def _step(self, optimizer, fixed) -> None:
         """A step of Adam; parts that are fixed are rounded instead, and stay."""
-        for part, fix, even in zip(self.parts, fixed, self._rounded() if fixed else [], strict=bool(fixed)):
-            part.copy_(torch.where(fix, even, part))
-        before = [part.clone() for part in self.parts]
+        kept = self._rounded() if fixed else []
         optimizer.step()
-        for part, fix, old in zip(self.parts, fixed, before, strict=False):
-            part.copy_(torch.where(fix, old, part))
+        for part, fix, even in zip(self.parts, fixed, kept, strict=False):  # none is fixed, or each part in places
+            part.copy_(torch.where(fix, even, part))
         self.parts[0].clamp_(min=0).clamp_(max=self.picture.new_tensor([self.height, self.width]))
         self.parts[1].clamp_(*(self.picture.new_tensor(limit) for limit in SHAPE_LIMITS))
 

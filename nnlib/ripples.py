@@ -58,8 +58,7 @@ def draw(
     """The picture that coefficients make."""
     channels, rows, columns = ripples.shape
     across = _down(ripples.permute(2, 0, 1).flatten(1), width, pitch, zoom).reshape(-1, channels, rows)
-    down = _down(across.permute(2, 0, 1).flatten(1), height, pitch, zoom).reshape(-1, width * zoom, channels)
-    return down
+    return _down(across.permute(2, 0, 1).flatten(1), height, pitch, zoom).reshape(-1, width * zoom, channels)
 
 
 def project(picture: Float[Tensor, "H W C"], pitch: int) -> Float[Tensor, "C S R"]:
