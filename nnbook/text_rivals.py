@@ -1,6 +1,10 @@
-"""What a language model is compared with: smoothed counts of character sequences."""
+"""What a language model is compared with: smoothed counts of character sequences, and general compressors."""
 
-from collections.abc import Iterator
+import bz2
+import gzip
+import lzma
+from collections.abc import Callable, Iterator
+from functools import partial
 from numbers import Integral
 from typing import NamedTuple
 
@@ -9,6 +13,13 @@ from jaxtyping import Bool, Float64, Int64
 
 SCALARS = 1_112_064  # what a character of Unicode can be: code points without the surrogates
 BLOCK = 1 << 19  # probabilities held at once
+COMPRESSORS = {
+    "gzip -9": lambda data: gzip.compress(data, 9),
+    "bzip2 -9": lambda data: bz2.compress(data, 9),
+    "xz -9e": lambda data: lzma.compress(data, preset=9 | lzma.PRESET_EXTREME),
+}
+PPMD_ORDERS = range(4, 17)
+PPMD_MEMORY = 1 << 28  # bytes: a model that outgrows its memory is thrown away, and texts of a few MB stay below this
 
 
 class Level(NamedTuple):
@@ -96,6 +107,35 @@ def _discounts(level: Level, read: Int64[np.ndarray, " B"]) -> Float64[np.ndarra
         d = times - (times + 1) * n[0] / (n[0] + 2 * n[1]) * n[1:] / n[:-1]
     d = np.where((d > 0) & (d < times), d, times / 2)  # too few grams to tell: half of the count, as in KenLM
     return np.concatenate([np.zeros((1, len(read))), d])
+
+
+def compressed(text: str, cut: int) -> dict[str, float]:
+    """Bits a character of text[cut:] once text[:cut] is known: how much larger a compressor's file becomes by it.
+
+    UTF-8; a key a compressor, "gzip -9", "bzip2 -9", "xz -9e" and, where pyppmd is installed, the PPMd of the variant
+    (H or I) and order (4 ... 16) that does best on this very text, such as "PPMd I, order 8".
+    """
+    _check(text, cut)
+    found = {name: _growth(compress, text, cut) for name, compress in COMPRESSORS.items()}
+    ppmd = {name: _growth(compress, text, cut) for name, compress in _ppmd().items()}
+    return found | {name: ppmd[name] for name in sorted(ppmd, key=ppmd.get)[:1]}
+
+
+def _growth(compress: Callable[[bytes], bytes], text: str, cut: int) -> float:
+    whole, head = (len(compress(part.encode())) for part in (text, text[:cut]))
+    return 8 * (whole - head) / (len(text) - cut)
+
+
+def _ppmd() -> dict[str, Callable[[bytes], bytes]]:
+    try:
+        from pyppmd import compress
+    except ImportError:
+        return {}
+    return {
+        f"PPMd {variant}, order {order}": partial(compress, max_order=order, mem_size=PPMD_MEMORY, variant=variant)
+        for variant in "HI"
+        for order in PPMD_ORDERS
+    }
 
 
 def _check(text: str, cut: int) -> None:

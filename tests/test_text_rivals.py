@@ -1,6 +1,7 @@
-"""The language models to compare with: smoothed counts against a dictionary of them."""
+"""The language models to compare with: smoothed counts against a dictionary of them, and the compressors."""
 
 import math
+import sys
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnbook import text_rivals
-from nnbook.text_rivals import SCALARS, kneser_ney
+from nnbook.text_rivals import SCALARS, compressed, kneser_ney
 from nnlib.data import text
 
 ALICE, PERSUASION = (text(name).replace("\r\n", "\n") for name in ("alice", "persuasion"))
@@ -130,6 +131,34 @@ def test_figures_of_the_shipped_texts(prose, order, every, bits, right):
     assert found.mean() == pytest.approx(bits, abs=1e-4) and hits.mean() == pytest.approx(right, abs=1e-4)
 
 
+def test_compressors_see_that_the_tail_repeats_the_head():
+    pytest.importorskip("pyppmd")
+    found = compressed(ALICE[:6_000] * 2, 6_000)
+    *plain, ppmd = found
+    assert plain == ["gzip -9", "bzip2 -9", "xz -9e"] and ppmd.startswith("PPMd ")
+    assert found.pop("bzip2 -9") < 1 and max(found.values()) < 0.15  # bzip2 sorts, and finds less
+    fresh = compressed(ALICE[:12_000], 6_000)
+    assert all(2 < bits < 5 for bits in fresh.values())
+
+
+def test_the_best_ppmd_is_told_and_can_be_read_back():
+    pyppmd = pytest.importorskip("pyppmd")
+    prose, cut = ALICE[:9_000], 8_000
+    *_, (name, bits) = compressed(prose, cut).items()
+    variant, order = name.removeprefix("PPMd ").split(", order ")
+    settings = {"max_order": int(order), "mem_size": text_rivals.PPMD_MEMORY, "variant": variant}
+    whole, head = (pyppmd.compress(part.encode(), **settings) for part in (prose, prose[:cut]))
+    assert bits == 8 * (len(whole) - len(head)) / 1_000
+    assert bits == min(text_rivals._growth(ppmd, prose, cut) for ppmd in text_rivals._ppmd().values())
+    decoder = {"H": pyppmd.Ppmd7Decoder, "I": pyppmd.Ppmd8Decoder}[variant](int(order), settings["mem_size"])
+    assert decoder.decode(whole, len(prose.encode())).decode() == prose
+
+
+def test_without_pyppmd_its_key_is_not_there(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyppmd", None)
+    assert list(compressed("né" * 100, 50)) == ["gzip -9", "bzip2 -9", "xz -9e"]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -147,3 +176,6 @@ def test_arguments_that_cannot_be_used_are_named(given, message):
     arguments = {"text": "abcabc", "cut": 3, "order": 2} | given
     with pytest.raises(ValueError, match=f"^{message}"):
         kneser_ney(**arguments)
+    if given.keys() <= {"text", "cut"}:
+        with pytest.raises(ValueError, match=f"^{message}"):
+            compressed(arguments["text"], arguments["cut"])
