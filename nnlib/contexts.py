@@ -1,0 +1,194 @@
+"""What stands before each character of a text, seen three ways, and sorted so that alike contexts lie side by side."""
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Bool, Int, Int32, UInt32
+
+DEPTH = 32  # the longest match that is looked for, in characters
+COLUMNS = 127  # a line's further columns count as this one
+LETTER = re.compile(r"[\w'’]")
+WORDS = re.compile(r"[\w'’]+(?:[^\w'’]|$)")  # in a reversed context: a word and the character before it
+
+
+class View:
+    """One way to see contexts: a key of symbols for each position, the weightiest first.
+
+    A slot is a length: the position's neighbors in it are all positions whose keys begin with the same so many symbols.
+    `deeper`: whether a slot also counts in how many different longer contexts each character came.
+    """
+
+    slots: int
+    depth, deeper = DEPTH, False
+
+    def __init__(self, text: str):
+        self.size, self.reversed = len(text), text[::-1]
+        self.symbols = np.pad(numbered(text) + 1, (DEPTH, 0))
+
+    def symbol(self, place: int, positions: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+        """The key's symbol number `place` at each position; 0 before the text began."""
+        return self.symbols[positions + (DEPTH - 1 - place)]
+
+    def key(self, position: int, length: int = DEPTH) -> str:
+        """The key at a position, for comparing; shorter than `length` where the text begins."""
+        start = self.size - position
+        return self.reversed[start : start + length]
+
+    def lengths(self, slot: int, positions: Int[np.ndarray, " M"]) -> Int[np.ndarray, " M"]:
+        """The slot's length at each of the positions."""
+        raise NotImplementedError
+
+    @classmethod
+    def asked(cls, past: str) -> tuple[str, list[int]]:
+        """The key of what follows `past`, and the length of each slot there."""
+        raise NotImplementedError
+
+    def sorted(self) -> Int32[np.ndarray, " N"]:
+        """All positions, ordered by their keys: prefix doubling (Manber and Myers 1990) up to DEPTH."""
+        order, rank = _ranked(self.symbol(0, np.arange(self.size)))
+        length = 1
+        while length < DEPTH:
+            before = np.zeros_like(rank)
+            before[length:] = rank[:-length]
+            order, rank = _ranked(rank, before)
+            length *= 2
+        return order
+
+    def common(self, a: Int[np.ndarray, " M"], b: Int[np.ndarray, " M"]) -> Int[np.ndarray, " M"]:
+        """How many symbols the keys at positions `a` and `b` share from the start, up to DEPTH."""
+        shared, alike = np.zeros(len(a), np.int8), np.arange(len(a), dtype=np.int32)
+        for place in range(self.depth):
+            alike = alike[self.symbol(place, a[alike]) == self.symbol(place, b[alike])]
+            shared[alike] = place + 1
+        return shared
+
+
+class Characters(View):
+    """The last characters as they are: slots of 0 to 20."""
+
+    LENGTHS = (0, 1, 2, 3, 4, 5, 6, 8, 11, 15, 20)
+    slots, depth, deeper = len(LENGTHS), LENGTHS[-1], True
+
+    def lengths(self, slot, positions):
+        return np.full(len(positions), self.LENGTHS[slot], np.int8)
+
+    @classmethod
+    def asked(cls, past):
+        return past[: -cls.depth - 1 : -1], list(cls.LENGTHS)
+
+
+class Words(View):
+    """The last characters with capitals and line breaks made plain: slots back to the start of a word.
+
+    Within a word: back to its start, and to those of the one, two and three words before. After a word: the last two
+    characters, and back to the starts of the last three words.
+    """
+
+    slots = 4
+
+    def __init__(self, text):
+        super().__init__(_folded(text))
+        known = sorted(set(self.reversed))  # as the symbols number them
+        letter = np.array([False, *(bool(LETTER.match(c)) for c in known)])[self.symbols[DEPTH:]]
+        self.within = np.concatenate([[False], letter])  # whether a letter stands before
+        self.starts = np.flatnonzero(letter & ~self.within[:-1])
+
+    def lengths(self, slot, positions):
+        within = self.within[positions]
+        word = np.searchsorted(self.starts, positions) - slot - within
+        known = np.append(self.starts, 0)[np.maximum(word, 0)]
+        length = np.where(word >= 0, positions - known + 1, DEPTH)
+        if slot == 0:
+            length = np.where(within, length, 2)
+        return np.minimum(np.minimum(length, DEPTH), positions).astype(np.int8)
+
+    @classmethod
+    def asked(cls, past):
+        key = _folded(past[-DEPTH:])[::-1]
+        ends = [match.end() for match in WORDS.finditer(key)]
+        if not (key and ends and WORDS.match(key)):
+            ends.insert(0, min(2, len(key)))
+        return key, (ends + [len(key)] * cls.slots)[: cls.slots]
+
+
+class Lines(View):
+    """The column in the line and the last two characters: where lines end, and what they begin with."""
+
+    slots, depth = 2, 3
+
+    def __init__(self, text):
+        super().__init__(text)
+        breaks = np.flatnonzero(code_points(text) == ord("\n"))
+        starts = np.concatenate([[0], breaks + 1])
+        position = np.arange(self.size)
+        start = starts[np.searchsorted(starts, position, side="right") - 1]
+        self.column = np.minimum(position - start, COLUMNS).astype(np.uint8)
+
+    def symbol(self, place, positions):
+        return self.column[positions] if place == 0 else super().symbol(place - 1, positions)
+
+    def key(self, position, length=3):
+        return chr(self.column[position]) + super().key(position, length - 1)
+
+    def lengths(self, slot, positions):
+        return np.full(len(positions), slot + 2, np.int8)
+
+    @classmethod
+    def asked(cls, past):
+        column = min(len(past) - past.rfind("\n") - 1, COLUMNS)
+        return chr(column) + past[:-3:-1], [2, 3]
+
+    def sorted(self):
+        position = np.arange(self.size)
+        last = _ranked(*(self.symbol(place, position) for place in (1, 2)))[1]
+        return _ranked(self.column, last)[0]
+
+
+VIEWS = (Characters, Words, Lines)
+CONTEXT = COLUMNS + DEPTH  # of a past, what any view looks at
+
+
+def code_points(text: str) -> UInt32[np.ndarray, " N"]:
+    """The Unicode code points of a text. Raises UnicodeEncodeError for halves of surrogate pairs."""
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+
+
+def numbered(text: str) -> Int[np.ndarray, " N"]:
+    """Characters as 0, 1, ... in the order of their code points, in the smallest type that holds one more."""
+    points = code_points(text)
+    present = np.zeros(0x110000, bool)
+    present[points] = True
+    kinds = int(present.sum())
+    return (present.cumsum() - 1).astype(np.min_scalar_type(kinds))[points]
+
+
+def runs(view: View, order: Int32[np.ndarray, " N"]) -> Iterator[Int[np.ndarray, " R"]]:
+    """For each slot, where in the order its groups of alike contexts start."""
+    shared = np.zeros(len(order), np.int8)
+    shared[1:] = view.common(order[1:], order[:-1])
+    for slot in range(view.slots):
+        new = shared < view.lengths(slot, order)
+        new[:1] = True
+        yield np.flatnonzero(new)
+
+
+def _folded(text: str) -> str:
+    """Without capitals and line breaks, character by character: the length stays."""
+    plain = {ord(c): c.lower() for c in set(text) if len(c.lower()) == 1} | {ord(c): " " for c in "\n\r\t"}
+    return text.translate(plain)
+
+
+def _ranked(*keys: Int[np.ndarray, " N"]) -> tuple[Int32[np.ndarray, " N"], Int32[np.ndarray, " N"]]:
+    """The order of pairs (or single numbers), and the rank of each from 1 on, alike ones alike."""
+    key = keys[0].astype(np.int64)
+    if len(keys) == 2:
+        key *= int(keys[1].max(initial=0)) + 1
+        key += keys[1]
+    order = key.argsort().astype(np.int32)
+    key = key[order]
+    new: Bool[np.ndarray, " N"] = np.ones(len(key), bool)
+    new[1:] = key[1:] != key[:-1]
+    rank = np.empty(len(key), np.int32)
+    rank[order] = np.cumsum(new, dtype=np.int32)
+    return order, rank

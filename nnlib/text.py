@@ -1,0 +1,238 @@
+"""A language model of nearest neighbors: the passages of a text that said the same vote on what comes next."""
+
+import json
+from collections.abc import Iterator
+from numbers import Integral, Real
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float64, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from sklearn.exceptions import NotFittedError
+
+from nnlib.contexts import CONTEXT, VIEWS, View, code_points, numbered
+from nnlib.evidence import earlier, evidence
+from nnlib.files import written_whole
+from nnlib.gate import Gate
+from nnlib.models import ModelError
+from nnlib.reading import SCALARS, Reader
+from nnlib.recall import EXPERTS, Recall
+
+FORMAT = "nnlib.text.1"
+FOLDS, FOLD, PRACTICE, LITTLE = 10, 128_000, 256_000, 50  # parts to practise on, their size, in all; texts too short
+
+
+class Passage(NamedTuple):
+    """A place of the text that voted: its weight, what stands before, the character it votes for, what follows."""
+
+    weight: float
+    position: int
+    before: str
+    character: str
+    after: str
+
+
+class ContextModel:
+    """Predicts a text's next character from all places of what it read where similar characters stood before.
+
+    A place's weight depends on how much of its past is the same (as it is written; in whole words; by the column in the
+    line), and on how many such places there are, in how many ways they went on, and in how many different contexts. How
+    it depends is learned by predicting parts of the training text from its other parts.
+    Sources: Khandelwal et al. 2020 (neighbors as a language model), Kneser and Ney 1995, Bloom 1998 (PPMZ).
+    """
+
+    def __init__(self, seed: int = 0):
+        self.seed = seed
+        self._recall: Recall | None = None
+
+    def fit(self, text: str) -> "ContextModel":
+        """Learn from a text. Raises ValueError for one that is empty, or that UTF-8 can't hold."""
+        _require_text("text", text, least=1)
+        codes, practice, sorts = numbered(text), list(_practice(len(text))), []
+        experts = []
+        for view in _views(text):
+            sorts.append((view, view.sorted()))
+            folds = [evidence(*sorts[-1], codes, learned, asked) for learned, asked in practice]
+            experts.append(np.concatenate(folds) if folds else np.empty((0, 0, 3), np.float32))
+        self.gate_ = Gate(len(EXPERTS))
+        if practice:
+            self.gate_.learn(np.concatenate(experts, 1), 1 / (len(set(text)) + 1), self.seed)
+        self._text, self._recall = text, Recall(text, codes, sorts)
+        return self
+
+    def partial_fit(self, text: str) -> "ContextModel":
+        """Go on reading: the text follows what was read before, and votes at once. What is learned stays as it is."""
+        if self._recall is None:
+            return self.fit(text)
+        _require_text("text", text)
+        if len(self._recall.read) + len(text) > max(1000, len(self._text) // 200):
+            self._know(self._text + self._recall.read + text)
+        else:
+            for character in text:
+                self._recall.add(character)
+        return self
+
+    @property
+    def alphabet_(self) -> str:
+        """The characters it knows; `predict_proba` has one number for each of them, and one for all others."""
+        return "".join(self._fitted().alphabet)
+
+    @property
+    def text_(self) -> str:
+        """All that it has read."""
+        return self._text + self._fitted().read
+
+    def predict_proba(self, context: str) -> Float64[np.ndarray, " A+1"]:
+        """The probability of each character of `alphabet_` after the context, and last that of any other."""
+        _require_text("context", context)
+        return self.gate_.probabilities(self._fitted().counts(context))
+
+    def bits(self, text: str, adapt: bool = False) -> Float64[np.ndarray, " N"]:
+        """What each character of a text costs, -log2 p, as it follows what was read; `adapt`: learning as it reads.
+
+        A character that it doesn't know shares the probability of all of Unicode's others.
+        """
+        known, characters = self.text_, len(self._fitted().alphabet)
+        _require_text("text", text, least=1)
+        whole, asked = known + text, np.arange(len(known), len(known) + len(text))
+        codes, learned = numbered(whole), np.arange(len(whole)) < len(known)
+        told = [evidence(view, view.sorted(), codes, learned, asked, adapt) for view in _views(whole)]
+        seen = np.isin(code_points(text), code_points(self.alphabet_))
+        if adapt:
+            first = ~seen & (earlier(codes[asked]) == 0)
+            seen, characters = ~first, characters + np.cumsum(first) - first
+        uniform = 1 / (characters + 1.0) / np.where(seen, 1, SCALARS - characters)
+        return -np.log2(self.gate_.shares(np.concatenate(told, 1), uniform))
+
+    def bits_per_character(self, text: str, adapt: bool = False) -> float:
+        """The mean of `bits`."""
+        return float(self.bits(text, adapt).mean())
+
+    def accuracy(self, text: str, adapt: bool = False) -> float:
+        """The share of a text's characters that it held for the most likely ones, read as in `bits`."""
+        _require_text("text", text, least=1)
+        reader, right = self.reader(adapt), 0
+        for character in text:
+            right += int(reader.probabilities()[:-1].argmax()) == reader.code(character)
+            reader.read(character)
+        return right / len(text)
+
+    def reader(self, adapt: bool = False) -> Reader:
+        """One that stands behind what was read, and reads on without changing this model."""
+        return Reader(self._fitted(), self.gate_, adapt)
+
+    def generate(
+        self, prompt: str = "", length: int = 200, temperature: float = 1.0, seed: int = 0, memory: int = CONTEXT
+    ) -> str:
+        """Write on after the prompt: `length` characters, drawn from the probabilities to the power 1/temperature.
+
+        Temperature 0 takes the most likely one each time. `memory`: how many of the last characters are looked at.
+        """
+        _require_text("prompt", prompt)
+        _require("length", length, isinstance(length, Integral) and length >= 0, "a whole number, 0 or more")
+        _require("memory", memory, isinstance(memory, Integral) and memory >= 0, "a whole number, 0 or more")
+        good = isinstance(temperature, Real) and 0 <= temperature < np.inf
+        _require("temperature", temperature, good, "a number, 0 or more")
+        random, alphabet, written = np.random.default_rng(seed), self._fitted().alphabet, prompt
+        for _ in range(length):
+            p = self.predict_proba(written[len(written) - memory :] if memory < len(written) else written)[:-1]
+            p = np.exp(np.log(p / p.max()) / temperature) if temperature else p == p.max()
+            written += alphabet[random.choice(len(p), p=p / p.sum())]
+        return written[len(prompt) :]
+
+    def weights(self, context: str) -> Float64[np.ndarray, " N+1"]:
+        """Each place's weight in the prediction after the context, and last that of the uniform guess: the sum is 1.
+
+        A place votes for the character that stands there. What was read since the last sorting is sorted first.
+        """
+        _require_text("context", context)
+        if self._fitted().read:
+            self._know(self.text_)
+        counts = self._recall.counts(context)
+        trust, weights = self.gate_.trust(counts), np.zeros(len(self._text) + 1)
+        for votes, share, rows in zip(counts.sum(1), trust, self._recall.voters(context), strict=False):
+            weights[rows] += share / max(votes, 1)
+        weights[-1] = trust[-1]
+        return weights / weights.sum()
+
+    def explain(self, context: str, top: int = 10, around: int = 40) -> list[Passage]:
+        """The `top` passages that weigh most in what comes after the context."""
+        weights = self.weights(context)[:-1]
+        _require("top", top, isinstance(top, Integral) and top >= 1, "a whole number, 1 or more")
+        heaviest = np.lexsort((-np.arange(len(weights)), -weights))[:top]
+        text = self._text
+        return [
+            Passage(float(weights[at]), at, text[max(0, at - around) : at], text[at], text[at + 1 : at + 1 + around])
+            for at in heaviest[weights[heaviest] > 0].tolist()
+        ]
+
+    def save(self, path: str | Path) -> None:
+        """Write what was read and learned to one .safetensors file, whole or not at all."""
+        text = torch.frombuffer(bytearray(self.text_.encode()), dtype=torch.uint8)
+        header = {"format": FORMAT, "settings": json.dumps({"seed": self.seed})}
+        with written_whole(path) as part:
+            save_file({"text": text, **self.gate_.state_dict()}, part, header)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ContextModel":
+        """Read a model that `save` wrote. Raises ModelError, naming the file and what is wrong with it."""
+        try:
+            with safe_open(path, "pt") as file:
+                header, parts = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+            if header.get("format") != FORMAT:
+                raise ValueError(f"its format is {header.get('format')!r}, not {FORMAT!r}")
+            model, text = cls(**json.loads(header["settings"])), bytes(parts.pop("text").tolist()).decode()
+            model.gate_ = Gate(len(EXPERTS))
+            model.gate_.load_state_dict(parts)
+            _require_text("text", text, least=1)
+            model._know(text)
+            return model
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise ModelError(
+                f"path={str(path)!r} can't be read as a ContextModel ({type(error).__name__}: {error}): "
+                "give a file that its save() wrote"
+            ) from None
+
+    def _know(self, text: str) -> None:
+        self._text, self._recall = text, Recall(text, numbered(text), [(view, view.sorted()) for view in _views(text)])
+
+    def _fitted(self) -> Recall:
+        if self._recall is None:
+            raise NotFittedError("this ContextModel has read nothing yet: call fit(text) first")
+        return self._recall
+
+
+def _views(text: str) -> Iterator[View]:
+    return (kind(text) for kind in VIEWS)
+
+
+def _practice(size: int) -> Iterator[tuple[Bool[np.ndarray, " N"], Int[np.ndarray, " M"]]]:
+    """Parts of a text to predict from its other parts: which positions those are, and the ones asked for."""
+    length = min(size // 10, FOLD)
+    parts = min(FOLDS, PRACTICE // max(1, length)) if size >= LITTLE else 0
+    for part in range(parts):
+        asked = np.arange(length) + int((part + 0.5) * size / parts - length / 2)
+        learned = np.ones(size, bool)
+        learned[asked] = False
+        yield learned, asked
+
+
+def _require_text(name: str, text: str, least: int = 0) -> None:
+    _require(name, text, isinstance(text, str), "a str")
+    _require(name, text, len(text) >= least, "one of a character or more")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{name} holds half a surrogate pair at {error.start}, which is no character: "
+                "read files as UTF-8, with nnlib.data.text"
+            ) from None
+
+
+def _require(name: str, given, holds: bool, wanted: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}={given!r:.60} can't be used: give {wanted}")
