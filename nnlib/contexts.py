@@ -1,12 +1,13 @@
 """What stands before each character of a text, seen three ways, and sorted so that alike contexts lie side by side."""
 
 import re
-from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Int, Int32, UInt32
+from jaxtyping import Int, Int32, UInt32
 
 DEPTH = 32  # the longest match that is looked for, in characters
+CHUNK = 1 << 16  # positions worked on at once, where that takes much memory
 COLUMNS = 127  # a line's further columns count as this one
 LETTER = re.compile(r"[\w'’]")
 WORDS = re.compile(r"[\w'’]+(?:[^\w'’]|$)")  # in a reversed context: a word and the character before it
@@ -23,12 +24,16 @@ class View:
     depth, deeper = DEPTH, False
 
     def __init__(self, text: str):
-        self.size, self.reversed = len(text), text[::-1]
+        self.text, self.size = text, len(text)
         self.symbols = np.pad(numbered(text) + 1, (DEPTH, 0))
 
     def symbol(self, place: int, positions: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
         """The key's symbol number `place` at each position; 0 before the text began."""
         return self.symbols[positions + (DEPTH - 1 - place)]
+
+    @cached_property
+    def reversed(self) -> str:
+        return self.text[::-1]
 
     def key(self, position: int, length: int = DEPTH) -> str:
         """The key at a position, for comparing; shorter than `length` where the text begins."""
@@ -46,7 +51,7 @@ class View:
 
     def sorted(self) -> Int32[np.ndarray, " N"]:
         """All positions, ordered by their keys: prefix doubling (Manber and Myers 1990) up to DEPTH."""
-        order, rank = _ranked(self.symbol(0, np.arange(self.size)))
+        order, rank = _ranked(self.symbols[DEPTH - 1 : -1])
         length = 1
         while length < DEPTH:
             before = np.zeros_like(rank)
@@ -89,19 +94,23 @@ class Words(View):
 
     def __init__(self, text):
         super().__init__(_folded(text))
-        known = sorted(set(self.reversed))  # as the symbols number them
+        known = sorted(set(self.text))  # as the symbols number them
         letter = np.array([False, *(bool(LETTER.match(c)) for c in known)])[self.symbols[DEPTH:]]
-        self.within = np.concatenate([[False], letter])  # whether a letter stands before
-        self.starts = np.flatnonzero(letter & ~self.within[:-1])
+        within = np.concatenate([[False], letter[:-1]])  # whether a letter stands before
+        starts = np.flatnonzero(letter & ~within)
+        self.back = np.empty((self.slots, self.size), np.int8)
+        for first in range(0, self.size, CHUNK):
+            part = slice(first, first + CHUNK)
+            self.back[:, part] = self._back(np.arange(first, min(first + CHUNK, self.size)), within[part], starts)
+
+    def _back(self, positions, within, starts) -> Int[np.ndarray, "S M"]:
+        word = np.searchsorted(starts, positions) - np.arange(self.slots)[:, None] - within
+        length = np.where(word >= 0, positions - np.append(starts, 0)[np.maximum(word, 0)] + 1, DEPTH)
+        length[0] = np.where(within, length[0], 2)
+        return np.minimum(np.minimum(length, DEPTH), positions)
 
     def lengths(self, slot, positions):
-        within = self.within[positions]
-        word = np.searchsorted(self.starts, positions) - slot - within
-        known = np.append(self.starts, 0)[np.maximum(word, 0)]
-        length = np.where(word >= 0, positions - known + 1, DEPTH)
-        if slot == 0:
-            length = np.where(within, length, 2)
-        return np.minimum(np.minimum(length, DEPTH), positions).astype(np.int8)
+        return self.back[slot][positions]
 
     @classmethod
     def asked(cls, past):
@@ -119,11 +128,12 @@ class Lines(View):
 
     def __init__(self, text):
         super().__init__(text)
-        breaks = np.flatnonzero(code_points(text) == ord("\n"))
-        starts = np.concatenate([[0], breaks + 1])
-        position = np.arange(self.size)
-        start = starts[np.searchsorted(starts, position, side="right") - 1]
-        self.column = np.minimum(position - start, COLUMNS).astype(np.uint8)
+        self.column = np.empty(self.size, np.uint8)
+        start = 0
+        for line in text.split("\n"):
+            part = self.column[start : start + len(line) + 1]
+            part[:] = np.minimum(np.arange(len(part)), COLUMNS)
+            start += len(part)
 
     def symbol(self, place, positions):
         return self.column[positions] if place == 0 else super().symbol(place - 1, positions)
@@ -140,9 +150,8 @@ class Lines(View):
         return chr(column) + past[:-3:-1], [2, 3]
 
     def sorted(self):
-        position = np.arange(self.size)
-        last = _ranked(*(self.symbol(place, position) for place in (1, 2)))[1]
-        return _ranked(self.column, last)[0]
+        last, before = self.symbols[DEPTH - 1 : -1], self.symbols[DEPTH - 2 : -2]
+        return _ranked(self.column, _ranked(last, before)[1])[0]
 
 
 VIEWS = (Characters, Words, Lines)
@@ -163,16 +172,6 @@ def numbered(text: str) -> Int[np.ndarray, " N"]:
     return (present.cumsum() - 1).astype(np.min_scalar_type(kinds))[points]
 
 
-def runs(view: View, order: Int32[np.ndarray, " N"]) -> Iterator[Int[np.ndarray, " R"]]:
-    """For each slot, where in the order its groups of alike contexts start."""
-    shared = np.zeros(len(order), np.int8)
-    shared[1:] = view.common(order[1:], order[:-1])
-    for slot in range(view.slots):
-        new = shared < view.lengths(slot, order)
-        new[:1] = True
-        yield np.flatnonzero(new)
-
-
 def _folded(text: str) -> str:
     """Without capitals and line breaks, character by character: the length stays."""
     plain = {ord(c): c.lower() for c in set(text) if len(c.lower()) == 1} | {ord(c): " " for c in "\n\r\t"}
@@ -186,9 +185,9 @@ def _ranked(*keys: Int[np.ndarray, " N"]) -> tuple[Int32[np.ndarray, " N"], Int3
         key *= int(keys[1].max(initial=0)) + 1
         key += keys[1]
     order = key.argsort().astype(np.int32)
-    key = key[order]
-    new: Bool[np.ndarray, " N"] = np.ones(len(key), bool)
-    new[1:] = key[1:] != key[:-1]
-    rank = np.empty(len(key), np.int32)
+    new = np.ones(len(key), bool)
+    new[1:] = np.diff(key[order]) != 0
+    del key
+    rank = np.empty(len(order), np.int32)
     rank[order] = np.cumsum(new, dtype=np.int32)
     return order, rank

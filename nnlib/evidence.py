@@ -1,72 +1,115 @@
 """What the neighbors of many positions say: how many came, with how many continuations, how often with the true one."""
 
+from collections.abc import Iterator
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32
 
-from nnlib.contexts import View, runs
+from nnlib.contexts import View
 
 
 class Slot(NamedTuple):
-    """Neighbors of asked positions: their groups, rows low..high, and start..end of those with the true character.
-
-    `child`: numbers of the pairs of group and true character; `came`: how many neighbors it followed.
-    """
+    """The neighbors of M asked positions in one slot: their groups, the voters' rows low..high, and start..end of those
+    rows, sorted by character, that have the true one."""
 
     group: Int[np.ndarray, " M"]
-    child: Int[np.ndarray, " M"]
     low: Int[np.ndarray, " M"]
     high: Int[np.ndarray, " M"]
     start: Int[np.ndarray, " M"]
     end: Int[np.ndarray, " M"]
 
-    @property
-    def came(self) -> Int[np.ndarray, " M"]:
-        return self.end - self.start
-
 
 def evidence(
-    view: View,
-    order: Int32[np.ndarray, " N"],
-    codes: Int[np.ndarray, " N"],
-    learned: Bool[np.ndarray, " N"],
-    asked: Int[np.ndarray, " M"],
-    adapt: bool = False,
-) -> Float32[np.ndarray, "M E 3"]:
-    """For each asked position and expert: the votes, the different characters among them, the votes for the true one.
+    view: View, order: Int32[np.ndarray, " N"], codes: Int[np.ndarray, " N"], asked: range, adapt: bool = False
+) -> Iterator[Float32[np.ndarray, "M 3"]]:
+    """What each expert says at the asked positions: its votes, their different characters, the votes for the true one.
 
     A slot is one expert, or two where the view is `deeper`: the second counts a character once for each of the next
-    slot's contexts that it came in (the continuation counts of Kneser and Ney 1995). Only `learned` positions vote;
-    with `adapt`, also the asked ones that stand before (they must be in order, and not learned).
+    slot's contexts that it came in (the continuation counts of Kneser and Ney 1995). All positions vote that aren't
+    asked; with `adapt`, so do the asked ones that stand before.
     """
-    voters = Voters(view, order[learned[order]], codes)
-    slots = _slots(view, order, codes, learned, asked, voters)
-    more = earlier if adapt else lambda keys, flags=None: 0
-    experts = []
-    for number, slot in enumerate(slots):
-        kinds = voters.first(number, slot.low, slot.high)
-        kinds = kinds + more(slot.group, (slot.came == 0) & (more(slot.child) == 0))
-        experts.append((slot.high - slot.low + more(slot.group), kinds, slot.came + more(slot.child)))
-        if view.deeper and number + 1 < len(slots):
-            below = slots[number + 1]
-            new = (below.came == 0) & (more(below.child) == 0)
-            votes = voters.first(number + 1, slot.low, slot.high) + more(slot.group, new)
-            came = voters.first_of_character(number + 1, slot.start, slot.end) + more(slot.child, new)
-            experts.append((votes, kinds, came))
-    return np.array(experts, np.float32).transpose(2, 0, 1)
+    places = np.flatnonzero((order >= asked.start) & (order < asked.stop)).astype(np.int32)
+    position = order[places]
+    voters, true = Voters(view, np.delete(order, places), codes), codes[position]
+    first, more = voters.first(0), _Earlier(position, asked, true) if adapt else _Nothing()
+    for number, (slot, below) in enumerate(pairwise(chain(_slots(view, order, places, true, voters), [None]))):
+        votes, came = slot.high - slot.low + more.votes(slot), slot.end - slot.start + more.came(slot)
+        kinds = first.between(slot.low, slot.high) + more.kinds(slot)
+        yield _told(position, asked, votes, kinds, came)
+        if below is None:
+            return
+        first = voters.first(number + 1)
+        if view.deeper:
+            votes = first.between(slot.low, slot.high) + more.deeper(slot, below)
+            came = first.of_character(slot.start, slot.end) + more.deeper_came(slot, below)
+            yield _told(position, asked, votes, kinds, came)
 
 
-def _slots(view, order, codes, learned, asked, voters: "Voters") -> list[Slot]:
-    rank = np.concatenate([[0], np.cumsum(learned[order], dtype=np.int32)])
-    row = np.empty(len(order), np.int32)
-    row[order] = np.arange(len(order), dtype=np.int32)
-    row, true, slots = row[asked], codes[asked], []
-    for begin in runs(view, order):
-        group = np.searchsorted(begin, row, side="right") - 1
-        low, high = rank[begin[group]], rank[np.append(begin, len(order))[group + 1]]
-        slots.append(Slot(group, group * (int(codes.max()) + 1) + true, low, high, *voters.ranks(low, high, true)))
-    return slots
+def _told(position, asked: range, *columns) -> Float32[np.ndarray, "M 3"]:
+    told = np.empty((len(asked), 3), np.float32)
+    told[position - asked.start] = np.stack(columns, 1)
+    return told
+
+
+def _slots(view, order, places, true, voters: "Voters") -> Iterator[Slot]:
+    search = np.lexsort((places, true))
+    shared = np.zeros(len(order), np.int8)
+    shared[1:] = view.common(order[1:], order[:-1])
+    for number in range(view.slots):
+        new = shared < view.lengths(number, order)
+        new[0] = True
+        starts = np.append(np.flatnonzero(new).astype(np.int32), np.int32(len(order)))
+        group = np.searchsorted(starts, places, side="right").astype(np.int32) - 1
+        low, high = (row - np.searchsorted(places, row).astype(np.int32) for row in (starts[group], starts[group + 1]))
+        yield Slot(group, low, high, *voters.ranks(low, high, true, search))
+
+
+class _Nothing:
+    """Nothing is read between: the asked positions don't vote."""
+
+    def votes(self, slot: Slot, below: Slot | None = None) -> int:
+        return 0
+
+    kinds = came = deeper = deeper_came = votes
+
+
+class _Earlier:
+    """What the asked positions add that stand before each of them."""
+
+    def __init__(self, position, asked: range, true):
+        self.back, self.time, self.true, self.kinds_ = (
+            position - asked.start,
+            position.argsort(),
+            true,
+            int(true.max()) + 1,
+        )
+
+    def _sum(self, keys, flags=None) -> Int[np.ndarray, " M"]:
+        flags = None if flags is None else flags[self.time]
+        return earlier(keys[self.time], flags)[self.back]
+
+    def _child(self, slot: Slot) -> Int[np.ndarray, " M"]:
+        return slot.group.astype(np.int64) * self.characters + self.true
+
+    def _new(self, slot: Slot) -> Bool[np.ndarray, " M"]:
+        return (slot.start == slot.end) & (self._sum(self._child(slot)) == 0)
+
+    def votes(self, slot):
+        return self._sum(slot.group)
+
+    def kinds(self, slot):
+        return self._sum(slot.group, self._new(slot))
+
+    def came(self, slot):
+        return self._sum(self._child(slot))
+
+    def deeper(self, slot, below):
+        return self._sum(slot.group, self._new(below))
+
+    def deeper_came(self, slot, below):
+        return self._sum(self._child(slot), self._new(below))
 
 
 def earlier(keys: Int[np.ndarray, " M"], flags: Bool[np.ndarray, " M"] | None = None) -> Int[np.ndarray, " M"]:
@@ -88,8 +131,9 @@ class Voters:
         self.view, self.order, came = view, order, codes[order]
         self.rows = came.argsort(kind="stable").astype(np.int32)
         self.begin = np.concatenate([[0], np.cumsum(np.bincount(came, minlength=int(codes.max(initial=0)) + 1))])
+        by_character = order[self.rows]
         self.repeat = np.full(len(order), -1, np.int8)  # what a key shares with the one before of the same character
-        self.repeat[1:] = view.common(order[self.rows[1:]], order[self.rows[:-1]])
+        self.repeat[1:] = view.common(by_character[1:], by_character[:-1])
         self.repeat[self.begin[self.begin < len(order)]] = -1
 
     def by_row(self) -> Int[np.ndarray, " N"]:
@@ -98,31 +142,41 @@ class Voters:
         repeat[self.rows] = self.repeat
         return repeat
 
-    def ranks(self, low, high, true) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " M"]]:
-        """Where among all rows by character those from low to high with the true one start and end."""
-        start, end = np.empty(len(true), np.int64), np.empty(len(true), np.int64)
-        asked = true.argsort(kind="stable")
-        characters, first = np.unique(true[asked], return_index=True)
-        for code, part in zip(characters, np.split(asked, first[1:]), strict=True):
+    def ranks(self, low, high, true, search) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " M"]]:
+        """Where among all rows by character those from low to high with the true one start and end.
+
+        `search`: the order in which to look them up, by their true character.
+        """
+        start, end = np.empty(len(true), np.int32), np.empty(len(true), np.int32)
+        characters, first = np.unique(true[search], return_index=True)
+        for code, part in zip(characters, np.split(search, first[1:]), strict=True):
             rows = self.rows[self.begin[code] : self.begin[code + 1]]
             start[part] = self.begin[code] + np.searchsorted(rows, low[part])
             end[part] = self.begin[code] + np.searchsorted(rows, high[part])
         return start, end
 
-    def first(self, slot: int, low, high) -> Int[np.ndarray, " M"]:
-        """How many rows from low to high have a character that didn't come before in their group of the slot."""
-        new = np.empty(len(self.rows), bool)
-        new[self.rows] = self._new(slot)
-        return _between(new, low, high)
-
-    def first_of_character(self, slot: int, start, end) -> Int[np.ndarray, " M"]:
-        """The same for the rows by character, from start to end."""
-        return _between(self._new(slot), start, end)
-
-    def _new(self, slot: int) -> Bool[np.ndarray, " N"]:
-        return self.repeat < self.view.lengths(slot, self.order[self.rows])
+    def first(self, slot: int) -> "First":
+        """The rows whose character didn't come before in their group of the slot."""
+        return First(self.repeat < self.view.lengths(slot, self.order[self.rows]), self.rows)
 
 
-def _between(flags: Bool[np.ndarray, " N"], low, high) -> Int[np.ndarray, " M"]:
-    total = np.concatenate([[0], np.cumsum(flags, dtype=np.int32)])
-    return total[high] - total[low]
+class First:
+    """Some of the rows: how many there are from one to another, as they stand or sorted by character."""
+
+    def __init__(self, flags: Bool[np.ndarray, " N"], rows: Int32[np.ndarray, " N"]):
+        self.flags, by_row = flags, np.empty(len(rows), bool)
+        by_row[rows] = flags
+        self.total = _total(by_row)
+
+    def between(self, low, high) -> Int[np.ndarray, " M"]:
+        return self.total[high] - self.total[low]
+
+    def of_character(self, start, end) -> Int[np.ndarray, " M"]:
+        total = _total(self.flags)
+        return total[end] - total[start]
+
+
+def _total(flags: Bool[np.ndarray, " N"]) -> Int32[np.ndarray, " N+1"]:
+    total = np.zeros(len(flags) + 1, np.int32)
+    np.cumsum(flags, out=total[1:])
+    return total

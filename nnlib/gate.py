@@ -4,7 +4,7 @@ from itertools import chain
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64
+from jaxtyping import Float, Float16, Float32, Float64
 from torch import Tensor, nn
 
 from nnlib.device import one_thread
@@ -30,11 +30,11 @@ class Gate(nn.Module):
 
     def forward(self, votes: Float[Tensor, "B E"], kinds: Float[Tensor, "B E"]) -> Float[Tensor, "B E+1"]:
         """Weights for experts with so many votes for so many kinds of characters; one without votes gets none."""
-        return self._weights((_features(votes, kinds) - self.mean) / self.spread, votes == 0)
+        return self._weights(votes.log1p(), kinds.log1p())
 
-    def _weights(self, features: Float[Tensor, "B 3E"], silent: Bool[Tensor, "B E"]) -> Float[Tensor, "B E+1"]:
-        score = self.outside(nn.functional.silu(self.inside(features)))
-        weights = score.masked_fill(nn.functional.pad(silent, (0, 1)), -torch.inf).softmax(1)
+    def _weights(self, votes: Float[Tensor, "B E"], kinds: Float[Tensor, "B E"]) -> Float[Tensor, "B E+1"]:
+        score = self.outside(nn.functional.silu(self.inside((_features(votes, kinds) - self.mean) / self.spread)))
+        weights = score.masked_fill(nn.functional.pad(votes == 0, (0, 1)), -torch.inf).softmax(1)
         return torch.cat([weights[:, :-1] * (1 - LEAST), weights[:, -1:] * (1 - LEAST) + LEAST], 1)
 
     @torch.no_grad()
@@ -50,27 +50,32 @@ class Gate(nn.Module):
         return p / p.sum()
 
     @torch.no_grad()
-    def shares(self, evidence: Float32[np.ndarray, "B E 3"], uniform: Float64[np.ndarray, " B"]) -> np.ndarray:
-        """The probabilities [B] of true characters, for which `uniform` is the uniform guess."""
-        parts = zip(torch.from_numpy(evidence).split(ROWS), torch.from_numpy(uniform).split(ROWS), strict=True)
-        return torch.cat([(self(*e.unbind(2)[:2]) * _guesses(e, u)).sum(1) for e, u in parts]).numpy()
+    def shares(
+        self, told: Float32[np.ndarray, "B E 3"], uniform: Float64[np.ndarray, " B"]
+    ) -> Float64[np.ndarray, " B"]:
+        """The probabilities of the true characters that `told` counts, for which `uniform` is the uniform guess."""
+        result = []
+        for part, last in zip(torch.from_numpy(told).split(ROWS), torch.from_numpy(uniform).split(ROWS), strict=True):
+            votes, kinds, came = part.unbind(2)
+            result.append((self(votes, kinds) * _with(came.double() / votes.clamp_min(1), last)).sum(1))
+        return torch.cat(result).numpy()
 
-    def learn(self, evidence: Float32[np.ndarray, "M E 3"], uniform: float, seed: int = 0) -> "Gate":
-        """Train on what the neighbors of M positions said, for the least mean -log p of the true characters."""
+    def learn(self, samples: Float16[Tensor, "M E 3"], uniform: float, seed: int = 0) -> "Gate":
+        """Train on `samples` of M positions, for the least mean -log p of the true characters."""
         generator = torch.Generator().manual_seed(seed)
         nn.init.uniform_(self.inside.weight, -(bound := self.inside.in_features**-0.5), bound, generator=generator)
-        votes, kinds, _ = torch.from_numpy(evidence).unbind(2)
-        features, silent = _features(votes, kinds), votes == 0
+        features = torch.cat(
+            [_features(*part.float().unbind(2)[:2]) for part in samples[:: max(1, len(samples) // ROWS)].split(1000)]
+        )
         self.mean, self.spread = features.mean(0), features.std(0).clamp_min(0.5)  # so that no rare one explodes
-        features = (features - self.mean) / self.spread
-        guesses = _guesses(torch.from_numpy(evidence), uniform).float()
-        batch = max(64, min(BATCH, len(votes) // 50))
+        batch = max(64, min(BATCH, len(samples) // 50))
         optimizer = torch.optim.Adam(self.parameters(), lr=RATE)
-        steps = EPOCHS * -(-len(votes) // batch)
+        steps = EPOCHS * -(-len(samples) // batch)
         falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 1 / steps, steps)
         with one_thread():
-            for rows in chain.from_iterable(_shuffled(len(votes), batch, generator) for _ in range(EPOCHS)):
-                loss = -(self._weights(features[rows], silent[rows]) * guesses[rows]).sum(1).log().mean()
+            for rows in chain.from_iterable(_shuffled(len(samples), batch, generator) for _ in range(EPOCHS)):
+                votes, kinds, share = samples[rows].float().unbind(2)
+                loss = -(self._weights(votes, kinds) * _with(share, uniform)).sum(1).log().mean()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -82,11 +87,16 @@ def _shuffled(samples: int, batch: int, generator: torch.Generator) -> tuple[Ten
     return torch.randperm(samples, generator=generator).split(batch)
 
 
-def _guesses(evidence: Float[Tensor, "B E 3"], uniform: float | Float[Tensor, " B"]) -> Float[Tensor, "B E+1"]:
-    votes, _, came = evidence.unbind(2)
-    last = torch.as_tensor(uniform, dtype=torch.float64).expand(len(came))
-    return torch.cat([came / votes.clamp_min(1), last[:, None]], 1)
+def sample(told: Float32[np.ndarray, "M 3"]) -> Float16[Tensor, "M 3"]:
+    """What an expert told, small: log(1 + votes), log(1 + kinds), and the true character's share of the votes."""
+    votes, kinds, came = torch.from_numpy(told).unbind(1)
+    return torch.stack([votes.log1p(), kinds.log1p(), came / votes.clamp_min(1)], 1).half()
+
+
+def _with(shares: Float[Tensor, "B E"], uniform: float | Float64[Tensor, " B"]) -> Float[Tensor, "B E+1"]:
+    return torch.cat([shares, torch.as_tensor(uniform, dtype=shares.dtype).expand(len(shares))[:, None]], 1)
 
 
 def _features(votes: Float[Tensor, "B E"], kinds: Float[Tensor, "B E"]) -> Float[Tensor, "B 3E"]:
-    return torch.cat([(votes + 1).log(), (kinds + 1).log(), (kinds + 0.5) / (votes + 1)], 1)
+    """Logarithms of how many votes and kinds there were, and about how many kinds a vote."""
+    return torch.cat([votes, kinds, (kinds - votes).exp()], 1)

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Float16, Float64, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from sklearn.exceptions import NotFittedError
@@ -16,13 +17,13 @@ from sklearn.exceptions import NotFittedError
 from nnlib.contexts import CONTEXT, VIEWS, View, code_points, numbered
 from nnlib.evidence import earlier, evidence
 from nnlib.files import written_whole
-from nnlib.gate import Gate
+from nnlib.gate import Gate, sample
 from nnlib.models import ModelError
 from nnlib.reading import SCALARS, Reader
 from nnlib.recall import EXPERTS, Recall
 
 FORMAT = "nnlib.text.1"
-FOLDS, FOLD, PRACTICE, LITTLE = 10, 128_000, 256_000, 50  # parts to practise on, their size, in all; texts too short
+FOLDS, FOLD, PRACTICE, LITTLE = 10, 128_000, 128_000, 50  # parts to practise on, their size, in all; texts too short
 
 
 class Passage(NamedTuple):
@@ -51,15 +52,11 @@ class ContextModel:
     def fit(self, text: str) -> "ContextModel":
         """Learn from a text. Raises ValueError for one that is empty, or that UTF-8 can't hold."""
         _require_text("text", text, least=1)
-        codes, practice, sorts = numbered(text), list(_practice(len(text))), []
-        experts = []
-        for view in _views(text):
-            sorts.append((view, view.sorted()))
-            folds = [evidence(*sorts[-1], codes, learned, asked) for learned, asked in practice]
-            experts.append(np.concatenate(folds) if folds else np.empty((0, 0, 3), np.float32))
+        codes, practice = numbered(text), _practice(len(text))
+        sorts = [(view, view.sorted()) for view in _views(text)]
         self.gate_ = Gate(len(EXPERTS))
         if practice:
-            self.gate_.learn(np.concatenate(experts, 1), 1 / (len(set(text)) + 1), self.seed)
+            self.gate_.learn(_practised(sorts, codes, practice), 1 / (len(set(text)) + 1), self.seed)
         self._text, self._recall = text, Recall(text, codes, sorts)
         return self
 
@@ -97,15 +94,15 @@ class ContextModel:
         """
         known, characters = self.text_, len(self._fitted().alphabet)
         _require_text("text", text, least=1)
-        whole, asked = known + text, np.arange(len(known), len(known) + len(text))
-        codes, learned = numbered(whole), np.arange(len(whole)) < len(known)
-        told = [evidence(view, view.sorted(), codes, learned, asked, adapt) for view in _views(whole)]
+        whole = known + text
+        codes, asked = numbered(whole), range(len(known), len(whole))
+        told = [expert for view in _views(whole) for expert in evidence(view, view.sorted(), codes, asked, adapt)]
         seen = np.isin(code_points(text), code_points(self.alphabet_))
         if adapt:
-            first = ~seen & (earlier(codes[asked]) == 0)
+            first = ~seen & (earlier(codes[asked.start :]) == 0)
             seen, characters = ~first, characters + np.cumsum(first) - first
         uniform = 1 / (characters + 1.0) / np.where(seen, 1, SCALARS - characters)
-        return -np.log2(self.gate_.shares(np.concatenate(told, 1), uniform))
+        return -np.log2(self.gate_.shares(np.stack(told, 1), uniform))
 
     def bits_per_character(self, text: str, adapt: bool = False) -> float:
         """The mean of `bits`."""
@@ -209,15 +206,21 @@ def _views(text: str) -> Iterator[View]:
     return (kind(text) for kind in VIEWS)
 
 
-def _practice(size: int) -> Iterator[tuple[Bool[np.ndarray, " N"], Int[np.ndarray, " M"]]]:
-    """Parts of a text to predict from its other parts: which positions those are, and the ones asked for."""
+def _practice(size: int) -> list[range]:
+    """Parts of a text to predict from all its others."""
     length = min(size // 10, FOLD)
     parts = min(FOLDS, PRACTICE // max(1, length)) if size >= LITTLE else 0
-    for part in range(parts):
-        asked = np.arange(length) + int((part + 0.5) * size / parts - length / 2)
-        learned = np.ones(size, bool)
-        learned[asked] = False
-        yield learned, asked
+    starts = [int((part + 0.5) * size / parts - length / 2) for part in range(parts)]
+    return [range(start, start + length) for start in starts]
+
+
+def _practised(sorts: list, codes: Int[np.ndarray, " N"], practice: list[range]) -> Float16[torch.Tensor, "M E 3"]:
+    samples = torch.empty(sum(map(len, practice)), len(EXPERTS), 3, dtype=torch.float16)
+    for part, asked in zip(samples.split([len(asked) for asked in practice]), practice, strict=True):
+        told = chain.from_iterable(evidence(view, order, codes, asked) for view, order in sorts)
+        for expert, what in enumerate(told):
+            part[:, expert] = sample(what)
+    return samples
 
 
 def _require_text(name: str, text: str, least: int = 0) -> None:
