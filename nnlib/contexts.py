@@ -4,7 +4,7 @@ import re
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt32
+from jaxtyping import Int, Int32, Int64, UInt32
 
 DEPTH = 32  # the longest match that is looked for, in characters
 CHUNK = 1 << 16  # positions worked on at once, where that takes much memory
@@ -51,22 +51,28 @@ class View:
 
     def sorted(self) -> Int32[np.ndarray, " N"]:
         """All positions, ordered by their keys: prefix doubling (Manber and Myers 1990) up to DEPTH."""
-        order, rank = _ranked(self.symbols[DEPTH - 1 : -1])
+        order, rank = _ranked(self.symbols[DEPTH - 1 : -1].astype(np.int64))
         length = 1
         while length < DEPTH:
-            before = np.zeros_like(rank)
-            before[length:] = rank[:-length]
-            order, rank = _ranked(rank, before)
+            key = rank * np.int64(int(rank.max(initial=0)) + 1)
+            key[length:] += rank[:-length]
+            del order, rank  # of which this needs no copies beside its own
+            order, rank = _ranked(key)
             length *= 2
         return order
 
     def common(self, a: Int[np.ndarray, " M"], b: Int[np.ndarray, " M"]) -> Int[np.ndarray, " M"]:
         """How many symbols the keys at positions `a` and `b` share from the start, up to DEPTH."""
-        shared, alike = np.zeros(len(a), np.int8), np.arange(len(a), dtype=np.int32)
+        shared = np.zeros(len(a), np.int8)
+        for first in range(0, len(a), CHUNK):
+            self._common(a[first : first + CHUNK], b[first : first + CHUNK], shared[first : first + CHUNK])
+        return shared
+
+    def _common(self, a, b, shared) -> None:
+        alike = np.arange(len(a))
         for place in range(self.depth):
             alike = alike[self.symbol(place, a[alike]) == self.symbol(place, b[alike])]
             shared[alike] = place + 1
-        return shared
 
 
 class Characters(View):
@@ -150,8 +156,9 @@ class Lines(View):
         return chr(column) + past[:-3:-1], [2, 3]
 
     def sorted(self):
-        last, before = self.symbols[DEPTH - 1 : -1], self.symbols[DEPTH - 2 : -2]
-        return _ranked(self.column, _ranked(last, before)[1])[0]
+        kinds = int(self.symbols.max()) + 1
+        key = self.column * np.int64(kinds) + self.symbols[DEPTH - 1 : -1]
+        return _ranked(key * kinds + self.symbols[DEPTH - 2 : -2])[0]
 
 
 VIEWS = (Characters, Words, Lines)
@@ -178,15 +185,12 @@ def _folded(text: str) -> str:
     return text.translate(plain)
 
 
-def _ranked(*keys: Int[np.ndarray, " N"]) -> tuple[Int32[np.ndarray, " N"], Int32[np.ndarray, " N"]]:
-    """The order of pairs (or single numbers), and the rank of each from 1 on, alike ones alike."""
-    key = keys[0].astype(np.int64)
-    if len(keys) == 2:
-        key *= int(keys[1].max(initial=0)) + 1
-        key += keys[1]
+def _ranked(key: Int64[np.ndarray, " N"]) -> tuple[Int32[np.ndarray, " N"], Int32[np.ndarray, " N"]]:
+    """The order of numbers, and the rank of each from 1 on, alike ones alike."""
     order = key.argsort().astype(np.int32)
+    key = key[order]
     new = np.ones(len(key), bool)
-    new[1:] = np.diff(key[order]) != 0
+    np.not_equal(key[1:], key[:-1], out=new[1:])
     del key
     rank = np.empty(len(order), np.int32)
     rank[order] = np.cumsum(new, dtype=np.int32)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32
 
-from nnlib.contexts import View
+from nnlib.contexts import CHUNK, View
 
 
 class Slot(NamedTuple):
@@ -60,10 +60,28 @@ def _slots(view, order, places, true, voters: "Voters") -> Iterator[Slot]:
     for number in range(view.slots):
         new = shared < view.lengths(number, order)
         new[0] = True
-        starts = np.append(np.flatnonzero(new).astype(np.int32), np.int32(len(order)))
-        group = np.searchsorted(starts, places, side="right").astype(np.int32) - 1
-        low, high = (row - np.searchsorted(places, row).astype(np.int32) for row in (starts[group], starts[group + 1]))
-        yield Slot(group, low, high, *voters.ranks(low, high, true, search))
+        starts, ends = _bounds(new, places)
+        low, high = (row - np.searchsorted(places, row).astype(np.int32) for row in (starts, ends))
+        yield Slot(starts, low, high, *voters.ranks(low, high, true, search))
+
+
+def _bounds(new: Bool[np.ndarray, " N"], places: Int32[np.ndarray, " M"]) -> tuple[np.ndarray, np.ndarray]:
+    """Where the groups of the places start, and where the next ones do; `new` says where groups start."""
+    starts, ends = np.empty(len(places), np.int32), np.empty(len(places), np.int32)
+    start = 0
+    for first in range(0, len(new), CHUNK):
+        found = np.flatnonzero(new[first : first + CHUNK]) + first
+        part = slice(*np.searchsorted(places, [first, first + CHUNK]))
+        number = np.searchsorted(found, places[part], side="right")
+        starts[part] = np.append(start, found)[number]
+        start = found[-1] if len(found) else start
+    end = len(new)
+    for first in reversed(range(0, len(new), CHUNK)):
+        found = np.flatnonzero(new[first : first + CHUNK]) + first
+        part = slice(*np.searchsorted(places, [first, first + CHUNK]))
+        ends[part] = np.append(found, end)[np.searchsorted(found, places[part], side="right")]
+        end = found[0] if len(found) else end
+    return starts, ends
 
 
 class _Nothing:
@@ -79,12 +97,8 @@ class _Earlier:
     """What the asked positions add that stand before each of them."""
 
     def __init__(self, position, asked: range, true):
-        self.back, self.time, self.true, self.kinds_ = (
-            position - asked.start,
-            position.argsort(),
-            true,
-            int(true.max()) + 1,
-        )
+        self.back, self.time = position - asked.start, position.argsort()
+        self.true, self.characters = true, int(true.max()) + 1
 
     def _sum(self, keys, flags=None) -> Int[np.ndarray, " M"]:
         flags = None if flags is None else flags[self.time]
@@ -128,12 +142,12 @@ class Voters:
     """Positions in the order of their contexts, and their rows once more by the character that came."""
 
     def __init__(self, view: View, order: Int32[np.ndarray, " N"], codes: Int[np.ndarray, " N"]):
-        self.view, self.order, came = view, order, codes[order]
+        self.view, came = view, codes[order]
         self.rows = came.argsort(kind="stable").astype(np.int32)
         self.begin = np.concatenate([[0], np.cumsum(np.bincount(came, minlength=int(codes.max(initial=0)) + 1))])
-        by_character = order[self.rows]
+        self.positions = order[self.rows]
         self.repeat = np.full(len(order), -1, np.int8)  # what a key shares with the one before of the same character
-        self.repeat[1:] = view.common(by_character[1:], by_character[:-1])
+        self.repeat[1:] = view.common(self.positions[1:], self.positions[:-1])
         self.repeat[self.begin[self.begin < len(order)]] = -1
 
     def by_row(self) -> Int[np.ndarray, " N"]:
@@ -157,7 +171,7 @@ class Voters:
 
     def first(self, slot: int) -> "First":
         """The rows whose character didn't come before in their group of the slot."""
-        return First(self.repeat < self.view.lengths(slot, self.order[self.rows]), self.rows)
+        return First(self.repeat < self.view.lengths(slot, self.positions), self.rows)
 
 
 class First:

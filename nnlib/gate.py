@@ -64,9 +64,7 @@ class Gate(nn.Module):
         """Train on `samples` of M positions, for the least mean -log p of the true characters."""
         generator = torch.Generator().manual_seed(seed)
         nn.init.uniform_(self.inside.weight, -(bound := self.inside.in_features**-0.5), bound, generator=generator)
-        features = torch.cat(
-            [_features(*part.float().unbind(2)[:2]) for part in samples[:: max(1, len(samples) // ROWS)].split(1000)]
-        )
+        features = _features(*samples[:: len(samples) // BATCH + 1].float().unbind(2)[:2])
         self.mean, self.spread = features.mean(0), features.std(0).clamp_min(0.5)  # so that no rare one explodes
         batch = max(64, min(BATCH, len(samples) // 50))
         optimizer = torch.optim.Adam(self.parameters(), lr=RATE)

@@ -1,8 +1,8 @@
 """Pictures as centers in a file: `encode`, `decode` and `info`, and the same from the command line.
 
-    python -m nnlib.images encode photo.png photo.nnc --bits-per-pixel 0.25
-    python -m nnlib.images decode photo.nnc photo.png --zoom 4
-    python -m nnlib.images info photo.nnc
+python -m nnlib.images encode photo.png photo.nnc --bits-per-pixel 0.25
+python -m nnlib.images decode photo.nnc photo.png --zoom 4
+python -m nnlib.images info photo.nnc
 """
 
 import argparse

@@ -52,9 +52,7 @@ def _up(values: Float[Tensor, "R M"], pitch: int) -> Float[Tensor, "S M"]:
     return found
 
 
-def draw(
-    ripples: Float[Tensor, "C S R"], height: int, width: int, pitch: int, zoom: int = 1
-) -> Float[Tensor, "H W C"]:
+def draw(ripples: Float[Tensor, "C S R"], height: int, width: int, pitch: int, zoom: int = 1) -> Float[Tensor, "H W C"]:
     """The picture that coefficients make."""
     channels, rows, columns = ripples.shape
     across = _down(ripples.permute(2, 0, 1).flatten(1), width, pitch, zoom).reshape(-1, channels, rows)
