@@ -52,7 +52,9 @@ class Saved:
             with safe_open(path, "pt", device=str(device_of(device))) as file:
                 header = file.metadata() or {}
                 _require_class(header, cls.__name__, path)
-                return cls._restored(json.loads(header["told"]), file.get_tensor("centers"), file.get_tensor("values"))
+                # cloned: where rows begin in the file, products would be summed in another order than before the save
+                tensors = (file.get_tensor(name).clone() for name in ("centers", "values"))
+                return cls._restored(json.loads(header["told"]), *tensors)
         except ModelError:
             raise
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
