@@ -64,10 +64,10 @@ def require_finite(name: str, rows: Shaped[Tensor, "N *D"]) -> None:
             )
 
 
-def require_count(name: str, given) -> int:
-    """`given` itself; raises ValueError, naming it, where that is no whole number of 1 or more."""
-    if not isinstance(given, Integral) or given < 1:
-        raise ValueError(f"{name}={given!r} can't be used: give a whole number, 1 or more")
+def require_count(name: str, given, least: int = 1) -> int:
+    """`given` itself; raises ValueError, naming it, where that is no whole number or too small."""
+    if not isinstance(given, Integral) or given < least:
+        raise ValueError(f"{name}={given!r} can't be used: give a whole number, {least} or more")
     return int(given)
 
 
