@@ -32,7 +32,7 @@ def blobs(samples=400, features=5, classes=3, seed=0):
     return torch.randn(samples, features, generator=generator) + y[:, None], y
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model():
     return DeepClassifier(3, 2, "euclidean", batch_size=32).fit(*blobs())
 
@@ -61,7 +61,7 @@ def vote(x, centers, labels, kernel):
 @pytest.mark.parametrize("splits", [1, 2, 5])
 @pytest.mark.parametrize("kernel", ["cosine", "euclidean", "euclidian_pyramid", "influence_cone"])
 def test_a_fitted_stack_passes_forward_as_the_naive_one(kernel, splits):
-    (x, y), (more, labels) = blobs(), blobs(150, seed=1)
+    (x, y), (more, labels) = blobs(250), blobs(100, seed=1)
     model = DeepClassifier(3, splits, kernel, batch_size=32).fit(x, y)
     wanted = naive(model, more, kernel)
     assert [layer.n_features_in_ for layer in model.layers_] == [5, 3 * splits, 3 * splits]
@@ -119,6 +119,7 @@ def test_settings_are_each_layers_own_from_the_next_fit_on(model):
     copy = clone(model)
     assert copy.get_params() == model.get_params() and not copy.__sklearn_is_fitted__() and copy.num_neighbors == 0
     x, _ = blobs()
+    model = copy.fit(*blobs())
     before = model.predict_proba(x)
     model.set_params(splits=3, exponent=-8.0)
     assert torch.equal(model.predict_proba(x), before)
