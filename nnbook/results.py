@@ -24,6 +24,7 @@ UNITS = {  # by the end of a metric's name: fractions have unit 1, and counts ha
     "_db": "dB", "bits_per_pixel": "bit", "bits_per_character": "bit", "_bytes": "B",
 }  # fmt: skip
 PERCENT = re.compile(r"(accuracy|top\d+)$")  # fractions that people read as per cent
+LAYER = re.compile(r"_layer_\d+$")  # the same figure of one layer of several
 Figures = dict[str, dict[str, Any]]
 
 
@@ -67,7 +68,7 @@ def _figure(name: str, given) -> dict[str, Any]:
     value = value.item() if hasattr(value, "item") else value  # a tensor or a NumPy scalar
     if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
         raise ValueError(f"{name}={value!r} isn't a figure: give a finite number, or None where nothing was measured")
-    known = next((symbol for end, symbol in UNITS.items() if name.endswith(end)), "")
+    known = next((symbol for end, symbol in UNITS.items() if LAYER.sub("", name).endswith(end)), "")
     return {"value": value, "unit": known if unit is None else unit}
 
 
@@ -75,7 +76,7 @@ def shown(metric: str, value: float | None, unit: str = "") -> str:
     """A figure as people read it: `96.88 %` for an accuracy of 0.9688, `2,912` for a count, `20.2 s`."""
     if value is None:
         return "not measured"
-    if PERCENT.search(metric) and unit == "1":
+    if PERCENT.search(LAYER.sub("", metric)) and unit == "1":
         return f"{100 * value:.2f} %"
     number = f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
     return number if unit in ("", "1") else f"{number} {unit}"

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from numbers import Integral
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -14,7 +13,7 @@ from tqdm.auto import tqdm
 from nnlib.attend import nearest
 from nnlib.condense import Batch, Rule, block_rows, condense
 from nnlib.device import device_of
-from nnlib.inputs import answer, features_of, gathered, stored_type
+from nnlib.inputs import answer, features_of, gathered, require_count, stored_type
 from nnlib.kernels import Kernel, KNearest, kernel_of
 from nnlib.models import Saved
 from nnlib.rows import Chosen, Copied
@@ -73,9 +72,7 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
     def _check_settings(self) -> None:
         self._kernel()
         for name in ("batch_size", "max_neighbors", "max_count"):
-            given = getattr(self, name, 1)
-            if not isinstance(given, Integral) or given < 1:
-                raise ValueError(f"{name}={given!r} can't be used: give a whole number, 1 or more")
+            require_count(name, getattr(self, name, 1))
         if not 0 < self.target_accuracy <= 1:
             raise ValueError(f"target_accuracy={self.target_accuracy!r} can't be used: give a number in (0, 1]")
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -61,6 +62,13 @@ def require_finite(name: str, rows: Shaped[Tensor, "N *D"]) -> None:
                 f"{name} holds NaN or infinity (in float32), first in row {start + int(good.long().argmin())}: "
                 "give finite numbers, or drop such rows"
             )
+
+
+def require_count(name: str, given, least: int = 1) -> int:
+    """`given` itself; raises ValueError, naming it, where that is no whole number or too small."""
+    if not isinstance(given, Integral) or given < least:
+        raise ValueError(f"{name}={given!r} can't be used: give a whole number, {least} or more")
+    return int(given)
 
 
 def stored_type(rows: Tensor) -> torch.dtype:

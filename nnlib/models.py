@@ -1,4 +1,7 @@
-"""Fitted models as one .safetensors file: tensors, and the settings in its header. No pickle."""
+"""Fitted models as one .safetensors file: tensors, and the settings in its header. No pickle.
+
+Models of several files keep their settings in a JSON file beside them.
+"""
 
 import json
 from pathlib import Path
@@ -48,9 +51,10 @@ class Saved:
         try:
             with safe_open(path, "pt", device=str(device_of(device))) as file:
                 header = file.metadata() or {}
-                for name, wanted in (("format", FORMAT), ("class", cls.__name__)):
-                    _require(header.get(name) == wanted, path, f"has the {name} {header.get(name)!r}, not {wanted!r}")
-                return cls._restored(json.loads(header["told"]), file.get_tensor("centers"), file.get_tensor("values"))
+                _require_class(header, cls.__name__, path)
+                # cloned: where rows begin in the file, products would be summed in another order than before the save
+                tensors = (file.get_tensor(name).clone() for name in ("centers", "values"))
+                return cls._restored(json.loads(header["told"]), *tensors)
         except ModelError:
             raise
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -69,6 +73,30 @@ class Saved:
         model.centers_, model.values_ = centers, values
         model._kernel()
         return model
+
+
+def write_settings(path: Path, kind: str, settings: dict) -> None:
+    """Write what a model of the class `kind` was made with, as JSON, for `read_settings`."""
+    path.write_text(json.dumps({"format": FORMAT, "class": kind, "settings": settings}, indent=1), encoding="utf-8")
+
+
+def read_settings(path: Path, kind: str) -> dict:
+    """The settings in such a file; raises ModelError where it is missing, broken, or of another class."""
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"path={str(path)!r} can't be read ({type(error).__name__}: {error}): give a folder that {kind}.save wrote"
+        ) from None
+    whole = isinstance(header, dict) and isinstance(header.get("settings"), dict)
+    _require(whole, path, "holds no settings")
+    _require_class(header, kind, path)
+    return header["settings"]
+
+
+def _require_class(header: dict, kind: str, path) -> None:
+    for name, wanted in (("format", FORMAT), ("class", kind)):
+        _require(header.get(name) == wanted, path, f"has the {name} {header.get(name)!r}, not {wanted!r}")
 
 
 def _told(value):

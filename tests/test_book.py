@@ -342,6 +342,7 @@ def test_record_outside_a_notebook_returns_the_figures():
         "neighbors": "",
     }
     assert figures["neighbors"]["value"] == 2912
+    assert record(test_accuracy_layer_12=0.5)["test_accuracy_layer_12"]["unit"] == "1"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "97 %", [1.0]])
@@ -352,6 +353,7 @@ def test_record_refuses_what_is_not_a_figure(value):
 
 def test_figures_are_written_as_people_read_them():
     assert results.shown("test_accuracy", 0.9688, "1") == "96.88 %"
+    assert results.shown("train_accuracy_layer_2", 0.9911, "1") == "99.11 %"
     assert results.shown("neighbors", 2912) == "2,912"
     assert results.shown("fit_seconds", 20.2, "s") == "20.2 s"
     assert results.shown("ms_ssim", 0.98123, "1") == "0.9812"
