@@ -21,6 +21,7 @@ class View:
     """
 
     slots: int
+    names: tuple[str, ...]  # of the slots
     depth, deeper = DEPTH, False
 
     def __init__(self, text: str):
@@ -80,6 +81,7 @@ class Characters(View):
 
     LENGTHS = (0, 1, 2, 3, 4, 5, 6, 8, 11, 15, 20)
     slots, depth, deeper = len(LENGTHS), LENGTHS[-1], True
+    names = ("nothing", "the last character", *(f"the last {length} characters" for length in LENGTHS[2:]))
 
     def lengths(self, slot, positions):
         return np.full(len(positions), self.LENGTHS[slot], np.int8)
@@ -97,6 +99,7 @@ class Words(View):
     """
 
     slots = 4
+    names = ("this word", "this word and the one before", "this word and two before", "this word and three before")
 
     def __init__(self, text):
         super().__init__(_folded(text))
@@ -131,6 +134,7 @@ class Lines(View):
     """The column in the line and the last two characters: where lines end, and what they begin with."""
 
     slots, depth = 2, 3
+    names = ("column and last character", "column and last two characters")
 
     def __init__(self, text):
         super().__init__(text)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from nnlib.device import one_thread
 
-HIDDEN, BATCH, RATE, EPOCHS = 64, 2048, 2e-2, 8
+HIDDEN, BATCH, RATE, EPOCHS = 64, 2048, 1e-2, 8
+FEW = 10_000  # samples from which on weights decay less
 ROWS, LEAST = 1 << 15, 1e-6  # contexts weighed at once; the uniform guess's least weight: nothing is impossible
 
 
@@ -67,7 +68,7 @@ class Gate(nn.Module):
         features = _features(*samples[:: len(samples) // BATCH + 1].float().unbind(2)[:2])
         self.mean, self.spread = features.mean(0), features.std(0).clamp_min(0.5)  # so that no rare one explodes
         batch = max(64, min(BATCH, len(samples) // 50))
-        optimizer = torch.optim.Adam(self.parameters(), lr=RATE)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=RATE, weight_decay=min(1, FEW / len(samples)))
         steps = EPOCHS * -(-len(samples) // batch)
         falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 1 / steps, steps)
         with one_thread():

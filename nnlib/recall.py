@@ -22,6 +22,11 @@ class Expert(NamedTuple):
     slot: int
     deeper: bool
 
+    @property
+    def name(self) -> str:
+        """What its neighbors share."""
+        return f"{VIEWS[self.view].names[self.slot]}{', each context once' if self.deeper else ''}"
+
 
 EXPERTS = [
     Expert(number, slot, deeper)

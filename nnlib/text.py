@@ -87,6 +87,12 @@ class ContextModel:
         _require_text("context", context)
         return self.gate_.probabilities(self._fitted().counts(context))
 
+    def trust(self, context: str) -> dict[str, float]:
+        """How much weight goes to the places that share each kind of thing with the context; the sum is 1."""
+        _require_text("context", context)
+        names = [expert.name for expert in EXPERTS] + ["none: a uniform guess"]
+        return dict(zip(names, self.gate_.trust(self._fitted().counts(context)).tolist(), strict=True))
+
     def bits(self, text: str, adapt: bool = False) -> Float64[np.ndarray, " N"]:
         """What each character of a text costs, -log2 p, as it follows what was read; `adapt`: learning as it reads.
 
