@@ -25,7 +25,8 @@ def passages(model: ContextModel, context: str, top: int = 8) -> HTML:
         rows.append(
             f"<tr><td style='{CELL};text-align:right'>{100 * weight:.1f} %</td>"
             f"<td style='{CELL};text-align:right'>{shown(head)}<u>{shown(tail)}</u></td>"
-            f"<td style='{CELL};{MARK}'>{shown(character)}</td><td style='{CELL};text-align:left'>{shown(after)}</td></tr>"
+            f"<td style='{CELL};{MARK}'>{shown(character)}</td>"
+            f"<td style='{CELL};text-align:left'>{shown(after)}</td></tr>"
         )
     return HTML(f"<table style='overflow-x:auto;display:block'>{''.join(rows)}</table>")
 

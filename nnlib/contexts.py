@@ -116,7 +116,7 @@ class Words(View):
         word = np.searchsorted(starts, positions) - np.arange(self.slots)[:, None] - within
         length = np.where(word >= 0, positions - np.append(starts, 0)[np.maximum(word, 0)] + 1, DEPTH)
         length[0] = np.where(within, length[0], 2)
-        return np.minimum(np.minimum(length, DEPTH), positions)
+        return np.minimum(length, DEPTH)  # one that begins the text reaches before it, where nothing is alike
 
     def lengths(self, slot, positions):
         return self.back[slot][positions]
@@ -124,10 +124,13 @@ class Words(View):
     @classmethod
     def asked(cls, past):
         key = _folded(past[-DEPTH:])[::-1]
-        ends = [match.end() for match in WORDS.finditer(key)]
-        if not (key and ends and WORDS.match(key)):
-            ends.insert(0, min(2, len(key)))
-        return key, (ends + [len(key)] * cls.slots)[: cls.slots]
+        words = list(WORDS.finditer(key))
+        ends = [
+            min(DEPTH, match.end() + (match.end() == len(key) and LETTER.match(key[-1]) is not None)) for match in words
+        ]
+        if not (words and words[0].start() == 0):
+            ends.insert(0, 2)
+        return key, (ends + [DEPTH] * cls.slots)[: cls.slots]
 
 
 class Lines(View):

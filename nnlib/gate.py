@@ -7,8 +7,6 @@ import torch
 from jaxtyping import Float, Float16, Float32, Float64
 from torch import Tensor, nn
 
-from nnlib.device import one_thread
-
 HIDDEN, BATCH, RATE, EPOCHS = 64, 2048, 1e-2, 8
 FEW = 10_000  # samples from which on weights decay less
 ROWS, LEAST = 1 << 15, 1e-6  # contexts weighed at once; the uniform guess's least weight: nothing is impossible
@@ -65,20 +63,20 @@ class Gate(nn.Module):
         """Train on `samples` of M positions, for the least mean -log p of the true characters."""
         generator = torch.Generator().manual_seed(seed)
         nn.init.uniform_(self.inside.weight, -(bound := self.inside.in_features**-0.5), bound, generator=generator)
+        nn.init.zeros_(self.inside.bias)
         features = _features(*samples[:: len(samples) // BATCH + 1].float().unbind(2)[:2])
         self.mean, self.spread = features.mean(0), features.std(0).clamp_min(0.5)  # so that no rare one explodes
         batch = max(64, min(BATCH, len(samples) // 50))
         optimizer = torch.optim.AdamW(self.parameters(), lr=RATE, weight_decay=min(1, FEW / len(samples)))
         steps = EPOCHS * -(-len(samples) // batch)
         falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 1 / steps, steps)
-        with one_thread():
-            for rows in chain.from_iterable(_shuffled(len(samples), batch, generator) for _ in range(EPOCHS)):
-                votes, kinds, share = samples[rows].float().unbind(2)
-                loss = -(self._weights(votes, kinds) * _with(share, uniform)).sum(1).log().mean()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                falling.step()
+        for rows in chain.from_iterable(_shuffled(len(samples), batch, generator) for _ in range(EPOCHS)):
+            votes, kinds, share = samples[rows].float().unbind(2)
+            loss = -(self._weights(votes, kinds) * _with(share, uniform)).sum(1).log().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            falling.step()
         return self
 
 

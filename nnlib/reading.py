@@ -11,6 +11,7 @@ from nnlib.recall import Recall
 
 Categorical, Uniform = constriction.stream.model.Categorical, constriction.stream.model.Uniform
 RangeEncoder, RangeDecoder = constriction.stream.queue.RangeEncoder, constriction.stream.queue.RangeDecoder
+MOST = 100_000  # characters a byte that anyone claims; the dullest text takes more bytes than that
 SURROGATES, SCALARS = range(0xD800, 0xE000), 0x110000 - 0x800  # Unicode has no characters at the former
 
 
@@ -61,6 +62,8 @@ def decode(reader: Reader, data: bytes) -> str:
     if len(data) < 4 or len(data) % 4:
         raise CorruptError(f"data of {len(data)} bytes is cut off: give all that encode() returned")
     length, decoder, text = int.from_bytes(data[:4], "little"), RangeDecoder(np.frombuffer(data[4:], "<u4")), []
+    if length > MOST * len(data):
+        raise CorruptError(f"data of {len(data)} bytes says it holds {length} characters, which is more than it can")
     for _ in range(length):
         code = int(decoder.decode(Categorical(reader.probabilities(), perfect=False), 1)[0])
         if code < len(reader.alphabet):

@@ -40,7 +40,7 @@ AFTER = [EXPERTS.index(Expert(view, slot + 1, False)) if deeper else -1 for view
 class Span(NamedTuple):
     """The neighbors of a context: what they share of its key, and their rows low..high in the sorted text."""
 
-    key: str
+    key: str | None  # None where the past is too short
     low: int
     high: int
 
@@ -80,7 +80,7 @@ class Recall:
             for length in lengths:
                 if length:
                     low, high = self._narrow(len(found), key[:length], length, low, high)
-                slots.append(Span(key[:length], low, high))
+                slots.append(Span(key[:length] if len(key) >= length else None, low, high))
             found.append(slots)
         return [found[view][slot] for view, slot, _ in EXPERTS]
 
@@ -100,7 +100,7 @@ class Recall:
             self.alphabet.append(character)
         before = counts[:, code] if code < counts.shape[1] else np.zeros(len(EXPERTS))
         for number, key in enumerate(self._keys()):
-            if not EXPERTS[number].deeper or before[AFTER[number]] == 0:
+            if key is not None and (not EXPERTS[number].deeper or before[AFTER[number]] == 0):
                 times = self.later.setdefault((number, key), {})
                 times[code] = times.get(code, 0) + 1
         self.past, self.read = (self.past + character)[-CONTEXT:], self.read + character
@@ -117,9 +117,10 @@ class Recall:
         for expert, span in zip(EXPERTS, self.spans(past), strict=True):
             yield self._voters(expert, span.low, span.high)
 
-    def _keys(self) -> list[str]:
+    def _keys(self) -> list[str | None]:
         asked = [view.asked(self.past) for view, _ in self.sorts]
-        return [asked[view][0][: asked[view][1][slot]] for view, slot, _ in EXPERTS]
+        parts = [(asked[view][0], asked[view][1][slot]) for view, slot, _ in EXPERTS]
+        return [key[:length] if len(key) >= length else None for key, length in parts]
 
     def _voters(self, expert: Expert, low: int, high: int) -> Int32[np.ndarray, " M"]:
         view, order = self.sorts[expert.view]

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from sklearn.exceptions import NotFittedError
 
 from nnlib.contexts import CONTEXT, VIEWS, View, code_points, numbered
+from nnlib.device import one_thread
 from nnlib.evidence import earlier, evidence
 from nnlib.files import written_whole
 from nnlib.gate import Gate, sample
@@ -56,7 +57,8 @@ class ContextModel:
         sorts = [(view, view.sorted()) for view in _views(text)]
         self.gate_ = Gate(len(EXPERTS))
         if practice:
-            self.gate_.learn(_practised(sorts, codes, practice), 1 / (len(set(text)) + 1), self.seed)
+            with one_thread():
+                self.gate_.learn(_practised(sorts, codes, practice), 1 / (len(set(text)) + 1), self.seed)
         self._text, self._recall = text, Recall(text, codes, sorts)
         return self
 
@@ -80,18 +82,21 @@ class ContextModel:
     @property
     def text_(self) -> str:
         """All that it has read."""
-        return self._text + self._fitted().read
+        read = self._fitted().read
+        return self._text + read
 
     def predict_proba(self, context: str) -> Float64[np.ndarray, " A+1"]:
         """The probability of each character of `alphabet_` after the context, and last that of any other."""
         _require_text("context", context)
-        return self.gate_.probabilities(self._fitted().counts(context))
+        counts = self._fitted().counts(context)
+        return self.gate_.probabilities(counts)
 
     def trust(self, context: str) -> dict[str, float]:
         """How much weight goes to the places that share each kind of thing with the context; the sum is 1."""
         _require_text("context", context)
         names = [expert.name for expert in EXPERTS] + ["none: a uniform guess"]
-        return dict(zip(names, self.gate_.trust(self._fitted().counts(context)).tolist(), strict=True))
+        counts = self._fitted().counts(context)
+        return dict(zip(names, self.gate_.trust(counts).tolist(), strict=True))
 
     def bits(self, text: str, adapt: bool = False) -> Float64[np.ndarray, " N"]:
         """What each character of a text costs, -log2 p, as it follows what was read; `adapt`: learning as it reads.
@@ -108,7 +113,8 @@ class ContextModel:
             first = ~seen & (earlier(codes[asked.start :]) == 0)
             seen, characters = ~first, characters + np.cumsum(first) - first
         uniform = 1 / (characters + 1.0) / np.where(seen, 1, SCALARS - characters)
-        return -np.log2(self.gate_.shares(np.stack(told, 1), uniform))
+        with one_thread():
+            return -np.log2(self.gate_.shares(np.stack(told, 1), uniform))
 
     def bits_per_character(self, text: str, adapt: bool = False) -> float:
         """The mean of `bits`."""
