@@ -44,6 +44,7 @@ class Reader:
 def encode(reader: Reader, text: str) -> bytes:
     """Write a text as the bits that the reader's probabilities are worth: 4 bytes of length, then the code."""
     encoder = RangeEncoder()
+    text.encode()  # raises for halves of surrogate pairs, which are no characters
     for character in text:
         p, code = reader.probabilities(), reader.code(character)
         encoder.encode(np.array([code], np.int32), Categorical(p, perfect=False))
@@ -57,7 +58,7 @@ def encode(reader: Reader, text: str) -> bytes:
 def decode(reader: Reader, data: bytes) -> str:
     """Read back what `encode` wrote with a reader in the same state (and the same versions of all that computes).
 
-    Raises CorruptError for data that nobody encoded so.
+    Raises CorruptError for data of no possible length; other damage isn't noticed, and gives another text.
     """
     if len(data) < 4 or len(data) % 4:
         raise CorruptError(f"data of {len(data)} bytes is cut off: give all that encode() returned")
