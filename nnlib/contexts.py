@@ -55,7 +55,7 @@ class View:
         order, rank = _ranked(self.symbols[DEPTH - 1 : -1].astype(np.int64))
         length = 1
         while length < DEPTH:
-            key = rank * np.int64(int(rank.max(initial=0)) + 1)
+            key = np.multiply(rank, int(rank.max(initial=0)) + 1, dtype=np.int64)
             key[length:] += rank[:-length]
             del order, rank  # of which this needs no copies beside its own
             order, rank = _ranked(key)
@@ -164,7 +164,7 @@ class Lines(View):
 
     def sorted(self):
         kinds = int(self.symbols.max()) + 1
-        key = self.column * np.int64(kinds) + self.symbols[DEPTH - 1 : -1]
+        key = np.multiply(self.column, kinds, dtype=np.int64) + self.symbols[DEPTH - 1 : -1]
         return _ranked(key * kinds + self.symbols[DEPTH - 2 : -2])[0]
 
 
