@@ -4,7 +4,7 @@ import re
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Int, Int32, Int64, UInt32
+from jaxtyping import Int32, Int64, Integer, UInt32
 
 DEPTH = 32  # the longest match that is looked for, in characters
 CHUNK = 1 << 16  # positions worked on at once, where that takes much memory
@@ -28,7 +28,7 @@ class View:
         self.text, self.size = text, len(text)
         self.symbols = np.pad(numbered(text) + 1, (DEPTH, 0))
 
-    def symbol(self, place: int, positions: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+    def symbol(self, place: int, positions: Integer[np.ndarray, " N"]) -> Integer[np.ndarray, " N"]:
         """The key's symbol number `place` at each position; 0 before the text began."""
         return self.symbols[positions + (DEPTH - 1 - place)]
 
@@ -36,12 +36,12 @@ class View:
     def reversed(self) -> str:
         return self.text[::-1]
 
-    def key(self, position: int, length: int = DEPTH) -> str:
+    def key(self, position: int | np.integer, length: int = DEPTH) -> str:
         """The key at a position, for comparing; shorter than `length` where the text begins."""
         start = self.size - position
         return self.reversed[start : start + length]
 
-    def lengths(self, slot: int, positions: Int[np.ndarray, " M"]) -> Int[np.ndarray, " M"]:
+    def lengths(self, slot: int, positions: Integer[np.ndarray, " M"]) -> Integer[np.ndarray, " M"]:
         """The slot's length at each of the positions."""
         raise NotImplementedError
 
@@ -55,14 +55,14 @@ class View:
         order, rank = _ranked(self.symbols[DEPTH - 1 : -1].astype(np.int64))
         length = 1
         while length < DEPTH:
-            key = rank * np.int64(int(rank.max(initial=0)) + 1)
+            key = np.multiply(rank, int(rank.max(initial=0)) + 1, dtype=np.int64)
             key[length:] += rank[:-length]
             del order, rank  # of which this needs no copies beside its own
             order, rank = _ranked(key)
             length *= 2
         return order
 
-    def common(self, a: Int[np.ndarray, " M"], b: Int[np.ndarray, " M"]) -> Int[np.ndarray, " M"]:
+    def common(self, a: Integer[np.ndarray, " M"], b: Integer[np.ndarray, " M"]) -> Integer[np.ndarray, " M"]:
         """How many symbols the keys at positions `a` and `b` share from the start, up to DEPTH."""
         shared = np.zeros(len(a), np.int8)
         for first in range(0, len(a), CHUNK):
@@ -112,7 +112,7 @@ class Words(View):
             part = slice(first, first + CHUNK)
             self.back[:, part] = self._back(np.arange(first, min(first + CHUNK, self.size)), within[part], starts)
 
-    def _back(self, positions, within, starts) -> Int[np.ndarray, "S M"]:
+    def _back(self, positions, within, starts) -> Integer[np.ndarray, "S M"]:
         word = np.searchsorted(starts, positions) - np.arange(self.slots)[:, None] - within
         length = np.where(word >= 0, positions - np.append(starts, 0)[np.maximum(word, 0)] + 1, DEPTH)
         length[0] = np.where(within, length[0], 2)
@@ -164,7 +164,7 @@ class Lines(View):
 
     def sorted(self):
         kinds = int(self.symbols.max()) + 1
-        key = self.column * np.int64(kinds) + self.symbols[DEPTH - 1 : -1]
+        key = np.multiply(self.column, kinds, dtype=np.int64) + self.symbols[DEPTH - 1 : -1]
         return _ranked(key * kinds + self.symbols[DEPTH - 2 : -2])[0]
 
 
@@ -177,7 +177,7 @@ def code_points(text: str) -> UInt32[np.ndarray, " N"]:
     return np.frombuffer(text.encode("utf-32-le"), np.uint32)
 
 
-def numbered(text: str) -> Int[np.ndarray, " N"]:
+def numbered(text: str) -> Integer[np.ndarray, " N"]:
     """Characters as 0, 1, ... in the order of their code points, in the smallest type that holds one more."""
     points = code_points(text)
     present = np.zeros(0x110000, bool)

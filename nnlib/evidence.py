@@ -5,7 +5,7 @@ from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Int32
+from jaxtyping import Bool, Float32, Int32, Integer
 
 from nnlib.contexts import CHUNK, View
 
@@ -14,15 +14,15 @@ class Slot(NamedTuple):
     """The neighbors of M asked positions in one slot: their groups, the voters' rows low..high, and start..end of those
     rows, sorted by character, that have the true one."""
 
-    group: Int[np.ndarray, " M"]
-    low: Int[np.ndarray, " M"]
-    high: Int[np.ndarray, " M"]
-    start: Int[np.ndarray, " M"]
-    end: Int[np.ndarray, " M"]
+    group: Integer[np.ndarray, " M"]
+    low: Integer[np.ndarray, " M"]
+    high: Integer[np.ndarray, " M"]
+    start: Integer[np.ndarray, " M"]
+    end: Integer[np.ndarray, " M"]
 
 
 def evidence(
-    view: View, order: Int32[np.ndarray, " N"], codes: Int[np.ndarray, " N"], asked: range, adapt: bool = False
+    view: View, order: Int32[np.ndarray, " N"], codes: Integer[np.ndarray, " N"], asked: range, adapt: bool = False
 ) -> Iterator[Float32[np.ndarray, "M 3"]]:
     """What each expert says at the asked positions: its votes, their different characters, the votes for the true one.
 
@@ -100,11 +100,11 @@ class _Earlier:
         self.back, self.time = position - asked.start, position.argsort()
         self.true, self.characters = true, int(true.max()) + 1
 
-    def _sum(self, keys, flags=None) -> Int[np.ndarray, " M"]:
+    def _sum(self, keys, flags=None) -> Integer[np.ndarray, " M"]:
         flags = None if flags is None else flags[self.time]
         return earlier(keys[self.time], flags)[self.back]
 
-    def _child(self, slot: Slot) -> Int[np.ndarray, " M"]:
+    def _child(self, slot: Slot) -> Integer[np.ndarray, " M"]:
         return slot.group.astype(np.int64) * self.characters + self.true
 
     def _new(self, slot: Slot) -> Bool[np.ndarray, " M"]:
@@ -126,7 +126,7 @@ class _Earlier:
         return self._sum(self._child(slot), self._new(below))
 
 
-def earlier(keys: Int[np.ndarray, " M"], flags: Bool[np.ndarray, " M"] | None = None) -> Int[np.ndarray, " M"]:
+def earlier(keys: Integer[np.ndarray, " M"], flags: Bool[np.ndarray, " M"] | None = None) -> Integer[np.ndarray, " M"]:
     """For each, how many of those before it have the same key (and a flag)."""
     order = keys.argsort(kind="stable")
     ones = np.ones(len(keys), np.int64) if flags is None else flags[order].astype(np.int64)
@@ -141,7 +141,7 @@ def earlier(keys: Int[np.ndarray, " M"], flags: Bool[np.ndarray, " M"] | None = 
 class Voters:
     """Positions in the order of their contexts, and their rows once more by the character that came."""
 
-    def __init__(self, view: View, order: Int32[np.ndarray, " N"], codes: Int[np.ndarray, " N"]):
+    def __init__(self, view: View, order: Int32[np.ndarray, " N"], codes: Integer[np.ndarray, " T"]):
         self.view, came = view, codes[order]
         self.rows = came.argsort(kind="stable").astype(np.int32)
         self.begin = np.concatenate([[0], np.cumsum(np.bincount(came, minlength=int(codes.max(initial=0)) + 1))])
@@ -150,13 +150,13 @@ class Voters:
         self.repeat[1:] = view.common(self.positions[1:], self.positions[:-1])
         self.repeat[self.begin[self.begin < len(order)]] = -1
 
-    def by_row(self) -> Int[np.ndarray, " N"]:
+    def by_row(self) -> Integer[np.ndarray, " N"]:
         """`repeat`, in the order of the contexts."""
         repeat = np.empty_like(self.repeat)
         repeat[self.rows] = self.repeat
         return repeat
 
-    def ranks(self, low, high, true, search) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " M"]]:
+    def ranks(self, low, high, true, search) -> tuple[Integer[np.ndarray, " M"], Integer[np.ndarray, " M"]]:
         """Where among all rows by character those from low to high with the true one start and end.
 
         `search`: the order in which to look them up, by their true character.
@@ -182,10 +182,10 @@ class First:
         by_row[rows] = flags
         self.total = _total(by_row)
 
-    def between(self, low, high) -> Int[np.ndarray, " M"]:
+    def between(self, low, high) -> Integer[np.ndarray, " M"]:
         return self.total[high] - self.total[low]
 
-    def of_character(self, start, end) -> Int[np.ndarray, " M"]:
+    def of_character(self, start, end) -> Integer[np.ndarray, " M"]:
         total = _total(self.flags)
         return total[end] - total[start]
 

@@ -94,6 +94,6 @@ def _with(shares: Float[Tensor, "B E"], uniform: float | Float64[Tensor, " B"]) 
     return torch.cat([shares, torch.as_tensor(uniform, dtype=shares.dtype).expand(len(shares))[:, None]], 1)
 
 
-def _features(votes: Float[Tensor, "B E"], kinds: Float[Tensor, "B E"]) -> Float[Tensor, "B 3E"]:
+def _features(votes: Float[Tensor, "B E"], kinds: Float[Tensor, "B E"]) -> Float[Tensor, "B 3*E"]:
     """Logarithms of how many votes and kinds there were, and about how many kinds a vote."""
     return torch.cat([votes, kinds, (kinds - votes).exp()], 1)

@@ -11,7 +11,7 @@ from nnlib.recall import Recall
 
 Categorical, Uniform = constriction.stream.model.Categorical, constriction.stream.model.Uniform
 RangeEncoder, RangeDecoder = constriction.stream.queue.RangeEncoder, constriction.stream.queue.RangeDecoder
-MOST = 100_000  # characters a byte that anyone claims; the dullest text takes more bytes than that
+MOST = 256  # characters that a byte may stand for, however dull: so far, and no further, a forged length is followed
 SURROGATES, SCALARS = range(0xD800, 0xE000), 0x110000 - 0x800  # Unicode has no characters at the former
 
 
@@ -42,35 +42,63 @@ class Reader:
 
 
 def encode(reader: Reader, text: str) -> bytes:
-    """Write a text as the bits that the reader's probabilities are worth: 4 bytes of length, then the code."""
+    """Write a text as the bits that the reader's probabilities are worth: 4 bytes of length, then the code.
+
+    Raises UnicodeEncodeError for halves of surrogate pairs.
+    """
     encoder = RangeEncoder()
     text.encode()  # raises for halves of surrogate pairs, which are no characters
     for character in text:
-        p, code = reader.probabilities(), reader.code(character)
-        encoder.encode(np.array([code], np.int32), Categorical(p, perfect=False))
-        if code == len(reader.alphabet):
-            point = ord(character)
-            encoder.encode(np.array([point - 0x800 * (point > SURROGATES[-1])], np.int32), Uniform(SCALARS))
+        expected = Categorical(reader.probabilities(), perfect=False)
+        _write(encoder, reader, expected, character)
         reader.read(character)
-    return len(text).to_bytes(4, "little") + encoder.get_compressed().astype("<u4").tobytes()
+    return _whole(len(text), encoder)
 
 
 def decode(reader: Reader, data: bytes) -> str:
     """Read back what `encode` wrote with a reader in the same state (and the same versions of all that computes).
 
-    Raises CorruptError for data of no possible length; other damage isn't noticed, and gives another text.
+    Raises CorruptError for data that nobody encoded so: what was read is written once more, and must come out the same.
     """
     if len(data) < 4 or len(data) % 4:
         raise CorruptError(f"data of {len(data)} bytes is cut off: give all that encode() returned")
-    length, decoder, text = int.from_bytes(data[:4], "little"), RangeDecoder(np.frombuffer(data[4:], "<u4")), []
-    if length > MOST * len(data):
-        raise CorruptError(f"data of {len(data)} bytes says it holds {length} characters, which is more than it can")
+    length, words = int.from_bytes(data[:4], "little"), np.frombuffer(data[4:], "<u4").astype(np.uint32)
+    _require(length <= MOST * len(data), data)
+    decoder, again, text = RangeDecoder(words), RangeEncoder(), []
     for _ in range(length):
-        code = int(decoder.decode(Categorical(reader.probabilities(), perfect=False), 1)[0])
-        if code < len(reader.alphabet):
-            text.append(reader.alphabet[code])
-        else:
-            point = int(decoder.decode(Uniform(SCALARS), 1)[0])
-            text.append(chr(point + 0x800 * (point >= SURROGATES[0])))
+        expected = Categorical(reader.probabilities(), perfect=False)
+        try:
+            text.append(_read(decoder, reader, expected))
+        except AssertionError:  # how constriction says that no code begins so
+            _require(False, data)
+        _write(again, reader, expected, text[-1])
+        _require(again.num_words() <= len(words) + 2, data)  # closing it takes up to 2 that more text may save
         reader.read(text[-1])
+    _require(_whole(length, again) == data, data)
     return "".join(text)
+
+
+def _write(encoder: RangeEncoder, reader: Reader, expected: Categorical, character: str) -> None:
+    code, point = reader.code(character), ord(character)
+    encoder.encode(np.array([code], np.int32), expected)
+    if code == len(reader.alphabet):
+        encoder.encode(np.array([point - 0x800 * (point > SURROGATES[-1])], np.int32), Uniform(SCALARS))
+
+
+def _read(decoder: RangeDecoder, reader: Reader, expected: Categorical) -> str:
+    code = int(decoder.decode(expected, 1)[0])
+    if code < len(reader.alphabet):
+        return reader.alphabet[code]
+    point = int(decoder.decode(Uniform(SCALARS), 1)[0])
+    return chr(point + 0x800 * (point >= SURROGATES[0]))
+
+
+def _whole(length: int, encoder: RangeEncoder) -> bytes:
+    """The length, the code, and zeros, which a decoder supposes anyway, up to a byte for MOST characters."""
+    code = encoder.get_compressed().astype("<u4").tobytes()
+    return length.to_bytes(4, "little") + code.ljust(length // MOST // 4 * 4, b"\0")
+
+
+def _require(holds: bool, data: bytes) -> None:
+    if not holds:
+        raise CorruptError(f"data of {len(data)} bytes isn't what encode() returned: give all of that, as it was")

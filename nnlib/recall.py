@@ -7,7 +7,7 @@ from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int, Int32
+from jaxtyping import Float64, Int32, Integer
 
 from nnlib.contexts import CONTEXT, VIEWS, View
 from nnlib.evidence import Voters
@@ -51,7 +51,7 @@ class Recall:
     `alphabet`: the known characters in the order of their codes, which reading adds to.
     """
 
-    def __init__(self, text: str, codes: Int[np.ndarray, " N"], sorts: list[tuple[View, Int32[np.ndarray, " N"]]]):
+    def __init__(self, text: str, codes: Integer[np.ndarray, " N"], sorts: list[tuple[View, Int32[np.ndarray, " N"]]]):
         self.past, self.read, self.codes, self.sorts = text[-CONTEXT:], "", codes, sorts
         self.alphabet = sorted(set(text))
         self.code = {character: code for code, character in enumerate(self.alphabet)}
@@ -129,5 +129,5 @@ class Recall:
             voters = voters[self.repeats[expert.view][low:high] < view.lengths(expert.slot + 1, voters)]
         return voters
 
-    def _count(self, expert: Expert, low: int, high: int) -> Int[np.ndarray, " A"]:
+    def _count(self, expert: Expert, low: int, high: int) -> Integer[np.ndarray, " A"]:
         return np.bincount(self.codes[self._voters(expert, low, high)])

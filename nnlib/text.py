@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float16, Float64, Int
+from jaxtyping import Float16, Float64, Integer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from sklearn.exceptions import NotFittedError
@@ -226,7 +226,7 @@ def _practice(size: int) -> list[range]:
     return [range(start, start + length) for start in starts]
 
 
-def _practised(sorts: list, codes: Int[np.ndarray, " N"], practice: list[range]) -> Float16[torch.Tensor, "M E 3"]:
+def _practised(sorts: list, codes: Integer[np.ndarray, " N"], practice: list[range]) -> Float16[torch.Tensor, "M E 3"]:
     samples = torch.empty(sum(map(len, practice)), len(EXPERTS), 3, dtype=torch.float16)
     for part, asked in zip(samples.split([len(asked) for asked in practice]), practice, strict=True):
         told = chain.from_iterable(evidence(view, order, codes, asked) for view, order in sorts)

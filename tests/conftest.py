@@ -2,5 +2,8 @@
 
 from jaxtyping import install_import_hook
 
-CORE = ("attend", "condense", "distances", "kernels", "reach", "rows", "search", "stream")
+CORE = (
+    *("attend", "condense", "distances", "kernels", "reach", "rows", "search", "stream"),
+    *("contexts", "evidence", "gate", "recall"),
+)
 install_import_hook([f"nnlib.{name}" for name in CORE], "shapes.check")

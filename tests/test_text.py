@@ -1,25 +1,22 @@
-"""The language model: counts against plain ones, bulk against one by one, probabilities, coding, bad input, files."""
-
-import re
-from collections import defaultdict
+"""The language model: probabilities, what they cost, who votes, reading on, coding, writing, bad input, files."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from sklearn.exceptions import NotFittedError
 
+from nnlib import reading
+from nnlib import text as text_module
 from nnlib.coder import CorruptError
-from nnlib.contexts import VIEWS, Characters, Words, numbered
 from nnlib.data import text as shipped
-from nnlib.evidence import evidence
+from nnlib.gate import Gate
 from nnlib.models import ModelError
 from nnlib.reading import decode, encode
-from nnlib.recall import EXPERTS, Recall
+from nnlib.recall import EXPERTS
 from nnlib.text import ContextModel
 
-LETTERS = st.text("ab' \n", min_size=1, max_size=60)
-STRANGE = st.text("aÉ漢😀. \n", min_size=1, max_size=40)
 ALICE = shipped("alice").replace("\r\n", "\n")
 
 
@@ -28,93 +25,23 @@ def model():
     return ContextModel().fit(ALICE[5000:25000])
 
 
-def key(view: int, slot: int, past: str) -> tuple | None:
-    """What the neighbors in a slot share with a past, said plainly; None where the past is too short."""
-    if VIEWS[view] is Characters:
-        length = Characters.LENGTHS[slot]
-        return None if length > len(past) else (past[len(past) - length :],)
-    if VIEWS[view] is Words:
-        plain = re.sub(r"[\n\r\t]", " ", "".join(c.lower() if len(c.lower()) == 1 else c for c in past))
-        starts = [m.start() for m in re.finditer(r"(?<![\w'’])[\w'’]", plain)]
-        within = bool(re.search(r"[\w'’]$", plain))
-        number = slot + 1 if within else slot
-        start = len(plain) - 2 if number == 0 else starts[-number] - 1 if number <= len(starts) else -1
-        start = max(start, len(plain) - 32)
-        return None if start < 0 else (plain[start:],)
-    if len(past) < slot + 1:
-        return None
-    line = past.split("\n")[-1]
-    return min(len(line), 127), past[len(past) - slot - 1 :]
+def knowing(text: str, gate: Gate) -> ContextModel:
+    """A model that knows a text, and trusts as another one learned to."""
+    model = ContextModel()
+    model.gate_ = gate
+    model._know(text)
+    return model
 
 
-def alike(view: int, slot: int, past: str, other: str) -> bool:
-    """Whether what stands before another place shares with a past what the slot asks for."""
-    asked = key(view, slot, past)
-    return asked is not None and key(view, slot, other) == asked
-
-
-def plain_counts(text: str, past: str, alphabet: list[str]) -> np.ndarray:
-    """How often each character followed, for each expert, by looking at every place of the text."""
-    counts = np.zeros((len(EXPERTS), len(alphabet)))
-    for number, (view, slot, deeper) in enumerate(EXPERTS):
-        seen = set()
-        for place, character in enumerate(text):
-            if alike(view, slot, past, text[:place]):
-                below = (key(view, slot + 1, text[:place]) or place, character) if deeper else place
-                if below not in seen:
-                    seen.add(below)
-                    counts[number, alphabet.index(character)] += 1
-    return counts
-
-
-def recall(text: str) -> Recall:
-    return Recall(text, numbered(text), [(view, view.sorted()) for view in (kind(text) for kind in VIEWS)])
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.one_of(LETTERS, STRANGE), st.text("ab'É漢 \nz", max_size=30), st.integers(0, 60))
-def test_counts_are_those_of_a_plain_search(text, other, place):
-    known = recall(text)
-    for past in (other, text[:place], text):
-        np.testing.assert_array_equal(known.counts(past), plain_counts(text, past, known.alphabet))
+def by_character(model: ContextModel, context: str) -> dict[str, float]:
+    return dict(zip([*model.alphabet_, "others"], model.predict_proba(context).tolist(), strict=True))
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.one_of(LETTERS, STRANGE), st.one_of(LETTERS, STRANGE), st.booleans())
-def test_evidence_in_bulk_is_what_reading_on_counts(text, more, adapt):
-    whole, reader = text + more, recall(text)
-    views = [kind(whole) for kind in VIEWS]
-    asked = range(len(text), len(whole))
-    told = [e for view in views for e in evidence(view, view.sorted(), numbered(whole), asked, adapt)]
-    for step, character in enumerate(more):
-        counts = reader.counts(whole[: len(text) + step])
-        came = counts[:, reader.code[character]] if character in reader.code else np.zeros(len(EXPERTS))
-        expected = np.stack([counts.sum(1), (counts > 0).sum(1), came], 1)
-        np.testing.assert_array_equal(np.stack(told)[:, step], expected)
-        if adapt:
-            reader.add(character, counts)
-
-
-@settings(max_examples=40, deadline=None)
-@given(LETTERS, st.integers(0, 59), st.integers(1, 20))
-def test_evidence_leaves_out_what_it_asks_for(text, start, length):
-    asked = range(min(start, len(text) - 1), min(start + length, len(text)))
-    told = []
-    for view in (kind(text) for kind in VIEWS):
-        told += evidence(view, view.sorted(), numbered(text), asked)
-    for step, place in enumerate(asked):
-        for number, (view, slot, deeper) in enumerate(EXPERTS):
-            if deeper:
-                continue
-            followed = defaultdict(int)
-            for other in set(range(len(text))) - set(asked):
-                followed[text[other]] += alike(view, slot, text[:place], text[:other])
-            found = [sum(followed.values()), sum(n > 0 for n in followed.values()), followed[text[place]]]
-            assert told[number][step].tolist() == found, EXPERTS[number]
-
-
-@settings(max_examples=60, deadline=None)
 @given(context=st.text(max_size=200))
+@example("")
+@example("Alice " * 100)
+@example("😀" * 400)
 def test_probabilities_sum_to_one_for_any_context(model, context):
     p = model.predict_proba(context)
     assert p.shape == (len(model.alphabet_) + 1,)
@@ -123,70 +50,129 @@ def test_probabilities_sum_to_one_for_any_context(model, context):
 
 @pytest.mark.parametrize("adapt", [False, True])
 def test_bits_are_what_a_reader_expected(model, adapt):
-    tail = ALICE[25000:25300] + "é漢é漢"
+    tail = ALICE[25000:25250] + "é漢é漢"
     reader, costs = model.reader(adapt), []
     for character in tail:
         p, code = reader.probabilities(), reader.code(character)
         spelled = np.log2(1_112_064 - len(reader.alphabet)) if code == len(reader.alphabet) else 0.0
         costs.append(spelled - np.log2(p[code]))
         reader.read(character)
-    np.testing.assert_allclose(model.bits(tail, adapt), costs, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(model.bits(tail, adapt), costs, rtol=1e-5, atol=1e-5)
     assert np.isfinite(costs).all()
     assert (costs[-1] < costs[-3]) == adapt  # it costs less once it was read
-    assert "é" not in model.alphabet_
+    assert "é" not in model.alphabet_ and model.text_ == ALICE[5000:25000]
+    for character in "ae\n":
+        p = by_character(model, model.text_)[character]
+        assert model.bits(character, adapt)[0] == pytest.approx(-np.log2(p), rel=1e-5)
 
 
 def test_the_gate_learns_and_reading_helps(model):
-    tail, plain = ALICE[25000:29000], ContextModel().fit(ALICE[5000:25000])
-    plain.gate_ = type(plain.gate_)(len(EXPERTS))
+    tail, untrained = ALICE[25000:28000], knowing(model.text_, Gate(len(EXPERTS)))
     static, adapting = model.bits_per_character(tail), model.bits_per_character(tail, adapt=True)
-    assert static < plain.bits_per_character(tail) - 0.1
-    assert adapting < static < 2.9
-    assert 0.4 < model.accuracy(tail[:500]) < 0.7
+    assert static < 2.65 and adapting < static - 0.05  # 2.56 and 2.41 when this was written
+    assert static < untrained.bits_per_character(tail) - 0.4
+    assert 0.4 < model.accuracy(tail[:300]) < 0.7
 
 
-def test_weights_are_the_prediction(model):
-    context = "said Alice, who was "
-    weights, p = model.weights(context), model.predict_proba(context)
+@pytest.mark.parametrize("context", ["said Alice, who was ", "", "e", "漢字\n", ALICE[20000:20200]])
+def test_weights_are_the_prediction(model, context):
+    weights, p = model.weights(context), by_character(model, context)
+    text = model.text_
+    assert weights.shape == (len(text) + 1,) and (weights >= 0).all()
     assert weights.sum() == pytest.approx(1, abs=1e-12)
-    text, alphabet = model.text_, list(model.alphabet_)
-    votes = np.bincount([alphabet.index(c) for c in text], weights[:-1], len(alphabet)) + weights[-1] / len(p)
-    np.testing.assert_allclose(votes, p[:-1], atol=1e-9)
-    told = model.explain(context, top=5)
-    assert [passage.weight for passage in told] == sorted((passage.weight for passage in told), reverse=True)
+    for character in model.alphabet_:
+        votes = weights[:-1][[c == character for c in text]].sum() + weights[-1] / len(p)
+        assert votes == pytest.approx(p[character], abs=1e-9)
+    assert p["others"] == pytest.approx(weights[-1] / len(p), abs=1e-9)
+    trust = list(model.trust(context).values())
+    assert len(trust) == len(EXPERTS) + 1 and sum(trust) == pytest.approx(1, abs=1e-6)
+    assert trust[-1] == pytest.approx(weights[-1], rel=1e-5)
+
+
+def test_passages_stand_where_they_say(model):
+    told = model.explain("said Alice, who was ", top=7, around=25)
+    weights, text = model.weights("said Alice, who was "), model.text_
+    assert [passage.weight for passage in told] == sorted(weights[:-1], reverse=True)[:7]
     for weight, place, before, character, after in told:
-        assert text[place - len(before) : place + 1 + len(after)] == before + character + after
-        assert weight == pytest.approx(weights[place])
-    assert sum(model.trust(context).values()) == pytest.approx(1, abs=1e-5)
+        assert text[place - 25 : place + 26] == before + character + after and len(before) == 25
+        assert weight == weights[place] and before.endswith(" ")
+    assert knowing("ab", model.gate_).explain("a", top=9)[0].character == "b"
+    with pytest.raises(ValueError, match="top"):
+        model.explain("a", top=0)
 
 
-@pytest.mark.parametrize("more", [400, 3000])
-def test_reading_on_is_like_having_read_it_all(more):
-    head, tail = ALICE[:8000], ALICE[8000 : 8000 + more]
-    pieces, whole = ContextModel().fit(head), ContextModel().fit(head)
-    for start in range(0, more, 100):
-        pieces.partial_fit(tail[start : start + 100])
-    whole._know(head + tail)
-    assert pieces.text_ == head + tail
-    for context in ("the ", "and Alice", "", "zzz"):
-        order = np.argsort(list(pieces.alphabet_))  # new characters come last, in the order of their coming
-        np.testing.assert_allclose(pieces.predict_proba(context)[order], whole.predict_proba(context)[:-1], atol=1e-12)
-    assert ContextModel().partial_fit(head).text_ == head
+@pytest.mark.parametrize(("head", "more"), [(3000, 400), (3000, 1250), (1, 40), (30, 200)])
+def test_reading_on_is_like_having_read_it_all(model, head, more):
+    text = ALICE[8000 : 8000 + head + more - 3] + "漢é漢"
+    pieces, whole = knowing(text[:head], model.gate_), knowing(text, model.gate_)
+    for start in range(head, len(text), 100):
+        pieces.partial_fit(text[start : start + 100])
+    assert pieces.text_ == text and (len(pieces._text) > head) == (more > 1000)  # whether it was sorted anew
+    for context in ("", "t", "the ", "and Alice", "zzz", "é漢", text[-9:], text[-50:], text, text[:2], text[:20]):
+        assert by_character(pieces, context) == pytest.approx(by_character(whole, context), abs=1e-12)
+    np.testing.assert_allclose(pieces.bits("the 漢"), whole.bits("the 漢"), atol=1e-6)
+    np.testing.assert_allclose(pieces.weights("the "), whole.weights("the "), atol=1e-12)
+    assert by_character(pieces, "é漢") == pytest.approx(by_character(whole, "é漢"), abs=1e-12)
+
+
+def test_reading_on_begins_with_fitting():
+    text = ALICE[8000:8500]
+    first, fitted = ContextModel().partial_fit(text), ContextModel().fit(text)
+    assert by_character(first, "the ") == by_character(fitted, "the ")
+    assert first.partial_fit("").text_ == text
+    with pytest.raises(ValueError, match="text"):
+        first.partial_fit(b"more")
 
 
 @pytest.mark.parametrize("adapt", [False, True])
 def test_text_is_coded_at_its_bits_and_comes_back(model, adapt):
-    tail = ALICE[30000:31500] + "😀 naïve"
+    tail = ALICE[30000:30300] + "😀 naïve"
     data = encode(model.reader(adapt), tail)
     assert 8 * len(data) <= 1.001 * model.bits(tail, adapt).sum() + 80
     assert decode(model.reader(adapt), data) == tail
     assert decode(model.reader(adapt), encode(model.reader(adapt), "")) == ""
 
 
-@pytest.mark.parametrize("data", [b"", b"abc", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f" + bytes(range(40))])
-def test_forged_codes_are_refused(model, data):
+@settings(max_examples=15, deadline=None)
+@given(text=st.one_of(st.text("aé😀 \n", max_size=30), st.text(max_size=12)), adapt=st.booleans())
+def test_any_text_is_coded_and_comes_back(model, text, adapt):
+    assert decode(model.reader(adapt), encode(model.reader(adapt), text)) == text
+
+
+@settings(max_examples=20, deadline=None)
+@given(length=st.integers(0, 25), code=st.lists(st.binary(min_size=4, max_size=4), max_size=6), adapt=st.booleans())
+@example(length=2**31 - 1, code=[bytes(range(40))], adapt=False)
+@example(length=2**32 - 1, code=[], adapt=True)
+@example(length=300, code=[bytes(8)], adapt=True)
+@example(length=1, code=[b"\xff" * 8], adapt=False)
+def test_forged_codes_are_refused_soon(model, length, code, adapt):
+    data = b"".join([length.to_bytes(4, "little"), *code])
+    try:
+        text = decode(model.reader(adapt), data)
+    except CorruptError as error:
+        assert "data" in str(error)
+    else:  # by chance what encode() writes
+        assert encode(model.reader(adapt), text) == data
+
+
+def test_cut_and_changed_codes_are_refused(model):
+    data = encode(model.reader(), ALICE[40000:40060])
+    changed = [data[:8] + bytes([data[8] ^ 1]) + data[9:], data + bytes(4), data[4:], b"\0" + data[1:]]
+    for forged in [data[:size] for size in range(len(data))] + changed:
+        with pytest.raises(CorruptError, match="data"):
+            decode(model.reader(), forged)
+    with pytest.raises(ValueError, match="surrogate"):
+        encode(model.reader(), "half \ud83d a pair")
+
+
+def test_the_code_of_a_dull_text_is_filled_up(model, monkeypatch):
+    monkeypatch.setattr(reading, "MOST", 16)
+    dull = knowing("a" * 1000, model.gate_)
+    data = encode(dull.reader(), "a" * 300)
+    assert len(data) == 4 + 16  # a byte for each 16 characters, in words of 4
+    assert decode(dull.reader(), data) == "a" * 300
     with pytest.raises(CorruptError, match="data"):
-        decode(model.reader(), data)
+        decode(dull.reader(), data[:-4])
 
 
 def test_writing(model):
@@ -195,6 +181,10 @@ def test_writing(model):
     assert model.generate("Alice", 50, 1.0, seed=3) != model.generate("Alice", 50, 1.0, seed=4)
     assert model.generate("Alice", 30, 0, seed=3) == model.generate("Alice", 30, 0, seed=4)
     assert len(model.generate("", 20, 1e-3, memory=0)) == len(model.generate("é" * 400, 20, 100)) == 20
+    assert model.generate("Alice", 9, memory=10**9) == model.generate("Alice", 9)
+    assert model.generate("Alice", 9, memory=0) == model.generate("zzzzz", 9, memory=0)
+    assert model.generate("of the Al", 3, 0, memory=2) == model.generate("Al", 3, 0, memory=2)
+    assert set(model.generate("é", 50, 1e6)) <= set(model.alphabet_)
 
 
 @pytest.mark.parametrize(
@@ -237,14 +227,44 @@ def test_it_must_be_fitted_first():
 
 def test_files(model, tmp_path):
     path = tmp_path / "model.safetensors"
-    model.save(path)
-    again = ContextModel.load(path)
-    np.testing.assert_array_equal(again.predict_proba("Alice "), model.predict_proba("Alice "))
-    for name, data in {"cut": path.read_bytes()[:1000], "foreign": b"no model", "empty": b""}.items():
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(ModelError, match=name):
-            ContextModel.load(tmp_path / name)
-    with pytest.raises(ModelError, match="missing"):
-        ContextModel.load(tmp_path / "missing")
-    with pytest.raises(OSError, match="cut"):
-        model.save(tmp_path / "cut" / "model")
+    read = knowing(model.text_, model.gate_).partial_fit("漢字")
+    read.save(path)
+    again, whole = ContextModel.load(path), knowing(model.text_ + "漢字", model.gate_)
+    assert again.text_ == whole.text_ and again.seed == 0
+    for context in ("", "Alice ", "漢字"):
+        np.testing.assert_array_equal(again.predict_proba(context), whole.predict_proba(context))
+    parts = load_file(path)
+    header = {"format": "nnlib.text.1", "settings": '{"seed": 0}'}
+    save_file(parts | {"mean": parts["mean"][1:]}, tmp_path / "shape", header)
+    save_file(parts | {"text": parts["mean"].clone()}, tmp_path / "numbers", header)
+    save_file(parts | {"text": parts["text"][:-1]}, tmp_path / "half", header)
+    save_file(parts | {"text": parts["text"][:0]}, tmp_path / "nothing", header)
+    save_file({"text": parts["text"]}, tmp_path / "untrained", header)
+    save_file(parts, tmp_path / "kind", header | {"format": "nnlib.1"})
+    save_file(parts, tmp_path / "bare")
+    save_file(parts, tmp_path / "settings", header | {"settings": "[]"})
+    (tmp_path / "cut").write_bytes(path.read_bytes()[:1000])
+    (tmp_path / "foreign").write_bytes(b"no model")
+    (tmp_path / "empty").write_bytes(b"")
+    for file in {*tmp_path.iterdir(), tmp_path / "missing"} - {path}:
+        with pytest.raises(ModelError, match=file.name):
+            ContextModel.load(file)
+
+
+def test_a_file_is_written_whole_or_not_at_all(model, tmp_path, monkeypatch):
+    path = tmp_path / "model"
+    path.write_bytes(b"before")
+
+    def fails(parts, file, header):
+        file.write_bytes(b"half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(text_module, "save_file", fails)
+    with pytest.raises(OSError, match="full"):
+        model.save(path)
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"before"
+    with pytest.raises(OSError, match="model"):
+        model.save(path / "inside")
+    with pytest.raises(NotFittedError):
+        ContextModel().save(tmp_path / "unfitted")
+    assert list(tmp_path.iterdir()) == [path]
