@@ -25,7 +25,6 @@ from nnlib.stream import (
     exact_products,
     one_thread,
     streamed,
-    with_ones,
 )
 
 BLOCK_ROWS = 1024  # samples compared with all centers at once
@@ -168,7 +167,7 @@ class SearchedVotes:
             near[nearer] = own[nearer].amin(1)
             sums[nearer] = self.cone.sums(x[nearer], near[nearer])
             sums = sums.clone()
-            add_products(sums, self.kernel.weight(own, self.frame, near), with_ones(self.values[self.picked]))
+            add_products(sums, self.kernel.weight(own, self.frame, near), self.values[self.picked])
         return average_of(sums)
 
 

@@ -16,6 +16,7 @@ from nnlib.kernels import Kernel
 BLOCK = {"cpu": (1024, 1024), "other": (2048, 4096)}  # queries x centers at a time
 BLOCK_FEATURES = 1 << 22  # and no more numbers than this in a block's own rows
 MIXED = 128  # centers whose values are summed in a row: longer float32 sums drop many small weights beside a large one
+WIDE = 32  # columns of values
 
 
 class Labels:
@@ -37,15 +38,21 @@ class RunningAverage:
         self.top = like.new_full((queries,), -torch.inf)
         self.sums = like.new_zeros(queries, values + 1)  # the last column is the sum of the weights
 
-    def add(self, scores: Float[Tensor, "B M"], values: Float[Tensor, "M V"], rows: slice = slice(None)) -> None:
+    def add(
+        self,
+        scores: Float[Tensor, "B M"],
+        values: Float[Tensor, "M V"],
+        rows: slice | Int64[Tensor, " B"] = slice(None),
+    ) -> None:
         """Take in more centers, for the queries of `rows`. Overwrites `scores`."""
-        if scores.shape[1] == 0:
+        if scores.numel() == 0:
             return
         before = self.top[rows]
         top = torch.maximum(before, scores.amax(1))
         weights = scores.sub_(finite(top)[:, None]).exp_()
-        add_products(self.sums[rows].mul_(torch.exp(before - finite(top))[:, None]), weights, with_ones(values))
-        self.top[rows] = top
+        sums = self.sums[rows].mul_(torch.exp(before - finite(top))[:, None])
+        add_products(sums, weights, values)
+        self.sums[rows], self.top[rows] = sums, top
 
     def value(self, rows: slice = slice(None)) -> Float[Tensor, "B V"]:
         """The average so far; 0 for a query without any weight."""
@@ -61,10 +68,16 @@ def with_ones(values: Float[Tensor, "M V"]) -> Float[Tensor, "M W"]:
     return torch.cat([values, values.new_ones(len(values), 1)], 1)
 
 
-def add_products(sums: Float[Tensor, "B W"], weights: Float[Tensor, "B M"], values: Float[Tensor, "M W"]) -> None:
-    """Add weights @ values to the sums, some centers at a time."""
+def add_products(sums: Float[Tensor, "B W"], weights: Float[Tensor, "B M"], values: Float[Tensor, "M V"]) -> None:
+    """Add weights @ values to the sums and the weights' own sum to their last column, some centers at a time."""
+    wide = values.shape[1] >= WIDE  # a copy with ones beside wide values costs more than one more pass over the weights
+    products = sums.new_zeros(len(sums), values.shape[1]) if wide else sums
+    values = values if wide else with_ones(values)
     for part in range(0, len(values), MIXED):
-        sums += weights[:, part : part + MIXED] @ values[part : part + MIXED]
+        products.addmm_(weights[:, part : part + MIXED], values[part : part + MIXED])
+    if wide:
+        sums[:, :-1] += products
+        sums[:, -1] += weights.sum(1)
 
 
 def average_of(sums: Float[Tensor, "B W"]) -> Float[Tensor, "B V"]:
@@ -127,10 +140,25 @@ def nearest_rows(queries, rows, centers, count, kernel, frame, exclude):
     index = torch.full((len(x), count), -1, device=x.device)
     for cols in column_blocks(centers):
         block = without(kernel.distance(x, centers[cols].to(x.dtype), frame), skip, cols, torch.inf)
-        near, place = block.topk(min(count, block.shape[1]), largest=False)
+        near, place = _nearer(block, distance)
         distance, order = torch.cat([distance, near], 1).topk(count, largest=False)
         index = torch.cat([index, place + cols.start], 1).gather(1, order)
     return distance, index.masked_fill_(distance.isinf(), -1)
+
+
+def _nearer(block: Float[Tensor, "B M"], than: Float[Tensor, "B K"]) -> tuple[Tensor, Tensor]:
+    """The nearest of a block that are among them so far: once most are found, few of a block are."""
+    count = than.shape[1]
+    closer = block < than[:, -1:]
+    found = closer.sum(1)
+    width = int(found.max())
+    if width > 4 * count:
+        return block.topk(min(count, block.shape[1]), largest=False)
+    row, place = closer.nonzero(as_tuple=True)
+    slot = torch.arange(len(row), device=row.device) - (found.cumsum(0) - found)[row]
+    near, places = block.new_full((len(block), width), torch.inf), found.new_full((len(block), width), -1)
+    near[row, slot], places[row, slot] = block[row, place], place
+    return near, places
 
 
 def nearest_one(queries, rows, centers, kernel, frame, exclude):

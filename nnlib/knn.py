@@ -1,0 +1,151 @@
+"""Weighted k-nearest-neighbor classification of embeddings: exact, a block at a time, over one process or many."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from nnlib.bank import MemoryBank, UnitRows
+from nnlib.inputs import require_count
+from nnlib.kernels import DotProduct
+from nnlib.shards import gathered, own, summed
+from nnlib.stream import exact_products, nearest_rows, row_blocks
+
+VOTES = 1 << 22  # compared at a time
+Rows = tuple[Float[Tensor, "N D"], Int64[Tensor, " N"]]
+
+
+def knn_predict(
+    features: Float[Tensor, "B D"],
+    bank: Float[Tensor, "N D"] | MemoryBank,
+    bank_labels: Int64[Tensor, " N"] | None = None,
+    k: int = 30,
+    temperature: float = 0.05,
+    exclude: Int64[Tensor, " B"] | None = None,
+    top: int | None = None,
+    sharded: bool = False,
+) -> Int64[Tensor, "B *top"]:
+    """The class [B] that the k nearest rows of the bank vote for, each with exp(cos/temperature); k = 1 is 1-NN.
+
+    features [B, D] and rows of any length: only directions count. bank: a MemoryBank, or rows [N, D] with bank_labels
+    [N]. exclude [B]: the sample whose own row a feature may not take, -1 for none. top: the so many first classes
+    [B, top] instead, -1 where fewer have a vote. sharded: rows, labels and features are this process's part each, and
+    all processes call it at once, without exclude; a sharded MemoryBank is so by itself.
+    Source: Wu, Efros, Yu, ECCV 2018 (k = 30).
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature!r} can't be used: give a positive number, such as 0.05")
+    cosine, labels = nearest_labels(features, bank, bank_labels, k, exclude, sharded)
+    count = require_count("top", 1 if top is None else top)
+    size = max(1, VOTES // k**2)
+    ranked = [_ranked(*part, temperature, count) for part in zip(cosine.split(size), labels.split(size), strict=True)]
+    classes = torch.cat(ranked) if ranked else labels[:, :0].new_empty(0, count)
+    return classes[:, 0] if top is None else classes
+
+
+def _ranked(cosine, labels, temperature: float, count: int) -> Int64[Tensor, "B top"]:
+    """The classes of the most votes, first come first where they are equal; votes are relative to the nearest one's."""
+    votes = torch.exp((cosine - cosine[:, :1]) / temperature).masked_fill_(labels < 0, 0).double()
+    same = labels[:, :, None] == labels[:, None, :]
+    total = (same * votes[:, None, :]).sum(2)
+    earlier = same.tril(-1).any(2)  # each class stands for itself once
+    first = ~earlier & (labels >= 0)
+    order = total.masked_fill(~first, -1).sort(dim=1, descending=True, stable=True)
+    ranked = labels.gather(1, order.indices).masked_fill(order.values < 0, -1)[:, :count]
+    return torch.nn.functional.pad(ranked, (0, count - ranked.shape[1]), value=-1)
+
+
+def nearest_labels(
+    features, bank, bank_labels=None, k: int = 30, exclude=None, sharded: bool = False
+) -> tuple[Float[Tensor, "B k"], Int64[Tensor, "B k"]]:
+    """Cosines and labels of the k nearest rows, nearest first; labels of -1 where there are fewer."""
+    require_count("k", k)
+    x = normalize(features.float(), dim=1)
+    if isinstance(bank, MemoryBank):
+        sharded, rows, labels = bank.sharded, bank.memory, bank.labels
+    else:
+        _require_fit(x, bank, bank_labels)
+        rows, labels = UnitRows(bank), bank_labels
+        if sharded and exclude is not None:
+            raise ValueError("exclude and sharded: give a sharded MemoryBank, which knows where a sample's row is")
+    parts = gathered(x) if sharded else [x]
+    skip = exclude if exclude is None or not sharded else torch.cat(gathered(exclude))
+    if isinstance(bank, MemoryBank) and skip is not None:
+        skip = torch.where(skip < 0, -1, bank.place[skip] - bank.rows.start)
+    cosine, label = _nearest_here(torch.cat(parts), rows, labels, k, skip)
+    if sharded:
+        cosine, label = (torch.cat(gathered(part.T)).T for part in (cosine, label))
+        cosine, order = cosine.topk(k, dim=1)
+        cosine, label = own(cosine, parts), own(label.gather(1, order), parts)
+    return cosine, label
+
+
+def _nearest_here(x, rows, labels, k: int, exclude) -> tuple[Tensor, Tensor]:
+    found, kernel = [], DotProduct()
+    with torch.no_grad(), exact_products():
+        frame = kernel.frame(x, rows, x.dtype)
+        for part in row_blocks(x):
+            distance, index = nearest_rows(x, part, rows, k, kernel, frame, exclude)
+            found.append((-distance, torch.where(index >= 0, labels[index.clamp(min=0)], -1)))
+    if not found:
+        return x.new_empty(0, k), labels.new_empty(0, k)
+    return tuple(torch.cat(each) for each in zip(*found, strict=True))
+
+
+@torch.no_grad()
+def embed(network: nn.Module | Callable, batches: Iterable, device: str | torch.device | None = None) -> Rows:
+    """Unit features [N, D] and labels [N] of (pictures, labels, ...) batches, in evaluation mode, on the device."""
+    training = getattr(network, "training", False)
+    if training:
+        network.eval()
+    try:
+        found = [(network(batch[0].to(device)), batch[1].to(device)) for batch in batches]
+    finally:
+        if training:
+            network.train()
+    if not found:
+        raise ValueError("batches is empty: give at least one batch of (pictures, labels)")
+    features, labels = (torch.cat(each) for each in zip(*found, strict=True))
+    return normalize(features.float(), dim=1), labels
+
+
+def knn_evaluate(
+    network: nn.Module | Callable,
+    queries: Iterable,
+    gallery: Iterable | None = None,
+    *,
+    stale: MemoryBank | None = None,
+    k: int = 30,
+    temperature: float = 0.05,
+    device: str | torch.device | None = None,
+    sharded: bool = False,
+) -> dict[str, float]:
+    """Shares of right answers of the k-NN: knn_top1, knn_top5, and nearest_top1 of the one nearest.
+
+    queries, gallery: batches of (pictures, labels, ...), as DataLoaders give them. The gallery is embedded anew by the
+    network as it is now; a bank that still holds features of earlier steps is taken only where it is named, as `stale`.
+    sharded: both are this process's part; the result is that of all processes.
+    """
+    if (gallery is None) == (stale is None):
+        raise ValueError("gallery and stale: give one of them, the gallery's batches or a bank by name")
+    asked, truth = embed(network, queries, device)
+    bank = (stale,) if stale is not None else embed(network, gallery, device)
+    classes = knn_predict(asked, *bank, k=k, temperature=temperature, top=5, sharded=sharded)
+    single = knn_predict(asked, *bank, k=1, sharded=sharded)
+    right = torch.stack([classes[:, 0] == truth, (classes == truth[:, None]).any(1), single == truth]).sum(1).double()
+    total = torch.tensor([len(truth)], dtype=torch.float64, device=right.device)
+    if sharded or (stale is not None and stale.sharded):
+        right, total = summed(right), summed(total)
+    shares = (right / total).tolist()
+    return dict(zip(("knn_top1", "knn_top5", "nearest_top1"), shares, strict=True))
+
+
+def _require_fit(x, bank, labels) -> None:
+    fits = bank.ndim == 2 and len(bank) and x.shape[1] == bank.shape[1]
+    if not fits or labels is None or labels.dtype != torch.int64 or labels.shape != bank.shape[:1]:
+        given = None if labels is None else (labels.dtype, tuple(labels.shape))
+        raise ValueError(
+            f"features {tuple(x.shape)}, bank {tuple(bank.shape)}, bank_labels {given}: give [B, D], [N, D], int64 [N]"
+        )

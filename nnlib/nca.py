@@ -1,0 +1,171 @@
+"""Neighborhood component analysis against a bank of every training sample: the loss, and the k-NN that it is for.
+
+    loss = -log p(own class) = softplus(lse_others - lse_same + margin/T), own row left out, p ~ exp(cos(f(x), m)/T)
+
+Both sums, and with them the gradient, gather in one sweep over the bank; nothing larger than a block of it is made.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+from torch.nn.functional import normalize, softplus
+
+from nnlib.bank import MemoryBank, UnitRows
+from nnlib.knn import embed, knn_evaluate, knn_predict
+from nnlib.shards import gathered, largest, own, summed, world
+from nnlib.stream import RunningAverage, average_of, exact_products, finite, with_ones, without, working_dtype
+
+__all__ = ["MemoryBank", "embed", "knn_evaluate", "knn_predict", "nca_loss"]
+BLOCK_PAIRS = 1 << 21  # of a query and a row, scored at a time
+CROWDED = 16  # a block's own-class pairs are gathered one by one if fewer than 1 in so many
+
+
+def nca_loss(
+    features: Shaped[Tensor, "B D"],
+    labels: Int64[Tensor, " B"],
+    bank: Float[Tensor, "N D"] | MemoryBank,
+    bank_labels: Int64[Tensor, " N"] | None = None,
+    exclude: Int64[Tensor, " B"] | None = None,
+    temperature: float = 0.05,
+    margin: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Mean of -log p(own class) over the batch, each feature's neighbors being the whole bank.
+
+    features [B, D] of any length, for only their directions count; labels [B]. bank: a MemoryBank, or rows [N, D] of
+    any length with bank_labels [N]. exclude [B]: which sample each feature is of, so that its own row is left out, -1
+    for none. margin: by how much, in cosines, the own class has to lead. A feature without another sample of its class
+    carries no loss. Over a sharded bank all processes call it at once, each with features of its own; the mean of their
+    results is that of all features, as DistributedDataParallel takes the mean of gradients.
+    Differentiable in features, not in the bank. Raises ValueError where shapes, labels or settings don't fit.
+    Source: Wu, Efros, Yu, ECCV 2018, there without the softplus form, which keeps the digits of separated classes.
+    """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature={temperature!r} can't be used: give a positive number, such as 0.05")
+    if not 0 <= margin < math.inf:
+        raise ValueError(f"margin={margin!r} can't be used: give a difference of cosines, 0 or more, such as 0.1")
+    rows = _Rows.of(bank, bank_labels)
+    rows.check(features, labels, exclude)
+    x = normalize(features.to(working_dtype(features)), dim=1)
+    if len(x) == 0 and not rows.sharded:
+        return x.sum()
+    losses = _Losses.apply(x, labels, rows, exclude, temperature, margin)
+    everyone = summed(torch.tensor(len(x), device=x.device)) if rows.sharded else len(x)
+    return losses.sum() * (world() / everyone if rows.sharded else 1 / everyone)
+
+
+class _Rows:
+    """The bank's rows as they lie here, with their labels; `place` and `start` turn a sample's number into its row."""
+
+    def __init__(self, memory, labels, classes: int, bank: MemoryBank | None = None):
+        self.memory, self.labels, self.classes = memory, labels, classes
+        self.place, self.start = (None, 0) if bank is None else (bank.place, bank.rows.start)
+        self.sharded, self.samples = bank is not None and bank.sharded, len(labels) if bank is None else len(bank)
+
+    @staticmethod
+    def of(bank, labels) -> "_Rows":
+        if isinstance(bank, MemoryBank):
+            if labels is not None:
+                raise ValueError("bank_labels is given beside a MemoryBank, which has its own: leave them out")
+            return _Rows(bank.memory, bank.labels, bank.classes, bank)
+        if labels is None or labels.dtype != torch.int64 or labels.shape != bank.shape[:1] or len(bank.shape) != 2:
+            given = None if labels is None else (labels.dtype, tuple(labels.shape))
+            raise ValueError(f"bank {tuple(bank.shape)} with bank_labels {given}: give [N, D] with int64 [N]")
+        return _Rows(UnitRows(bank.detach()), labels, int(labels.max()) + 1)
+
+    def check(self, features, labels, exclude) -> None:
+        if features.ndim != 2 or features.shape[1] != self.memory.shape[1]:
+            raise ValueError(f"features {tuple(features.shape)} don't fit the bank: give [B, {self.memory.shape[1]}]")
+        for name, given in (("labels", labels), ("exclude", exclude)):
+            if given is not None and (given.dtype != torch.int64 or given.shape != features.shape[:1]):
+                raise ValueError(f"{name} is {given.dtype} {tuple(given.shape)}: give int64 [{len(features)}]")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
+            found = f"{int(labels.min())} ... {int(labels.max())}"
+            raise ValueError(f"labels holds {found}: give classes of the bank, 0 ... {self.classes - 1}")
+        if exclude is not None and len(exclude) and int(exclude.max()) >= self.samples:
+            raise ValueError(f"exclude holds {int(exclude.max())}: give samples 0 ... {self.samples - 1}, or -1")
+        devices = {str(t.device) for t in (features, labels, exclude, self.memory) if t is not None}
+        if len(devices) > 1:
+            raise ValueError(f"features, labels, bank lie on {' and '.join(sorted(devices))}: move them to one device")
+
+    def row_of(self, exclude: Int64[Tensor, " B"], labels: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
+        """The row of each sample here, and a number that is none for samples elsewhere."""
+        row = exclude if self.place is None else self.place[exclude.clamp(min=0)] - self.start
+        here = (exclude >= 0) & (row >= 0) & (row < len(self.labels))
+        if not torch.equal(self.labels[row[here]], labels[here]):
+            raise ValueError("labels differ from those that the bank has for the samples in exclude: give those")
+        return torch.where(here, row, -1)
+
+    def blocks(self, queries: int, dtype: torch.dtype):
+        """(where, unit rows, labels), a block at a time."""
+        size = max(1, BLOCK_PAIRS // max(1, queries))
+        for start in range(0, len(self.labels), size):
+            part = slice(start, min(start + size, len(self.labels)))
+            yield part, self.memory[part].to(dtype), self.labels[part]
+
+
+class _Losses(torch.autograd.Function):
+    """The loss of each row of x, whose gradient is known once they are: backward needs no second sweep."""
+
+    @staticmethod
+    def forward(ctx, x, labels, rows, exclude, temperature, margin):
+        with exact_products():
+            others, same = _both_sides(x, labels, rows, exclude, temperature)
+        lead = _lead(same, others) - margin / temperature
+        found = same.sums[:, -1] > 0
+        pull = (average_of(others.sums) - average_of(same.sums)) * (torch.sigmoid(-lead) / temperature)[:, None]
+        ctx.save_for_backward(pull.masked_fill_(~(found & (others.sums[:, -1] > 0))[:, None], 0))
+        return softplus(-lead).masked_fill_(~found, 0)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return gradient[:, None] * ctx.saved_tensors[0], None, None, None, None, None
+
+
+def _both_sides(x, labels, rows: _Rows, exclude, temperature: float) -> tuple[RunningAverage, RunningAverage]:
+    """What the own class and all others weigh, and their mean rows, for each row of x; those of all shards together."""
+    skip = torch.full_like(labels, -1) if exclude is None else exclude
+    parts = gathered(x) if rows.sharded else [x]
+    asked = [torch.cat(gathered(part)) if rows.sharded else part for part in (x / temperature, labels, skip)]
+    sides = _swept(*asked[:2], rows, rows.row_of(asked[2], asked[1]))
+    if rows.sharded:
+        for side in sides:
+            top = largest(side.top.clone())
+            sums = summed(side.sums * torch.exp(side.top - finite(top))[:, None])
+            side.top, side.sums = own(top, parts), own(sums, parts)
+    return sides
+
+
+def _swept(x, labels, rows: _Rows, skip) -> tuple[RunningAverage, RunningAverage]:
+    """One sweep over the rows here. Few pairs are of one class, so their part is gathered from a block of all."""
+    others, same = (RunningAverage(len(x), x.shape[1], x) for _ in range(2))
+    for part, memory, classes in rows.blocks(len(x), x.dtype):
+        scores = without(x @ memory.T, skip, part)
+        low, high = torch.aminmax(classes)
+        (near,) = ((labels >= low) & (labels <= high)).nonzero(as_tuple=True)  # few where the bank is sorted
+        its = labels[near, None] == classes
+        query, row = its.nonzero(as_tuple=True)
+        if len(query) > its.numel() / CROWDED:
+            same.add(scores[near].masked_fill_(~its, -torch.inf), memory, near)
+        else:
+            _add_pairs(same, scores, memory, near[query], row)
+        scores[near[query], row] = -torch.inf
+        others.add(scores, memory)
+    return others, same
+
+
+def _add_pairs(sums: RunningAverage, scores, memory, query: Int64[Tensor, " P"], row: Int64[Tensor, " P"]) -> None:
+    """Take in some pairs of a query and a row alone."""
+    pairs = scores[query, row]
+    top = sums.top.scatter_reduce(0, query, pairs, "amax")
+    sums.sums.mul_(torch.exp(sums.top - finite(top))[:, None])
+    weights = torch.exp(pairs - finite(top)[query])[:, None]
+    sums.sums.index_add_(0, query, with_ones(memory[row]).mul_(weights))
+    sums.top = top
+
+
+def _lead(a: RunningAverage, b: RunningAverage) -> Float[Tensor, " B"]:
+    """log of a's total weight over b's; the tops are subtracted first, for they may be large and near each other."""
+    return (a.top - finite(b.top)) + a.sums[:, -1].log() - b.sums[:, -1].log()

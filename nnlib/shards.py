@@ -1,0 +1,53 @@
+"""Rows that are spread over the processes of torch.distributed, in batches and shards of any lengths."""
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor
+
+
+def world() -> int:
+    """How many processes work together: 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return dist.get_rank() if world() > 1 else 0
+
+
+def share(length: int) -> slice:
+    """This process's part of `length` rows: parts of equal length, but for one."""
+    return slice(length * rank() // world(), length * (rank() + 1) // world())
+
+
+def gathered(rows: Shaped[Tensor, "B *D"]) -> list[Shaped[Tensor, "_ *D"]]:
+    """The rows of every process, in the order of their ranks. All processes have to ask at once."""
+    if world() == 1:
+        return [rows]
+    lengths = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world())]
+    dist.all_gather(lengths, torch.tensor([len(rows)], device=rows.device))
+    longest = max(int(length) for length in lengths)
+    padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])]).contiguous()
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return [part[: int(length)] for part, length in zip(parts, lengths, strict=True)]
+
+
+def own(rows: Shaped[Tensor, "A *D"], parts: list[Tensor]) -> Shaped[Tensor, "B *D"]:
+    """Of rows that belong to the gathered `parts`, those of this process."""
+    return rows.split([len(part) for part in parts])[rank()]
+
+
+def summed(numbers: Shaped[Tensor, "*D"]) -> Shaped[Tensor, "*D"]:
+    """Their sum over all processes, in place."""
+    if world() > 1:
+        dist.all_reduce(numbers)
+    return numbers
+
+
+def largest(numbers: Shaped[Tensor, "*D"]) -> Shaped[Tensor, "*D"]:
+    """Their largest over all processes, in place."""
+    if world() > 1:
+        dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return numbers
