@@ -5,6 +5,6 @@ from jaxtyping import install_import_hook
 CORE = (
     *("attend", "condense", "distances", "kernels", "reach", "rows", "search", "stream"),
     *("contexts", "evidence", "gate", "recall"),
-    *("bank", "knn", "nca", "shards"),
+    "shards",
 )
 install_import_hook([f"nnlib.{name}" for name in CORE], "shapes.check")
