@@ -74,8 +74,12 @@ class MemoryBank(nn.Module):
             raise ValueError(f"embeddings {tuple(embeddings.shape)} don't fit: give [{len(self)}, {self.dim}]")
         for start in range(0, len(self.memory), DRAWN):
             part = slice(start, start + DRAWN)
-            rows = embeddings[self.order[part].to(embeddings.device)].to(self.memory)
-            self.memory[part] = normalize(rows, dim=1)
+            self.memory[part] = UnitRows(embeddings)[self.order[part].to(embeddings.device)].to(self.memory)
+
+    def clear(self, index: Int64[Tensor, " K"]) -> None:
+        """Make zeros of the rows of samples that can't be had, so that they are near nothing."""
+        row = self.place[index.to(self.place.device)] - self.rows.start
+        self.memory[row[(row >= 0) & (row < len(self.memory))]] = 0
 
     def embeddings(self) -> Float[Tensor, "N D"]:
         """All rows in the samples' order, on the CPU; sharded, all processes have to ask at once."""
@@ -107,12 +111,11 @@ class UnitRows:
     def __init__(self, rows: Shaped[Tensor, "N D"]):
         self.rows, self.shape, self.device, self.dtype = rows, rows.shape, rows.device, working_dtype(rows)
 
-    def __getitem__(self, part: slice) -> Float[Tensor, "M D"]:
+    def __getitem__(self, part: slice | Int64[Tensor, " M"]) -> Float[Tensor, "M D"]:
         rows = self.rows[part].to(self.dtype)
         length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        if ((length - 1).abs() < 1e-6).all():  # as most are, which saves a copy
-            return rows
-        return rows / length.clamp(min=torch.finfo(self.dtype).tiny)
+        right = ((length - 1).abs() < 1e-6) | (length == 0)  # and so left as they are, to the bit
+        return rows if right.all() else rows / torch.where(right, 1, length)
 
 
 def momentum_at(epoch: int, epochs: int, early: float = 0.5) -> float:

@@ -130,16 +130,23 @@ def knn_evaluate(
     """
     if (gallery is None) == (stale is None):
         raise ValueError("gallery and stale: give one of them, the gallery's batches or a bank by name")
-    asked, truth = embed(network, queries, device)
-    bank = (stale,) if stale is not None else embed(network, gallery, device)
-    classes = knn_predict(asked, *bank, k=k, temperature=temperature, top=5, sharded=sharded)
-    single = knn_predict(asked, *bank, k=1, sharded=sharded)
-    right = torch.stack([classes[:, 0] == truth, (classes == truth[:, None]).any(1), single == truth]).sum(1).double()
-    total = torch.tensor([len(truth)], dtype=torch.float64, device=right.device)
-    if sharded or (stale is not None and stale.sharded):
-        right, total = summed(right), summed(total)
-    shares = (right / total).tolist()
-    return dict(zip(("knn_top1", "knn_top5", "nearest_top1"), shares, strict=True))
+    asked = embed(network, queries, device)
+    bank = (stale, None) if stale is not None else embed(network, gallery, device)
+    return knn_shares(*asked, *bank, k=k, temperature=temperature, sharded=sharded)
+
+
+def knn_shares(
+    features, labels, bank, bank_labels=None, k: int = 30, temperature: float = 0.05, sharded: bool = False
+) -> dict[str, float]:
+    """Shares of right answers, as `knn_evaluate` gives them, for features [B, D] of the classes labels [B]."""
+    classes = knn_predict(features, bank, bank_labels, k, temperature, top=5, sharded=sharded)
+    single = knn_predict(features, bank, bank_labels, 1, sharded=sharded)
+    right = torch.stack([classes[:, 0] == labels, (classes == labels[:, None]).any(1), single == labels]).sum(1)
+    counts = torch.cat([right, right.new_tensor([len(labels)])])
+    if sharded or getattr(bank, "sharded", False):
+        summed(counts)
+    *right, total = counts.tolist()
+    return dict(zip(("knn_top1", "knn_top5", "nearest_top1"), (count / total for count in right), strict=True))
 
 
 def _require_fit(x, bank, labels) -> None:

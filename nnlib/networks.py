@@ -1,4 +1,4 @@
-"""Networks that turn pictures into unit vectors: torchvision's residual networks, and a small one for small pictures."""
+"""Networks that turn pictures into unit vectors: torchvision's residual networks, and one for small pictures."""
 
 import torch
 from jaxtyping import Float, Shaped
@@ -64,7 +64,7 @@ def residual(arch: str, low_dim: int, channels: int, size: int, pretrained: bool
     try:
         network = getattr(models, arch)(weights="DEFAULT" if pretrained else None)
     except (OSError, RuntimeError) as error:
-        raise OSError(f"pretrained: weights of {arch} can't be fetched ({error}): connect once, or start without") from None
+        raise OSError(f"pretrained: {arch}'s weights can't be fetched ({error}): connect once, or do without") from None
     network.fc = nn.Linear(network.fc.in_features, low_dim)
     if size <= SMALL:
         network.maxpool = nn.Identity()

@@ -6,7 +6,7 @@ that what is drawn depends neither on the number of workers nor on when a run wa
 
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,12 +27,12 @@ Asked = Sequence[tuple[int, int | None]]  # numbers of pictures, each with the s
 
 
 class Batch(NamedTuple):
-    """Pictures with their labels and numbers, and the names of those that couldn't be read and are left out."""
+    """Pictures with their labels and numbers; by number, the names of those that can't be read and are left out."""
 
     images: UInt8[Tensor, "B C H W"]
     labels: Int64[Tensor, " B"]
     index: Int64[Tensor, " B"]
-    unread: list[str]
+    unread: dict[int, str]
 
 
 class Pictures:
@@ -41,6 +41,7 @@ class Pictures:
     def __init__(self, labels: Int64[Tensor, " N"], classes: Sequence[str], size: int, channels: int, flip: bool):
         self.labels, self.classes = labels, tuple(classes)
         self.size, self.channels, self.flip = size, channels, flip
+        self.files: Sequence[Path] = [Path()] * len(labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,7 +67,7 @@ class SetPictures(Pictures):
         images = images[:, None] if images.ndim == 3 else images.movedim(3, 1)
         if len(asked) and asked[0][1] is not None:
             images = moved(images, self.flip, asked[0][1])
-        return Batch(images.contiguous(), self.labels[numbers], numbers, [])
+        return Batch(images.contiguous(), self.labels[numbers], numbers, {})
 
     def subset(self, numbers):
         return SetPictures(self.images[numbers], self.labels[numbers], self.classes, self.flip)
@@ -77,16 +78,16 @@ class FolderPictures(Pictures):
 
     def __init__(self, files: Sequence[Path], labels, classes, size: int, flip: bool = True, least: float = 0.08):
         super().__init__(labels, classes, size, 3, flip)
-        self.files, self.least = list(files), least
+        self.files, self.least = files, least
 
     def __getitems__(self, asked):
-        found, numbers, unread = [], [], []
+        found, numbers, unread = [], [], {}
         for number, seed in asked:
             try:
                 found.append(self._read(self.files[number], seed))
                 numbers.append(number)
             except Exception as error:  # a broken file can fail in any way that its decoder knows
-                unread.append(f"{self.files[number]} ({type(error).__name__}: {error})")
+                unread[number] = f"{self.files[number]} ({type(error).__name__}: {error})"
         images = np.stack(found) if found else np.empty((0, self.size, self.size, 3), np.uint8)
         index = torch.tensor(numbers, dtype=torch.int64)
         return Batch(torch.from_numpy(images).movedim(3, 1).contiguous(), self.labels[index], index, unread)
@@ -98,9 +99,7 @@ class FolderPictures(Pictures):
             warnings.simplefilter("ignore")
             if image.mode[0] in "IF":
                 raise ValueError(f"mode {image.mode}: give 8 bits a channel")
-            image.draft(
-                "RGB", (2 * self.size, 2 * self.size)
-            )  # decodes a large JPEG at a fraction of its size
+            image.draft("RGB", (2 * self.size, 2 * self.size))  # decodes a large JPEG at a fraction of its size
             image = ImageOps.exif_transpose(image).convert("RGB")
             draw = None if seed is None else random.Random(seed)
             box = middle(*image.size) if draw is None else part(*image.size, draw, self.least)
@@ -229,7 +228,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in TYPES and not file.name.startswith("."))
 
 
-def batches(pictures: Pictures, asked: Sequence[Asked], workers: int = 0) -> Iterator[Batch]:
+def batches(pictures: Pictures, asked: Iterable[Asked], workers: int = 0) -> Iterator[Batch]:
     """The batches asked for, in that order, read ahead by so many processes."""
     ahead = {"prefetch_factor": 4} if workers else {}
     return iter(DataLoader(pictures, batch_sampler=asked, collate_fn=_as_it_is, num_workers=workers, **ahead))

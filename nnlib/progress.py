@@ -1,0 +1,118 @@
+"""How a training run is kept and gone on with: its last state, its best weights, its log."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nnlib.checkpoints import LAST, read_checkpoint, read_network, write_checkpoint
+from nnlib.files import written_whole
+from nnlib.models import ModelError
+from nnlib.published import Published
+from nnlib.settings import Settings
+from nnlib.shards import rank, world
+
+BEST, LOG = "best.pt", "log.csv"
+SAME = ("arch", "low_dim", "loss", "size", "seed", "batch_size", "iter_size", "epochs")  # or it would be another run
+
+
+def require_steps(settings: Settings, pictures: int) -> int:
+    """Steps in an epoch; the few pictures that are left after whole ones are others each time."""
+    steps, wanted = pictures // (settings.batch_size * settings.iter_size), settings.batch_size * settings.iter_size
+    if steps == 0:
+        raise ValueError(f"batch_size x iter_size is {wanted}, for {pictures} pictures to train on: give that at most")
+    if settings.batch_size < 2 * world():
+        raise ValueError(f"batch_size={settings.batch_size} for {world()} processes: give 2 pictures for each at least")
+    return steps
+
+
+def prepare(folder: Path) -> None:
+    """Make the run's folder, without what a killed run was just writing."""
+    if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.glob(".*.part"):
+            part.unlink(missing_ok=True)
+
+
+def save(run) -> None:
+    """Write the run's state and its log; over a sharded bank all processes call it at once."""
+    bank = None if run.objective.bank is None else run.objective.bank.embeddings()
+    if rank() > 0:
+        return
+    where = {"epoch": run.epoch, "step": run.step, "sums": run.sums, "best": run.best}
+    kept = {"learner": run.learner.state_dict(), "optimizer": run.optimizer.state_dict(), "bank": bank}
+    told = {"history": run.history, "unread": list(run.unread), "settings": asdict(run.settings)}
+    write_checkpoint(run.folder, where | kept | told | {"labels": run.pictures.train.labels})
+    if run.history:
+        lines = [",".join(run.history[0]), *(",".join(map(str, row.values())) for row in run.history)]
+        with written_whole(run.folder / LOG) as part:
+            part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def keep_best(run, figure: float) -> None:
+    """Keep the weights where their figure is the best so far."""
+    if figure > run.best:
+        run.best = figure
+        if rank() == 0:
+            with written_whole(run.folder / BEST) as part:
+                torch.save(run.learner.network.state_dict(), part)
+
+
+def take_best(run) -> None:
+    """Go back to the best epoch's weights, where this run has epochs."""
+    if run.history and (run.folder / BEST).is_file():
+        weights = torch.load(run.folder / BEST, map_location=run.device, weights_only=True)
+        run.learner.network.load_state_dict(weights)
+
+
+def resume(run) -> None:
+    """Start where settings.resume says: "auto" is the run's own folder, "" anew."""
+    given, folder = run.settings.resume, run.folder
+    if not given and (folder / LAST).exists():
+        raise ValueError(f"out={str(folder)!r} has a run in it: give resume='auto' to go on with it, or another out")
+    path = folder if given == "auto" else Path(given)
+    if not given or (given == "auto" and not (folder / LAST).exists()):
+        return
+    if path.suffix == ".safetensors" or (path.is_dir() and not (path / LAST).exists()):
+        return _load(run, read_network(path).state_dict(), path)
+    found = read_checkpoint(path)
+    if isinstance(found, Published):
+        return _start_from(run, found, path)
+    _go_on(run, found, path)
+
+
+def _go_on(run, found: dict, path: Path) -> None:
+    for name in SAME:
+        was, given = found["settings"].get(name), getattr(run.settings, name)
+        if was != given:
+            raise ModelError(f"resume={str(path)!r} was trained with {name}={was!r}, not {given!r}: give the same")
+    if not torch.equal(found["labels"], run.pictures.train.labels):
+        raise ModelError(
+            f"resume={str(path)!r} was trained on other pictures than {run.settings.data!r}: give the same"
+        )
+    run.learner.load_state_dict(found["learner"])
+    run.optimizer.load_state_dict(found["optimizer"])
+    if found["bank"] is not None:
+        run.objective.bank.fill(found["bank"])
+    run.epoch, run.step, run.sums, run.best = (found[name] for name in ("epoch", "step", "sums", "best"))
+    run.history, run.unread = found["history"], dict.fromkeys(found["unread"])
+
+
+def _start_from(run, found: Published, path: Path) -> None:
+    if found.arch != run.settings.arch:
+        wanted = f"not {run.settings.arch}: give arch={found.arch!r}"
+        raise ModelError(f"resume={str(path)!r} has the architecture {found.arch}, {wanted}")
+    _load(run, {f"backbone.{name}": tensor for name, tensor in found.weights.items()}, path)
+    bank = run.objective.bank
+    if bank is not None and found.bank is not None and found.bank.shape == (len(bank), bank.dim):
+        bank.fill(found.bank)
+
+
+def _load(run, weights: dict[str, Tensor], path: Path) -> None:
+    try:
+        run.learner.network.load_state_dict(weights)
+    except RuntimeError as error:
+        cause = str(error).splitlines()[-1].strip()
+        wanted = "give the arch, low_dim and size that it was trained with"
+        raise ModelError(f"resume={str(path)!r} has weights of another network ({cause}): {wanted}") from None

@@ -1,0 +1,244 @@
+"""Training an embedding for nearest neighbors: one code path for a notebook, one GPU, or many processes.
+
+What a run does follows from its settings alone: the order of the pictures, their augmentation and the bank's first rows
+are drawn from the seed, the epoch and the picture. So a run that was killed goes on as if it had not been.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext
+from hashlib import blake2b
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from tqdm.auto import tqdm
+
+from nnlib import progress
+from nnlib.bank import momentum_at
+from nnlib.checkpoints import Trained, write_trained
+from nnlib.data import DataError
+from nnlib.device import device_of
+from nnlib.knn import embed, knn_evaluate, knn_shares
+from nnlib.networks import Embedding
+from nnlib.objectives import Learner, objective_of
+from nnlib.pictures import Batch, Pictures, batches, in_order, open_pictures
+from nnlib.settings import Settings
+from nnlib.shards import gathered, rank, share, summed, world
+
+
+class Result(NamedTuple):
+    """A run's epochs; its figures on the test pictures; what it learned; the pictures that it couldn't read."""
+
+    history: list[dict]
+    test: dict[str, float]
+    trained: Trained
+    unread: list[str]
+
+
+def train(settings: Settings) -> Result:
+    """Train, choose the epoch on validation pictures, look at the test pictures once, and leave all of it in a folder.
+
+    In settings.folder(): last.pt, from which resume="auto" goes on, log.csv, weights.safetensors, features.safetensors.
+    Raises ValueError, DataError or ModelError for settings, pictures or checkpoints that can't be used.
+    """
+    return _in_processes(settings, lambda run: (run.fit(), run.test())[1])
+
+
+def evaluate(settings: Settings) -> Result:
+    """Only test what settings.resume names, on a gallery embedded anew, whose features it leaves in the folder."""
+    if not settings.resume:
+        raise ValueError("resume='' names nothing to evaluate: give a checkpoint, or the folder that a training left")
+    return _in_processes(settings, _Run.test)
+
+
+def _in_processes(settings: Settings, work) -> Result:
+    """The work of one run; where torchrun started this process, it joins the others for as long."""
+    joins = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized()
+    if joins:
+        dist.init_process_group("nccl" if _on_gpu(settings.device) else "gloo")
+    try:
+        return work(_Run(settings.check()))
+    finally:
+        if joins:
+            dist.destroy_process_group()
+
+
+class _Run:
+    """A run in progress; `epoch` and `step` say where it is."""
+
+    def __init__(self, settings: Settings):
+        self.settings, self.folder = settings, settings.folder()
+        self.device = _own_device(settings.device)
+        self.pictures = open_pictures(*settings.of_pictures())
+        self.epoch, self.step, self.sums, self.history, self.best = 0, 0, [0.0, 0], [], -1.0
+        self.unread: dict[str, None] = {}  # names, in the order in which they were met
+        self.lost: set[int] = set()  # their numbers among the training pictures
+        self.steps = progress.require_steps(settings, len(self.pictures.train))
+        self._make(settings)
+        progress.resume(self)
+        where = [self.device] if self.device.type == "cuda" else None
+        self.parallel = DistributedDataParallel(self.learner, where) if world() > 1 else self.learner
+
+    def _make(self, s: Settings) -> None:
+        torch.manual_seed(s.seed)
+        train = self.pictures.train
+        network = Embedding(s.arch, s.low_dim, train.channels, train.size, s.pretrained)
+        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+        classes = len(train.classes) if s.loss == "softmax" else None
+        self.learner = Learner(network, classes).to(self.device, memory_format=layout)
+        self.objective = objective_of(s.loss, train.labels, s.low_dim, s.temperature, s.margin, s.seed).to(self.device)
+        how = {"momentum": s.momentum, "weight_decay": s.weight_decay, "nesterov": s.momentum > 0}
+        self.optimizer = torch.optim.SGD(self.learner.parameters(), s.lr, **how)
+
+    def fit(self) -> None:
+        progress.prepare(self.folder)
+        while self.epoch < self.settings.epochs:
+            started = perf_counter()
+            self._train_epoch()
+            loss, count = summed(torch.tensor(self.sums, dtype=torch.float64, device=_plain(self.device))).tolist()
+            row = {"epoch": self.epoch, "lr": self.settings.lr_at(self.epoch), "loss": loss / count}
+            row |= {f"validation_{name}": value for name, value in self._watched().items()}
+            self.history.append(row | {"seconds": round(perf_counter() - started, 3)})
+            progress.keep_best(self, row.get("validation_knn_top1", float(self.epoch)))
+            self.epoch, self.step, self.sums = self.epoch + 1, 0, [0.0, 0]
+            progress.save(self)
+
+    def _train_epoch(self) -> None:
+        s, stream = self.settings, self._stream()
+        self.learner.train()
+        shown = {"desc": f"epoch {self.epoch}", "leave": False, "disable": rank() > 0 or not s.progress}
+        with tqdm(total=self.steps, initial=self.step, **shown) as bar:
+            while self.step < self.steps:
+                self._train_step(stream)
+                self.step += 1
+                bar.set_postfix(loss=f"{self.sums[0] / self.sums[1]:.3f}", refresh=False)
+                bar.update()
+                if s.save_steps and self.step % s.save_steps == 0 and self.step < self.steps:
+                    progress.save(self)
+        lost = torch.tensor(sorted(self.lost), dtype=torch.int64, device=self.device)
+        if self.objective.bank is not None:
+            self.objective.bank.clear(torch.cat(gathered(lost)))
+
+    def _train_step(self, stream: Iterator[Batch]) -> None:
+        s, met = self.settings, []
+        for micro in range(s.iter_size):
+            last = micro == s.iter_size - 1  # with which processes share the gradients, once a step
+            with nullcontext() if last or world() == 1 else self.parallel.no_sync():
+                met.append(self._backward(next(stream)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = s.lr_at(self.epoch + self.step / self.steps)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.objective.bank is not None:
+            kept = momentum_at(self.epoch, s.epochs, s.memory_momentum)
+            for index, features in met:
+                self.objective.bank.update(index, features, kept)
+
+    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        self.lost |= self._noted(batch).keys()
+        if len(batch.images) == 0:
+            raise DataError(
+                f"data={self.settings.data!r}: no picture of a batch can be read, as {next(iter(self.unread))}"
+            )
+        images, labels, index = (part.to(self.device, non_blocking=True) for part in batch[:3])
+        with self._autocast():
+            features, scores = self.parallel(images)
+        loss = self.objective(features, scores, labels, index)
+        (loss / self.settings.iter_size).backward()
+        self.sums = [self.sums[0] + float(loss.detach()), self.sums[1] + 1]
+        if not math.isfinite(self.sums[0]):
+            raise FloatingPointError(
+                f"lr={self.settings.lr}: the loss is {float(loss)} in epoch {self.epoch}, give less"
+            )
+        return index, features.detach()
+
+    def _stream(self) -> Iterator[Batch]:
+        """This process's part of the batches of the epoch that are still to come."""
+        s, length = self.settings, self.settings.batch_size
+        generator = torch.Generator().manual_seed(mixed(s.seed, self.epoch))
+        order = torch.randperm(len(self.pictures.train), generator=generator)
+        left = range(self.step * s.iter_size, self.steps * s.iter_size)
+        mine = (order[at * length : (at + 1) * length][share(length)].tolist() for at in left)
+        asked = ([(number, mixed(s.seed, self.epoch, number)) for number in numbers] for numbers in mine)
+        return batches(self.pictures.train, asked, s.workers)
+
+    def _watched(self) -> dict[str, float]:
+        """The k-NN's figures on the validation pictures, its bank embedded anew unless `watch` is "stale"."""
+        s, train = self.settings, self.pictures.train
+        if len(self.pictures.validation) == 0:
+            return {}
+        stale = self.objective.bank if s.watch == "stale" and s.loss == "nca" else None
+        gallery = None if stale is not None else self._shown(train)
+        how = {"k": s.k, "temperature": s.temperature, "device": self.device, "sharded": world() > 1}
+        with self._autocast():
+            asked = self._shown(self.pictures.validation)
+            return knn_evaluate(self.learner.network, asked, gallery, stale=stale, **how)
+
+    def test(self) -> Result:
+        """Figures on the test pictures with the best epoch's weights, and all training pictures as neighbors."""
+        progress.take_best(self)
+        here, index = self._embedded(self.pictures.gallery)
+        asked, _ = self._embedded(self.pictures.test)
+        s = self.settings
+        figures = knn_shares(*asked, *here, k=s.k, temperature=s.temperature, sharded=world() > 1)
+        features, labels, index = (torch.cat(gathered(part)).cpu() for part in (*here, index))
+        files = tuple(str(self.pictures.gallery.files[number]) for number in index.tolist())
+        trained = Trained(self.learner.network.eval(), features, labels, self.pictures.gallery.classes, files)
+        if rank() == 0:
+            write_trained(self.folder, trained)
+        return Result(self.history, figures, trained, list(self.unread))
+
+    def _embedded(self, pictures: Pictures) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Features and labels of this process's part of the pictures, and their numbers, as far as they can be read."""
+        index: list[Tensor] = []
+        with self._autocast():
+            rows = embed(self.learner.network, self._shown(pictures, index), self.device)
+        return rows, torch.cat(index).to(self.device)
+
+    def _shown(self, pictures: Pictures, index: list | None = None) -> Iterator[Batch]:
+        """This process's part of the pictures as they are tested; their numbers go to `index`."""
+        s = self.settings
+        for batch in batches(pictures, in_order(pictures, share(len(pictures)), s.batch_size), s.workers):
+            self._noted(batch)
+            if index is not None:
+                index.append(batch.index)
+            yield batch
+
+    def _noted(self, batch: Batch) -> dict[int, str]:
+        """The pictures of a batch that couldn't be read, told once each."""
+        for name in batch.unread.values():
+            if name not in self.unread:
+                self.unread[name] = None
+                tqdm.write(f"left out: {name}")
+        return batch.unread
+
+    def _autocast(self):
+        precision = self.settings.precision
+        half = precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext()
+
+
+def mixed(*numbers: int) -> int:
+    """A seed out of some numbers."""
+    return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=7).digest())
+
+
+def _on_gpu(device: str) -> bool:
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+
+
+def _own_device(device: str) -> torch.device:
+    if world() > 1 and _on_gpu(device):
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda", torch.cuda.current_device())
+    return device_of(device)
+
+
+def _plain(device: torch.device) -> torch.device:
+    """Where numbers in float64 can be summed: MPS has none."""
+    return device if device.type == "cuda" else torch.device("cpu")
