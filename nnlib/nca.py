@@ -146,12 +146,14 @@ def _swept(x, labels, rows: _Rows, skip) -> tuple[RunningAverage, RunningAverage
         low, high = torch.aminmax(classes)
         (near,) = ((labels >= low) & (labels <= high)).nonzero(as_tuple=True)  # few where the bank is sorted
         its = labels[near, None] == classes
-        query, row = its.nonzero(as_tuple=True)
-        if len(query) > its.numel() / CROWDED:
-            same.add(scores[near].masked_fill_(~its, -torch.inf), memory, near)
+        if int(its.sum()) > its.numel() / CROWDED:
+            split = scores[near]
+            same.add(split.masked_fill(~its, -torch.inf), memory, near)
+            scores[near] = split.masked_fill_(its, -torch.inf)
         else:
+            query, row = its.nonzero(as_tuple=True)
             _add_pairs(same, scores, memory, near[query], row)
-        scores[near[query], row] = -torch.inf
+            scores[near[query], row] = -torch.inf
         others.add(scores, memory)
     return others, same
 

@@ -41,7 +41,7 @@ class Embedding(nn.Module):
     def forward(self, images: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         pixels = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
         pixels = (pixels - self.mean) / self.deviation
-        if pixels.device.type == "cuda":
+        if pixels.device.type != "mps":  # half as quick again on CPUs, more on GPUs
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         return normalize(self.backbone(pixels).float(), dim=1)
 
@@ -54,7 +54,7 @@ def small(channels: int, low_dim: int) -> nn.Sequential:
 
 
 def _stage(before: int, after: int) -> list[nn.Module]:
-    return [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+    return [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(after), nn.ReLU()]
 
 
 def residual(arch: str, low_dim: int, channels: int, size: int, pretrained: bool) -> nn.Module:

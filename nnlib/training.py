@@ -88,7 +88,7 @@ class _Run:
         torch.manual_seed(s.seed)
         train = self.pictures.train
         network = Embedding(s.arch, s.low_dim, train.channels, train.size, s.pretrained)
-        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+        layout = torch.contiguous_format if self.device.type == "mps" else torch.channels_last
         classes = len(train.classes) if s.loss == "softmax" else None
         self.learner = Learner(network, classes).to(self.device, memory_format=layout)
         self.objective = objective_of(s.loss, train.labels, s.low_dim, s.temperature, s.margin, s.seed).to(self.device)
