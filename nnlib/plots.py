@@ -1,5 +1,6 @@
 """Pictures that more than one chapter draws."""
 
+import io
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -47,6 +48,14 @@ def pictures(
     for axis, title in zip(axes, titles, strict=False):
         axis.set_title(title, fontsize=8, pad=2)
     return axes[0].figure
+
+
+def png(figure) -> bytes:
+    """A figure as a PNG file, which it is closed for."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=plt.rcParams["figure.dpi"])
+    plt.close(figure)
+    return file.getvalue()
 
 
 def shares(axis, share: Float[Tensor, " C"], classes: Sequence[str], right: Sequence[int] = ()) -> None:

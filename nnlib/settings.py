@@ -7,6 +7,7 @@ from pathlib import Path
 from nnlib.inputs import require_count
 
 CHOICES = {"schedule": ("step", "cosine"), "watch": ("fresh", "stale"), "precision": ("auto", "float32", "bfloat16")}
+CHOICES |= {"start": ("auto", "random", "embedded")}
 COUNTS = {"batch_size": 2, "iter_size": 1, "epochs": 1, "low_dim": 1, "k": 1, "size": 8}
 COUNTS |= {"workers": 0, "save_steps": 0, "seed": 0}
 
@@ -23,6 +24,7 @@ class Settings:
     temperature: float = 0.05
     margin: float = 0.0
     memory_momentum: float = 0.5
+    start: str = "auto"
     batch_size: int = 256
     iter_size: int = 1
     epochs: int = 130

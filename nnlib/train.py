@@ -20,6 +20,7 @@ OPTIONS = {  # flags -> what they mean; types and defaults are those of Settings
     "--temperature": "T of exp(cos/T), in training and voting",
     "--margin": "by how much the own class has to lead, in cosines",
     "--memory-momentum": "share of a bank row that is kept; 0.8 and 0.9 late, as published",
+    "--start": "the bank's first rows: random, as published; embedded by the first weights; auto: so without labels",
     "-b --batch-size": "pictures a batch, those of all processes together",
     "--iter-size": "batches a step",
     "--epochs": "passes over the pictures",

@@ -97,6 +97,7 @@ class _Run:
 
     def fit(self) -> None:
         progress.prepare(self.folder)
+        self._start_bank()
         while self.epoch < self.settings.epochs:
             started = perf_counter()
             self._train_epoch()
@@ -107,6 +108,14 @@ class _Run:
             progress.keep_best(self, row.get("validation_knn_top1", float(self.epoch)))
             self.epoch, self.step, self.sums = self.epoch + 1, 0, [0.0, 0]
             progress.save(self)
+
+    def _start_bank(self) -> None:
+        """Without labels, random rows would only be targets to run after; with them, they spread the classes."""
+        bank, start, loss = self.objective.bank, self.settings.start, self.settings.loss
+        if bank is None or self.epoch or self.step or (start != "embedded" and (start, loss) != ("auto", "instance")):
+            return
+        (features, _), index = self._embedded(self.pictures.train)
+        bank.update(index, features, 0.0)
 
     def _train_epoch(self) -> None:
         s, stream = self.settings, self._stream()
