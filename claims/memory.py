@@ -16,6 +16,7 @@ from nnlib.attend import Labels, attend
 from nnlib.data import load, photo
 from nnlib.images import decode, encode
 from nnlib.kernels import CosineInverseDistance, InfluenceCone, InverseDistance
+from nnlib.nca import MemoryBank, nca_loss
 from nnlib.neighbors import DynamicClassifier
 
 STATUS = Path("/proc/self/status")
@@ -118,7 +119,20 @@ def _encode_large() -> float:
     return peak.most
 
 
+def _nca(sorted_bank: bool) -> float:
+    """A loss with its gradient against a bank of ImageNet's size, as a MemoryBank or as plain rows in any order."""
+    labels, x = torch.randint(1000, (1_281_167,)), torch.randn(256, 128, requires_grad=True)
+    bank, index = MemoryBank(labels, 128), torch.randperm(len(labels))[:256]
+    given = (bank, None) if sorted_bank else (bank.embeddings(), labels)
+    nca_loss(x, labels[index], bank.memory[:5000], bank.labels[:5000]).backward()
+    with Peak() as peak:
+        nca_loss(x, labels[index], *given, index).backward()
+    return peak.most
+
+
 WORK = {
+    "nca bank": lambda: _nca(True),
+    "nca rows": lambda: _nca(False),
     "fit mnist cosine": lambda: _fit("mnist", "cosine"),
     "fit mnist euclidean": lambda: _fit("mnist", "euclidean"),
     "fit mnist cone": lambda: _fit("mnist", "influence_cone"),

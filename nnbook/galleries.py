@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from nnlib.knn import embed, knn_shares, nearest_labels
+from nnlib.knn import embed, knn_predict, knn_shares, nearest_labels
 from nnlib.pictures import Pictures, batches, in_order
 
 RIGHT, WRONG = "#009e73", "#d55e00"
@@ -25,6 +25,10 @@ class Features(NamedTuple):
     def shares(self, k: int = 30, temperature: float = 0.05) -> dict[str, float]:
         """Shares of right answers of the k-NN."""
         return knn_shares(self.queries, self.query_labels, self.gallery, self.gallery_labels, k, temperature)
+
+    def answers(self, k: int = 30, temperature: float = 0.05) -> list[int]:
+        """The class that the neighbors of each query vote for."""
+        return knn_predict(self.queries, self.gallery, self.gallery_labels, k, temperature).tolist()
 
     def of(self, classes: Sequence[int], shots: int = 0) -> "Features":
         """Only those classes; with only the first `shots` neighbors of each where that isn't 0."""
@@ -64,9 +68,9 @@ def neighbor_gallery(
     """
     across = min(k, 5)
     down = -(-k // across)
-    widths, heights = [down, *(across + 0.5 for _ in kinds)], [down + 0.25] * len(queries)
+    widths, heights = [down, *[across] * len(kinds)], [down] * len(queries)
     figure = plt.figure(figsize=(size * sum(widths), size * sum(heights) + 0.3))
-    grid = figure.add_gridspec(len(queries), len(kinds) + 1, width_ratios=widths, wspace=0.02, hspace=0.02)
+    grid = figure.add_gridspec(len(queries), len(kinds) + 1, width_ratios=widths, wspace=0.06, hspace=0.08)
     for row, query in enumerate(queries):
         _picture(figure.add_subplot(grid[row, 0]), asked[query], "black", 0.12 * down)
         for column, found in enumerate(kinds.values()):
@@ -77,10 +81,9 @@ def neighbor_gallery(
                 _picture(
                     figure.add_subplot(cells[place // across, place % across]), shown[number], RIGHT if right else WRONG
                 )
-    left = sum(widths[:1]) / sum(widths)
     for column, name in enumerate(["query", *kinds]):
-        place = left / 2 if column == 0 else left + (column - 0.5) * (1 - left) / len(kinds)
-        figure.text(0.125 + 0.775 * place, 0.895, name, ha="center", va="bottom", fontsize=9)
+        box = grid[0, column].get_position(figure)
+        figure.text((box.x0 + box.x1) / 2, box.y1 + 0.01, name, ha="center", va="bottom", fontsize=9)
     return figure
 
 

@@ -205,6 +205,8 @@ def _folders(root: Path, size: int, flip: bool, least: float, seed: int) -> tupl
     test = next((root / name for name in TESTS if train != root and (root / name).is_dir()), None)
     if test is None:
         aside = held_out(labels, 0.2, seed + 1)
+        if not aside.any():
+            raise DataError(f"data={str(root)!r} has no val/, and no class of 3 pictures to put one aside: give either")
         return all_of_it.subset((~aside).nonzero()[:, 0]), all_of_it.subset(aside.nonzero()[:, 0])
     files, labels, _ = _tree(test, classes)
     return all_of_it, FolderPictures(files, labels, classes, size, flip, least)

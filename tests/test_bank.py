@@ -153,11 +153,16 @@ def _sharded(rank, world, store, b, cuts, folder):
     torch.distributed.destroy_process_group()
 
 
+def in_processes(cuts, folder):
+    """The same of as many processes as parts that the batch is cut into."""
+    world = len(cuts) - 1
+    mp.spawn(_sharded, (world, folder / "store", 24, cuts, folder), nprocs=world)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+
+
 @pytest.mark.parametrize("cuts", [(0, 12, 24), (0, 5, 5, 24)])
 def test_a_sharded_bank_is_the_whole_one(cuts, tmp_path):
-    world, whole = len(cuts) - 1, _whole(24)
-    mp.spawn(_sharded, (world, tmp_path / "store", 24, cuts, tmp_path), nprocs=world)
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
+    whole, found, world = _whole(24), in_processes(cuts, tmp_path), len(cuts) - 1
     assert sum(part["here"] for part in found) == 101 and max(part["here"] for part in found) <= 101 / world + 1
     mean = sum(part["loss"] for part in found) / world
     assert mean.item() == pytest.approx(whole["loss"].item(), rel=1e-5)
