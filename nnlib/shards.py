@@ -1,5 +1,6 @@
 """Rows that are spread over the processes of torch.distributed, in batches and shards of any lengths."""
 
+import gc
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -85,6 +86,7 @@ def joined(device: str) -> Iterator[None]:
         yield
     finally:
         if joins:
+            gc.collect()  # a network that holds the group would keep its threads until Python ends, which they disturb
             dist.destroy_process_group()
 
 

@@ -44,9 +44,7 @@ def train(settings: Settings) -> Result:
     Raises ValueError, DataError or ModelError for settings, pictures or checkpoints that can't be used.
     """
     with joined(settings.device):
-        run = _Run(settings.check())
-        run.fit()
-        return run.test()
+        return _Run(settings.check()).fit().test()
 
 
 def evaluate(settings: Settings) -> Result:
@@ -88,7 +86,7 @@ class _Run:
         how = {"momentum": s.momentum, "weight_decay": s.weight_decay, "nesterov": s.momentum > 0}
         self.optimizer = torch.optim.SGD(self.learner.parameters(), s.lr, **how)
 
-    def fit(self) -> None:
+    def fit(self) -> "_Run":
         progress.begin(self)
         self._start_bank()
         while self.epoch < self.settings.epochs:
@@ -101,6 +99,7 @@ class _Run:
             progress.keep_best(self, row.get("validation_knn_top1", float(self.epoch)))
             self.epoch, self.step, self.sums = self.epoch + 1, 0, [0.0, 0]
             progress.save(self)
+        return self
 
     def _start_bank(self) -> None:
         """Without labels, random rows would only be targets to run after; with them, they spread the classes."""
