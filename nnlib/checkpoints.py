@@ -4,6 +4,7 @@ Both are written whole or not at all, and read without running anything that a f
 """
 
 import json
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +48,8 @@ def read_checkpoint(path: str | Path) -> dict | Published:
     if not path.is_file():
         raise ModelError(f"path={str(path)!r} is no file: give a checkpoint ({LAST}), or the folder that has one")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch's remarks on pickles that it then refuses
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # not what we wrote: perhaps the published form, which is a pickle that has to be read with care
         return read_published(path)
     if not isinstance(found, dict) or found.get("format") != FORMAT:

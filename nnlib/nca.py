@@ -113,10 +113,10 @@ class _Losses(torch.autograd.Function):
         with exact_products():
             others, same = _both_sides(x, labels, rows, exclude, temperature)
         lead = _lead(same, others) - margin / temperature
-        found = same.sums[:, -1] > 0
+        alone = same.sums[:, -1] == 0  # not where a feature is NaN, whose loss is NaN too
         pull = (average_of(others.sums) - average_of(same.sums)) * (torch.sigmoid(-lead) / temperature)[:, None]
-        ctx.save_for_backward(pull.masked_fill_(~(found & (others.sums[:, -1] > 0))[:, None], 0))
-        return softplus(-lead).masked_fill_(~found, 0)
+        ctx.save_for_backward(pull.masked_fill_((alone | (others.sums[:, -1] == 0))[:, None], 0))
+        return softplus(-lead).masked_fill_(alone, 0)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -95,8 +95,7 @@ class FolderPictures(Pictures):
     def _read(self, file: Path, seed: int | None) -> np.ndarray:
         from PIL import Image, ImageOps
 
-        with warnings.catch_warnings(), Image.open(file) as image:
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
             if image.mode[0] in "IF":
                 raise ValueError(f"mode {image.mode}: give 8 bits a channel")
             image.draft("RGB", (2 * self.size, 2 * self.size))  # decodes a large JPEG at a fraction of its size
@@ -215,7 +214,7 @@ def _folders(root: Path, size: int, flip: bool, least: float, seed: int) -> tupl
 def _tree(root: Path, classes: Sequence[str] = ()) -> tuple[list[Path], Int64[Tensor, " N"], list[str]]:
     """Files, labels and classes of a tree, in the order of their names; its classes have to be among those given."""
     found = {folder.name: _files(folder) for folder in sorted(root.iterdir()) if folder.is_dir()}
-    found = {name: files for name, files in found.items() if files}
+    found = {name: files for name, files in found.items() if files and name[0] != "."}  # as in .ipynb_checkpoints
     if unknown := [name for name in found if classes and name not in classes]:
         raise DataError(f"data={str(root)!r} has a class {unknown[0]!r} that the training folder lacks: take it away")
     if len(found) < (1 if classes else 2):
@@ -239,7 +238,8 @@ def batches(pictures: Pictures, asked: Iterable[Asked], workers: int = 0) -> Ite
 def in_order(pictures: Pictures, rows: slice, batch_size: int) -> list[Asked]:
     """What to ask for to get those pictures as they are tested."""
     numbers = range(len(pictures))[rows]
-    return [[(n, None) for n in numbers[start : start + batch_size]] for start in range(0, len(numbers), batch_size)]
+    starts = range(0, max(1, len(numbers)), batch_size)  # a process without any has one empty batch
+    return [[(n, None) for n in numbers[start : start + batch_size]] for start in starts]
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -58,6 +58,9 @@ class Settings:
         for name in ("lr", "temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)!r} can't be used: give a positive number")
+        for name in ("margin", "weight_decay", "warmup"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)!r} can't be used: give 0 or more")
         for name in ("momentum", "memory_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} can't be used: give a share in [0, 1)")

@@ -1,9 +1,16 @@
 """Rows that are spread over the processes of torch.distributed, in batches and shards of any lengths."""
 
+import gc
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
+
+from nnlib.device import device_of
 
 
 def world() -> int:
@@ -51,3 +58,45 @@ def largest(numbers: Shaped[Tensor, "*D"]) -> Shaped[Tensor, "*D"]:
     if world() > 1:
         dist.all_reduce(numbers, dist.ReduceOp.MAX)
     return numbers
+
+
+def named(names: Iterable[str]) -> list[str]:
+    """The names of every process, each once, in the order of their ranks. All processes have to ask at once."""
+    parts = [list(names)] * world()
+    if world() > 1:
+        dist.all_gather_object(parts, parts[0])
+    return list(dict.fromkeys(name for part in parts for name in part))
+
+
+def spread(tensors: Iterable[Tensor]) -> None:
+    """Make every process's tensors those of the first; all wait for it."""
+    if world() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+        dist.barrier()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """Join the other processes for as long, where torchrun started this one."""
+    joins = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized()
+    if joins:
+        dist.init_process_group("nccl" if _on_gpu(device) else "gloo")
+    try:
+        yield
+    finally:
+        if joins:
+            gc.collect()  # a network that holds the group would keep its threads until Python ends, which they disturb
+            dist.destroy_process_group()
+
+
+def own_device(device: str) -> torch.device:
+    """The device of that name; of several GPUs, this process's."""
+    if world() > 1 and _on_gpu(device):
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda", torch.cuda.current_device())
+    return device_of(device)
+
+
+def _on_gpu(device: str) -> bool:
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())

@@ -5,12 +5,12 @@ cifar10 or cifar100. The published setting is the default: see --help.
 """
 
 import argparse
+import os
 import sys
 
 from nnlib.networks import ARCHITECTURES
 from nnlib.objectives import LOSSES
 from nnlib.settings import CHOICES, Settings
-from nnlib.shards import rank
 from nnlib.training import Result, evaluate, train
 
 OPTIONS = {  # flags -> what they mean; types and defaults are those of Settings
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nnnlib.train: interrupted; --resume auto goes on from {settings.folder()}", file=sys.stderr)
         return 130
-    if rank() == 0:
+    if os.environ.get("RANK", "0") == "0":  # those that torchrun started have parted by now
         for row in result.history:
             print(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
         print(told(result, settings))

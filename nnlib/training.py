@@ -5,7 +5,6 @@ are drawn from the seed, the epoch and the picture. So a run that was killed goe
 """
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from hashlib import blake2b
@@ -13,22 +12,20 @@ from time import perf_counter
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from nnlib import progress
 from nnlib.bank import momentum_at
-from nnlib.checkpoints import Trained, write_trained
+from nnlib.checkpoints import LAST, Trained, write_trained
 from nnlib.data import DataError
-from nnlib.device import device_of
-from nnlib.knn import embed, knn_evaluate, knn_shares
+from nnlib.knn import embed, knn_shares
 from nnlib.networks import Embedding
 from nnlib.objectives import Learner, objective_of
 from nnlib.pictures import Batch, Pictures, batches, in_order, open_pictures
 from nnlib.settings import Settings
-from nnlib.shards import gathered, rank, share, summed, world
+from nnlib.shards import gathered, joined, named, own_device, rank, share, spread, summed, world
 
 
 class Result(NamedTuple):
@@ -46,26 +43,18 @@ def train(settings: Settings) -> Result:
     In settings.folder(): last.pt, from which resume="auto" goes on, log.csv, weights.safetensors, features.safetensors.
     Raises ValueError, DataError or ModelError for settings, pictures or checkpoints that can't be used.
     """
-    return _in_processes(settings, lambda run: (run.fit(), run.test())[1])
+    with joined(settings.device):
+        return _Run(settings.check()).fit().test()
 
 
 def evaluate(settings: Settings) -> Result:
     """Only test what settings.resume names, on a gallery embedded anew, whose features it leaves in the folder."""
     if not settings.resume:
         raise ValueError("resume='' names nothing to evaluate: give a checkpoint, or the folder that a training left")
-    return _in_processes(settings, _Run.test)
-
-
-def _in_processes(settings: Settings, work) -> Result:
-    """The work of one run; where torchrun started this process, it joins the others for as long."""
-    joins = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized()
-    if joins:
-        dist.init_process_group("nccl" if _on_gpu(settings.device) else "gloo")
-    try:
-        return work(_Run(settings.check()))
-    finally:
-        if joins:
-            dist.destroy_process_group()
+    if settings.resume == "auto" and not (settings.folder() / LAST).exists():
+        raise ValueError(f"resume='auto': {str(settings.folder())!r} has no run in it to evaluate: give out, or a path")
+    with joined(settings.device):
+        return _Run(settings.check()).test()
 
 
 class _Run:
@@ -73,14 +62,16 @@ class _Run:
 
     def __init__(self, settings: Settings):
         self.settings, self.folder = settings, settings.folder()
-        self.device = _own_device(settings.device)
+        self.device = own_device(settings.device)
         self.pictures = open_pictures(*settings.of_pictures())
         self.epoch, self.step, self.sums, self.history, self.best = 0, 0, [0.0, 0], [], -1.0
         self.unread: dict[str, None] = {}  # names, in the order in which they were met
         self.lost: set[int] = set()  # their numbers among the training pictures
         self.steps = progress.require_steps(settings, len(self.pictures.train))
         self._make(settings)
+        self.best_at = self.folder / progress.BEST
         progress.resume(self)
+        progress.prepare(self.folder)
         where = [self.device] if self.device.type == "cuda" else None
         self.parallel = DistributedDataParallel(self.learner, where) if world() > 1 else self.learner
 
@@ -95,19 +86,20 @@ class _Run:
         how = {"momentum": s.momentum, "weight_decay": s.weight_decay, "nesterov": s.momentum > 0}
         self.optimizer = torch.optim.SGD(self.learner.parameters(), s.lr, **how)
 
-    def fit(self) -> None:
-        progress.prepare(self.folder)
+    def fit(self) -> "_Run":
+        progress.begin(self)
         self._start_bank()
         while self.epoch < self.settings.epochs:
             started = perf_counter()
             self._train_epoch()
-            loss, count = summed(torch.tensor(self.sums, dtype=torch.float64, device=_plain(self.device))).tolist()
+            loss, count = self.total()
             row = {"epoch": self.epoch, "lr": self.settings.lr_at(self.epoch), "loss": loss / count}
             row |= {f"validation_{name}": value for name, value in self._watched().items()}
             self.history.append(row | {"seconds": round(perf_counter() - started, 3)})
             progress.keep_best(self, row.get("validation_knn_top1", float(self.epoch)))
             self.epoch, self.step, self.sums = self.epoch + 1, 0, [0.0, 0]
             progress.save(self)
+        return self
 
     def _start_bank(self) -> None:
         """Without labels, random rows would only be targets to run after; with them, they spread the classes."""
@@ -129,9 +121,18 @@ class _Run:
                 bar.update()
                 if s.save_steps and self.step % s.save_steps == 0 and self.step < self.steps:
                     progress.save(self)
-        lost = torch.tensor(sorted(self.lost), dtype=torch.int64, device=self.device)
+        spread(self.learner.buffers())  # or each process would test with running means of its own
+        lost = self.all_lost()
         if self.objective.bank is not None:
-            self.objective.bank.clear(torch.cat(gathered(lost)))
+            self.objective.bank.clear(lost)
+
+    def total(self) -> list[float]:
+        """The sum of the epoch's losses so far, and their number."""
+        device = self.device if self.device.type == "cuda" else "cpu"  # MPS has no float64
+        return summed(torch.tensor(self.sums, dtype=torch.float64, device=device)).tolist()
+
+    def all_lost(self) -> Tensor:
+        return torch.cat(gathered(torch.tensor(sorted(self.lost), dtype=torch.int64, device=self.device)))
 
     def _train_step(self, stream: Iterator[Batch]) -> None:
         s, met = self.settings, []
@@ -162,7 +163,7 @@ class _Run:
         self.sums = [self.sums[0] + float(loss.detach()), self.sums[1] + 1]
         if not math.isfinite(self.sums[0]):
             raise FloatingPointError(
-                f"lr={self.settings.lr}: the loss is {float(loss)} in epoch {self.epoch}, give less"
+                f"lr={self.settings.lr}: the loss is {float(loss.detach())} in epoch {self.epoch}, give less"
             )
         return index, features.detach()
 
@@ -178,15 +179,13 @@ class _Run:
 
     def _watched(self) -> dict[str, float]:
         """The k-NN's figures on the validation pictures, its bank embedded anew unless `watch` is "stale"."""
-        s, train = self.settings, self.pictures.train
+        s = self.settings
         if len(self.pictures.validation) == 0:
             return {}
         stale = self.objective.bank if s.watch == "stale" and s.loss == "nca" else None
-        gallery = None if stale is not None else self._shown(train)
-        how = {"k": s.k, "temperature": s.temperature, "device": self.device, "sharded": world() > 1}
-        with self._autocast():
-            asked = self._shown(self.pictures.validation)
-            return knn_evaluate(self.learner.network, asked, gallery, stale=stale, **how)
+        gallery = (stale, None) if stale is not None else self._embedded(self.pictures.train)[0]
+        asked, _ = self._embedded(self.pictures.validation)
+        return knn_shares(*asked, *gallery, k=s.k, temperature=s.temperature, sharded=world() > 1)
 
     def test(self) -> Result:
         """Figures on the test pictures with the best epoch's weights, and all training pictures as neighbors."""
@@ -200,22 +199,24 @@ class _Run:
         trained = Trained(self.learner.network.eval(), features, labels, self.pictures.gallery.classes, files)
         if rank() == 0:
             write_trained(self.folder, trained)
-        return Result(self.history, figures, trained, list(self.unread))
+        return Result(self.history, figures, trained, named(self.unread))
 
     def _embedded(self, pictures: Pictures) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Features and labels of this process's part of the pictures, and their numbers, as far as they can be read."""
         index: list[Tensor] = []
         with self._autocast():
             rows = embed(self.learner.network, self._shown(pictures, index), self.device)
+        if not summed(torch.tensor(len(rows[1]), device=self.device)):
+            first = pictures.files[0]
+            raise DataError(f"data={self.settings.data!r}: none of {len(pictures)} pictures can be read, as {first}")
         return rows, torch.cat(index).to(self.device)
 
-    def _shown(self, pictures: Pictures, index: list | None = None) -> Iterator[Batch]:
+    def _shown(self, pictures: Pictures, index: list[Tensor]) -> Iterator[Batch]:
         """This process's part of the pictures as they are tested; their numbers go to `index`."""
         s = self.settings
         for batch in batches(pictures, in_order(pictures, share(len(pictures)), s.batch_size), s.workers):
             self._noted(batch)
-            if index is not None:
-                index.append(batch.index)
+            index.append(batch.index)
             yield batch
 
     def _noted(self, batch: Batch) -> dict[int, str]:
@@ -235,19 +236,3 @@ class _Run:
 def mixed(*numbers: int) -> int:
     """A seed out of some numbers."""
     return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=7).digest())
-
-
-def _on_gpu(device: str) -> bool:
-    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-
-
-def _own_device(device: str) -> torch.device:
-    if world() > 1 and _on_gpu(device):
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        return torch.device("cuda", torch.cuda.current_device())
-    return device_of(device)
-
-
-def _plain(device: torch.device) -> torch.device:
-    """Where numbers in float64 can be summed: MPS has none."""
-    return device if device.type == "cuda" else torch.device("cpu")

@@ -178,3 +178,13 @@ def test_labels_that_the_bank_does_not_have_for_these_samples_are_refused():
     bank = MemoryBank(row_labels, 128)
     with pytest.raises(ValueError, match="labels differ"):
         nca_loss(x, (labels + 1) % 7, bank, exclude=index)
+
+
+@pytest.mark.parametrize("classes", [2, 60])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_feature_that_is_no_number_has_no_number_as_its_loss(classes, bad):
+    x, labels, bank, bank_labels, index = sample("mixed", classes=classes)
+    x[3, 5] = bad  # as after a step too far, which mustn't look like a loss of 0
+    assert (bank_labels == labels[3]).sum() > 1
+    for how in ({}, {"exclude": index}):
+        assert nca_loss(x, labels, bank, bank_labels, **how).isnan()
