@@ -136,7 +136,8 @@ def _killed(times: int) -> tuple[str, bool]:
         tree = cases.planted(Path(folder) / "tree")
         settings = cases.Settings(str(tree), f"{folder}/whole", **cases.SMALL | {"save_steps": 1, "epochs": 8})
         cases.train(settings)
-        for at, moment in enumerate(random.Random(0).uniform(0, 0.6) for _ in range(times)):
+        for at in range(times):
+            moment = random.Random(at).uniform(0, 0.4)
             part = replace(settings, out=f"{folder}/part{at}", resume="auto")
             try:
                 hit += cases.killed_run_goes_on(moment, settings, part) == -signal.SIGKILL

@@ -43,9 +43,9 @@ class Features(NamedTuple):
 
 
 def features(network: Callable, gallery: Pictures, queries: Pictures) -> Features:
-    """What a network makes of both."""
+    """What a network makes of both, on the CPU."""
     rows = (embed(network, batches(part, in_order(part, slice(None), 256))) for part in (gallery, queries))
-    return Features(*(part for pair in rows for part in pair))
+    return Features(*(part.cpu() for pair in rows for part in pair))
 
 
 def raw(images: Tensor) -> Tensor:

@@ -96,7 +96,12 @@ def _nearest_here(x, rows, labels, k: int, exclude) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def embed(network: nn.Module | Callable, batches: Iterable, device: str | torch.device | None = None) -> Rows:
-    """Unit features [N, D] and labels [N] of (pictures, labels, ...) batches, in evaluation mode, on the device."""
+    """Unit features [N, D] and labels [N] of (pictures, labels, ...) batches, in evaluation mode.
+
+    On `device`, by default where the network's weights are.
+    """
+    if device is None and isinstance(network, nn.Module):
+        device = next((weight.device for weight in network.parameters()), None)
     training = getattr(network, "training", False)
     if training:
         network.eval()

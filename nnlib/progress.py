@@ -1,8 +1,10 @@
 """How a training run is kept and gone on with: its last state, its best weights, its log."""
 
 import shutil
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -102,20 +104,41 @@ def resume(run) -> None:
         raise ModelError(f"resume={given!r}: {error}") from None
     if network:
         _load(run, found, path)
+    elif run.only_tests and not isinstance(found, Published):
+        with _fitting(path):
+            _load(run, _best_of(run, found, path), path)
     elif isinstance(found, Published):
         _start_from(run, found, path)
     else:
         _go_on(run, found, path)
 
 
+def _best_of(run, found: dict, path: Path) -> dict[str, Tensor]:
+    """The best epoch's weights of the network, those of the last where none are beside the checkpoint."""
+    best = (path if path.is_dir() else path.parent) / BEST
+    if best.is_file():
+        return torch.load(best, map_location=run.device, weights_only=True)
+    learner, name = found["learner"], "network."
+    return {key.removeprefix(name): weight for key, weight in learner.items() if key.startswith(name)}
+
+
 def _go_on(run, found: dict, path: Path) -> None:
-    try:
+    with _fitting(path):
         _require_same(run, found, path)
         _take(run, found)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    run.best_at = (path if path.is_dir() else path.parent) / BEST
+
+
+@contextmanager
+def _fitting(path: Path):
+    """Say that a checkpoint doesn't fit, whatever it lacks."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, EOFError, UnpicklingError) as error:
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise ModelError(f"resume={str(path)!r} doesn't fit ({cause:.200}): give what a training left") from None
-    run.best_at = (path if path.is_dir() else path.parent) / BEST
 
 
 def _require_same(run, found: dict, path: Path) -> None:

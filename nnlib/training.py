@@ -54,14 +54,14 @@ def evaluate(settings: Settings) -> Result:
     if settings.resume == "auto" and not (settings.folder() / LAST).exists():
         raise ValueError(f"resume='auto': {str(settings.folder())!r} has no run in it to evaluate: give out, or a path")
     with joined(settings.device):
-        return _Run(settings.check()).test()
+        return _Run(settings.check(), only_tests=True).test()
 
 
 class _Run:
     """A run in progress; `epoch` and `step` say where it is."""
 
-    def __init__(self, settings: Settings):
-        self.settings, self.folder = settings, settings.folder()
+    def __init__(self, settings: Settings, only_tests: bool = False):
+        self.settings, self.folder, self.only_tests = settings, settings.folder(), only_tests
         self.device = own_device(settings.device)
         self.pictures = open_pictures(*settings.of_pictures())
         self.epoch, self.step, self.sums, self.history, self.best = 0, 0, [0.0, 0], [], -1.0
