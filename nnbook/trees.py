@@ -1,4 +1,4 @@
-"""Small trees of pictures for a chapter to train on: the shipped digits written out, or a folder's, made small."""
+"""Small trees of pictures for a chapter to train on: a set's written out, or a folder's made small."""
 
 import shutil
 import warnings
@@ -8,37 +8,25 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageOps
 
-from nnlib.data import load
-from nnlib.pictures import Pictures, held_out, open_pictures
+from nnlib.inputs import require_count
+from nnlib.pictures import Pictures, SetPictures, drawn, open_pictures
 
 
-def digits(folder: Path, n_train: int, n_test: int, seed: int) -> list[str]:
-    """Write so many of the shipped digits as folder/train/DIGIT/*.png and folder/val/DIGIT/*.png."""
-    data = load("mnist")
-    halves = (
-        ("train", data.train_images, data.train_labels, n_train),
-        ("val", data.test_images, data.test_labels, n_test),
-    )
-    for half, images, labels, count in halves:
-        for number in _some(labels, count, seed):
-            path = folder / half / data.classes[labels[number]] / f"{number:05d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(images[number].numpy()).save(path)
-    return []
+def grown(source: str, folder: Path, n_train: int, n_test: int, side: int, seed: int) -> list[str]:
+    """Write about so many pictures of a set or of a folder, 0 for all, as train/CLASS/*.png and val/CLASS/*.png.
 
-
-def small_copy(source: str, folder: Path, n_train: int, n_test: int, side: int, seed: int) -> list[str]:
-    """Copy so many pictures of a folder, brought to about twice `side`, as train/CLASS/ and val/CLASS/.
-
-    Returns the names of those that can't be read. Raises DataError where the folder isn't one of pictures in classes.
+    Those of a folder are brought to about twice `side`. Returns the names of those that can't be read. Raises DataError
+    where a folder isn't one of pictures in classes, ValueError for numbers that can't be used.
     """
-    whole, unread = open_pictures(source, side, validation=0, seed=seed), []
-    for half, pictures, count in (("train", whole.gallery, n_train), ("val", whole.test, n_test)):
+    counts = require_count("n_train", n_train, 0), require_count("n_test", n_test, 0)
+    whole = open_pictures(source, require_count("image_size", side, 8), validation=0, seed=seed)
+    unread = []
+    for half, pictures, count in zip(("train", "val"), (whole.gallery, whole.test), counts, strict=True):
         for number in _some(pictures.labels, count, seed):
             path = folder / half / pictures.classes[pictures.labels[number]] / f"{number:06d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                _shrunk(pictures.files[number], 2 * side).save(path)
+                _picture(pictures, number, 2 * side).save(path)
             except Exception as error:  # a broken file can fail in any way that its decoder knows
                 unread.append(f"{pictures.files[number]} ({type(error).__name__}: {error})")
     return unread
@@ -59,10 +47,16 @@ def pixels(pictures: Pictures) -> torch.Tensor:
 
 
 def _some(labels: torch.Tensor, count: int, seed: int) -> list[int]:
-    """Numbers of `count` pictures, as many of each class as it has a share of; all of them where count is 0."""
-    if count == 0 or count >= len(labels):
-        return list(range(len(labels)))
-    return held_out(labels, count / len(labels), seed).nonzero()[:, 0].tolist()
+    """Numbers of about `count` pictures: of each class its share, and 2 where it has them; all where count is 0."""
+    counts = torch.bincount(labels)
+    wanted = (counts * (count / len(labels) if count else 1)).round().long()
+    return drawn(labels, wanted.maximum(counts.clamp(max=2)).minimum(counts), seed).nonzero()[:, 0].tolist()
+
+
+def _picture(pictures: Pictures, number: int, side: int) -> Image.Image:
+    if isinstance(pictures, SetPictures):
+        return Image.fromarray(pictures.images[number].numpy())
+    return _shrunk(pictures.files[number], side)
 
 
 def _shrunk(file: Path, side: int) -> Image.Image:

@@ -11,7 +11,7 @@ from nnlib.bank import MemoryBank, UnitRows
 from nnlib.inputs import require_count
 from nnlib.kernels import DotProduct
 from nnlib.shards import gathered, own, summed
-from nnlib.stream import exact_products, nearest_rows, row_blocks
+from nnlib.stream import exact_products, nearest_rows, row_blocks, working_dtype
 
 VOTES = 1 << 22  # compared at a time
 Rows = tuple[Float[Tensor, "N D"], Int64[Tensor, " N"]]
@@ -37,17 +37,20 @@ def knn_predict(
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature!r} can't be used: give a positive number, such as 0.05")
-    cosine, labels = nearest_labels(features, bank, bank_labels, k, exclude, sharded)
-    count = require_count("top", 1 if top is None else top)
-    size = max(1, VOTES // k**2)
-    ranked = [_ranked(*part, temperature, count) for part in zip(cosine.split(size), labels.split(size), strict=True)]
-    classes = torch.cat(ranked) if ranked else labels[:, :0].new_empty(0, count)
+    near = nearest_labels(features, bank, bank_labels, k, exclude, sharded)
+    classes = _voted(*near, temperature, require_count("top", 1 if top is None else top))
     return classes[:, 0] if top is None else classes
+
+
+def _voted(cosine, labels, temperature: float, count: int) -> Int64[Tensor, "B top"]:
+    size = max(1, VOTES // labels.shape[1] ** 2)
+    ranked = [_ranked(*part, temperature, count) for part in zip(cosine.split(size), labels.split(size), strict=True)]
+    return torch.cat(ranked) if ranked else labels.new_empty(0, count)
 
 
 def _ranked(cosine, labels, temperature: float, count: int) -> Int64[Tensor, "B top"]:
     """The classes of the most votes, first come first where they are equal; votes are relative to the nearest one's."""
-    votes = torch.exp((cosine - cosine[:, :1]) / temperature).masked_fill_(labels < 0, 0).double()
+    votes = torch.exp((cosine - cosine[:, :1]) / temperature).masked_fill_(labels < 0, 0)
     same = labels[:, :, None] == labels[:, None, :]
     total = (same * votes[:, None, :]).sum(2)
     earlier = same.tril(-1).any(2)  # each class stands for itself once
@@ -62,11 +65,12 @@ def nearest_labels(
 ) -> tuple[Float[Tensor, "B k"], Int64[Tensor, "B k"]]:
     """Cosines and labels of the k nearest rows, nearest first; labels of -1 where there are fewer."""
     require_count("k", k)
-    x = normalize(features.float(), dim=1)
+    _require_fit(features, bank, bank_labels)
+    require_samples(exclude, len(bank), len(features))
+    x = normalize(features.to(working_dtype(features)), dim=1)
     if isinstance(bank, MemoryBank):
         sharded, rows, labels = bank.sharded, bank.memory, bank.labels
     else:
-        _require_fit(x, bank, bank_labels)
         rows, labels = UnitRows(bank), bank_labels
         if sharded and exclude is not None:
             raise ValueError("exclude and sharded: give a sharded MemoryBank, which knows where a sample's row is")
@@ -144,9 +148,9 @@ def knn_shares(
     features, labels, bank, bank_labels=None, k: int = 30, temperature: float = 0.05, sharded: bool = False
 ) -> dict[str, float]:
     """Shares of right answers, as `knn_evaluate` gives them, for features [B, D] of the classes labels [B]."""
-    classes = knn_predict(features, bank, bank_labels, k, temperature, top=5, sharded=sharded)
-    single = knn_predict(features, bank, bank_labels, 1, sharded=sharded)
-    right = torch.stack([classes[:, 0] == labels, (classes == labels[:, None]).any(1), single == labels]).sum(1)
+    cosine, near = nearest_labels(features, bank, bank_labels, k, sharded=sharded)
+    hit = _voted(cosine, near, temperature, 5) == labels[:, None]
+    right = torch.stack([hit[:, 0], hit.any(1), near[:, 0] == labels]).sum(1)
     counts = torch.cat([right, right.new_tensor([len(labels)])])
     if sharded or getattr(bank, "sharded", False):
         summed(counts)
@@ -154,10 +158,23 @@ def knn_shares(
     return dict(zip(("knn_top1", "knn_top5", "nearest_top1"), (count / total for count in right), strict=True))
 
 
+def require_samples(exclude: Int64[Tensor, " B"] | None, samples: int, queries: int | None = None) -> None:
+    """Raise ValueError for an `exclude` that isn't -1 or a sample's number for each of the queries."""
+    if exclude is None or exclude.numel() == 0:
+        return
+    if queries is not None and exclude.shape != (queries,):
+        raise ValueError(f"exclude has shape {tuple(exclude.shape)}: give [{queries}], a sample for each feature or -1")
+    low, high = int(exclude.min()), int(exclude.max())
+    if low < -1 or high >= samples:
+        raise ValueError(f"exclude holds {low if low < -1 else high}: give samples 0 ... {samples - 1}, or -1")
+
+
 def _require_fit(x, bank, labels) -> None:
-    fits = bank.ndim == 2 and len(bank) and x.shape[1] == bank.shape[1]
-    if not fits or labels is None or labels.dtype != torch.int64 or labels.shape != bank.shape[:1]:
-        given = None if labels is None else (labels.dtype, tuple(labels.shape))
-        raise ValueError(
-            f"features {tuple(x.shape)}, bank {tuple(bank.shape)}, bank_labels {given}: give [B, D], [N, D], int64 [N]"
-        )
+    whole = isinstance(bank, MemoryBank)
+    shape = (len(bank), bank.dim) if whole else tuple(bank.shape)
+    given = None if labels is None else (labels.dtype, tuple(labels.shape))
+    if x.ndim != 2 or len(shape) != 2 or x.shape[1] != shape[1] or shape[0] == 0:
+        raise ValueError(f"features {tuple(x.shape)} and bank {shape}: give [B, D] and [N, D], N 1 or more")
+    if given != (None if whole else (torch.int64, shape[:1])):
+        wanted = "none beside a MemoryBank, which has its own" if whole else f"int64 [{shape[0]}]"
+        raise ValueError(f"bank_labels is {given}: give {wanted}")

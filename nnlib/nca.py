@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
 from nnlib.bank import MemoryBank, UnitRows
-from nnlib.knn import embed, knn_evaluate, knn_predict
+from nnlib.knn import embed, knn_evaluate, knn_predict, require_samples
 from nnlib.shards import gathered, largest, own, summed, world
 from nnlib.stream import RunningAverage, average_of, exact_products, finite, with_ones, without, working_dtype
 
 __all__ = ["MemoryBank", "embed", "knn_evaluate", "knn_predict", "nca_loss"]
-BLOCK_PAIRS = 1 << 21  # of a query and a row, scored at a time
+BLOCK_PAIRS = {"cpu": 1 << 21, "other": 1 << 22}  # of a query and a row, scored at a time
 CROWDED = 16  # a block's own-class pairs are gathered one by one if fewer than 1 in so many
 
 
@@ -72,6 +72,8 @@ class _Rows:
         if labels is None or labels.dtype != torch.int64 or labels.shape != bank.shape[:1] or len(bank.shape) != 2:
             given = None if labels is None else (labels.dtype, tuple(labels.shape))
             raise ValueError(f"bank {tuple(bank.shape)} with bank_labels {given}: give [N, D] with int64 [N]")
+        if len(labels) == 0 or int(labels.min()) < 0:
+            raise ValueError(f"bank_labels of {len(labels)} rows: give one row at least, and classes from 0")
         return _Rows(UnitRows(bank.detach()), labels, int(labels.max()) + 1)
 
     def check(self, features, labels, exclude) -> None:
@@ -83,9 +85,8 @@ class _Rows:
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
             found = f"{int(labels.min())} ... {int(labels.max())}"
             raise ValueError(f"labels holds {found}: give classes of the bank, 0 ... {self.classes - 1}")
-        if exclude is not None and len(exclude) and int(exclude.max()) >= self.samples:
-            raise ValueError(f"exclude holds {int(exclude.max())}: give samples 0 ... {self.samples - 1}, or -1")
-        devices = {str(t.device) for t in (features, labels, exclude, self.memory) if t is not None}
+        require_samples(exclude, self.samples)
+        devices = {str(t.device) for t in (features, labels, exclude, self.memory, self.labels) if t is not None}
         if len(devices) > 1:
             raise ValueError(f"features, labels, bank lie on {' and '.join(sorted(devices))}: move them to one device")
 
@@ -99,7 +100,7 @@ class _Rows:
 
     def blocks(self, queries: int, dtype: torch.dtype):
         """(where, unit rows, labels), a block at a time."""
-        size = max(1, BLOCK_PAIRS // max(1, queries))
+        size = max(1, BLOCK_PAIRS["cpu" if self.labels.device.type == "cpu" else "other"] // max(1, queries))
         for start in range(0, len(self.labels), size):
             part = slice(start, min(start + size, len(self.labels)))
             yield part, self.memory[part].to(dtype), self.labels[part]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -177,14 +177,20 @@ def open_pictures(
     return Splits(gallery, *parts, test)
 
 
-def held_out(labels: Int64[Tensor, " N"], share: float, seed: int) -> Tensor:
+def held_out(labels: Int64[Tensor, " N"], share: float, seed: int) -> Bool[Tensor, " N"]:
     """True for that share of each class, drawn by the seed; at least one, and 2 are left, of classes of 3 and more."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    order = order[labels[order].argsort(stable=True)]
     counts = torch.bincount(labels)
     wanted = (counts * share).round().long()
     if share:
         wanted = torch.where(counts >= 3, wanted.clamp(min=1).minimum(counts - 2), 0)
+    return drawn(labels, wanted, seed)
+
+
+def drawn(labels: Int64[Tensor, " N"], wanted: Int64[Tensor, " C"], seed: int) -> Bool[Tensor, " N"]:
+    """True for so many of each class as are wanted, drawn by the seed."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order].argsort(stable=True)]
+    counts = torch.bincount(labels)
     rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
     return torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, order[rank < wanted[labels[order]]], True)
 

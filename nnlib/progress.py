@@ -75,8 +75,8 @@ def save(run) -> None:
 
 
 def keep_best(run, figure: float) -> None:
-    """Keep the weights where their figure is the best so far."""
-    if figure > run.best:
+    """Keep the weights where no figure was better so far: of equal ones, those that learned longest."""
+    if figure >= run.best:
         run.best = figure
         if rank() == 0:
             with written_whole(run.best_at) as part:

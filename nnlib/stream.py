@@ -73,8 +73,9 @@ def add_products(sums: Float[Tensor, "B W"], weights: Float[Tensor, "B M"], valu
     wide = values.shape[1] >= WIDE  # a copy with ones beside wide values costs more than one more pass over the weights
     products = sums.new_zeros(len(sums), values.shape[1]) if wide else sums
     values = values if wide else with_ones(values)
-    for part in range(0, len(values), MIXED):
-        products.addmm_(weights[:, part : part + MIXED], values[part : part + MIXED])
+    step = MIXED if values.device.type == "cpu" or not wide else 16 * MIXED  # a GPU adds up in parts itself
+    for part in range(0, len(values), step):
+        products.addmm_(weights[:, part : part + step], values[part : part + step])
     if wide:
         sums[:, :-1] += products
         sums[:, -1] += weights.sum(1)

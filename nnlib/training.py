@@ -67,7 +67,7 @@ class _Run:
         self.epoch, self.step, self.sums, self.history, self.best = 0, 0, [0.0, 0], [], -1.0
         self.unread: dict[str, None] = {}  # names, in the order in which they were met
         self.lost: set[int] = set()  # their numbers among the training pictures
-        self.steps = progress.require_steps(settings, len(self.pictures.train))
+        self.steps = 0 if only_tests else progress.require_steps(settings, len(self.pictures.train))
         self._make(settings)
         self.best_at = self.folder / progress.BEST
         progress.resume(self)
@@ -155,7 +155,7 @@ class _Run:
             raise DataError(
                 f"data={self.settings.data!r}: no picture of a batch can be read, as {next(iter(self.unread))}"
             )
-        images, labels, index = (part.to(self.device, non_blocking=True) for part in batch[:3])
+        images, labels, index = (part.to(self.device) for part in batch[:3])
         with self._autocast():
             features, scores = self.parallel(images)
         loss = self.objective(features, scores, labels, index)

@@ -81,7 +81,7 @@ def test_any_sizes_blocks_and_orders(n, b, classes, dim, seed):
     exclude = torch.where(torch.rand(b, generator=g) < 0.3, -1, index)
     import nnlib.nca as module
 
-    before, module.BLOCK_PAIRS = module.BLOCK_PAIRS, 7 * b
+    before, module.BLOCK_PAIRS = module.BLOCK_PAIRS, {"cpu": 7 * b}
     try:
         (loss, gradient), (true, wanted) = both(x, labels, bank, bank_labels, exclude=exclude, temperature=0.2)
     finally:
@@ -164,6 +164,8 @@ def test_under_autocast_scores_stay_in_float32():
         ({"bank_labels": torch.zeros(5, dtype=torch.int64)}, "bank_labels"),
         ({"features": torch.zeros(32, 5)}, "features (32, 5)"),
         ({"exclude": torch.full((32,), 600)}, "exclude holds 600"),
+        ({"exclude": torch.full((32,), -7)}, "exclude holds -7"),
+        ({"bank_labels": torch.full((600,), -1)}, "bank_labels of 600 rows"),
     ],
 )
 def test_what_does_not_fit_is_named(change, word):
