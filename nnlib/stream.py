@@ -75,7 +75,10 @@ def add_products(sums: Float[Tensor, "B W"], weights: Float[Tensor, "B M"], valu
     values = values if wide else with_ones(values)
     step = MIXED if values.device.type == "cpu" or not wide else 16 * MIXED  # a GPU adds up in parts itself
     for part in range(0, len(values), step):
-        products.addmm_(weights[:, part : part + step], values[part : part + step])
+        if wide:
+            products.addmm_(weights[:, part : part + step], values[part : part + step])
+        else:  # added apart, the sums of all classes agree with their total to the last digits
+            products += weights[:, part : part + step] @ values[part : part + step]
     if wide:
         sums[:, :-1] += products
         sums[:, -1] += weights.sum(1)
