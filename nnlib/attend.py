@@ -121,6 +121,7 @@ def _searches(queries, centers, values, kernel: Kernel, backend: str, tolerance:
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx, queries, centers, values, labels, kernel, exclude):
+        """The averages [B, V]; of the scores only the logarithms of their totals are kept."""
         frame = kernel.frame(queries, centers, working_dtype(queries, centers))
         source = values if labels is None else labels
         result, log_total = streamed(queries, centers, source, kernel, frame, exclude)
@@ -150,6 +151,7 @@ class _Backward:
         )
 
     def run(self):
+        """The gradients to queries, centers and values, None for those that need none."""
         for rows in row_blocks(self.queries):
             x = self.queries[rows].to(self.gradient.dtype)
             near, index = nearest_one(self.queries, rows, self.centers, self.kernel, self.frame, self.exclude)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
+from nnlib.device import one_thread
 from nnlib.kernels import InfluenceCone, Kernel
 from nnlib.reach import Cone
 from nnlib.rows import Chosen, Copied
@@ -23,7 +24,6 @@ from nnlib.stream import (
     average_nearest,
     average_of,
     exact_products,
-    one_thread,
     streamed,
 )
 

@@ -189,6 +189,7 @@ class _PlainUnpickler(pickle.Unpickler):
     """Reads plain containers and bytes in the shape of an array: a pickle may name functions to call, and gets none."""
 
     def find_class(self, module, name):
+        """An inert stand-in for what such a file has to name; raises UnpicklingError for all else."""
         if module.split(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype"):
             return lambda *_: _Pixels()
         if (module, name) == ("_codecs", "encode"):

@@ -65,6 +65,7 @@ class _Rows:
 
     @staticmethod
     def of(bank, labels) -> "_Rows":
+        """Those of a MemoryBank, which has its labels, or of a tensor with labels beside it."""
         if isinstance(bank, MemoryBank):
             if labels is not None:
                 raise ValueError("bank_labels is given beside a MemoryBank, which has its own: leave them out")
@@ -77,6 +78,7 @@ class _Rows:
         return _Rows(UnitRows(bank.detach()), labels, int(labels.max()) + 1)
 
     def check(self, features, labels, exclude) -> None:
+        """Raise ValueError, naming it, for what doesn't fit these rows."""
         if features.ndim != 2 or features.shape[1] != self.memory.shape[1]:
             raise ValueError(f"features {tuple(features.shape)} don't fit the bank: give [B, {self.memory.shape[1]}]")
         for name, given in (("labels", labels), ("exclude", exclude)):
@@ -111,6 +113,7 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, labels, rows, exclude, temperature, margin):
+        """The losses [B] of unit rows x [B, D]; keeps what each is to be pulled by [B, D], and no score."""
         with exact_products():
             others, same = _both_sides(x, labels, rows, exclude, temperature)
         lead = _lead(same, others) - margin / temperature

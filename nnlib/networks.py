@@ -39,6 +39,7 @@ class Embedding(nn.Module):
         self.register_buffer("deviation", torch.tensor(deviation).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
+        """Unit features, in float32 under autocast too."""
         pixels = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
         pixels = (pixels - self.mean) / self.deviation
         if pixels.device.type != "mps":  # half as quick again on CPUs, more on GPUs

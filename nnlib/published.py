@@ -169,6 +169,7 @@ class _Reader(pickle._Unpickler):
         return DTYPES.get(name, _Inert) if module in ("torch", "torch.cuda") else _Inert
 
     def persistent_load(self, found):
+        """A claim of a storage, by its type, key and length; nothing is allocated for it yet."""
         kind, *told = found
         if kind == "module":  # a class with its source, which torch would compare with the one at hand
             return told[0]

@@ -12,9 +12,10 @@ from jaxtyping import Float, Int, Int64
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from nnlib.device import one_thread
 from nnlib.distances import Frame
 from nnlib.kernels import InfluenceCone
-from nnlib.stream import MIXED, average_of, one_thread, with_ones
+from nnlib.stream import MIXED, average_of, with_ones
 
 PAIRS = 1 << 16  # queries and centers within their reach that are weighed at a time: they stay in a cache
 FINER = 4  # times as many lines across a row of cells, which cost nothing there

@@ -216,17 +216,6 @@ def exact_products():
         yield
 
 
-@contextmanager
-def one_thread():
-    """Steps of some thousand numbers: shared out, each would wait for the core that is busiest with something else."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _full_precision() -> Callable[[], None]:
     """Ask for full float32 products; what is returned undoes it."""
     try:

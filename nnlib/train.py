@@ -46,6 +46,7 @@ KNOWN = CHOICES | {"arch": ARCHITECTURES, "loss": LOSSES}
 
 
 def parser() -> argparse.ArgumentParser:
+    """The command line's options, with the types and defaults of Settings."""
     shown = argparse.ArgumentDefaultsHelpFormatter
     line = argparse.ArgumentParser("python -m nnlib.train", description=__doc__, formatter_class=shown)
     line.add_argument("data", metavar="DATA", help="a folder of pictures, or the name of a set")

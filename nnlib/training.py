@@ -87,6 +87,7 @@ class _Run:
         self.optimizer = torch.optim.SGD(self.learner.parameters(), s.lr, **how)
 
     def fit(self) -> "_Run":
+        """Train the epochs that are left, each watched and saved."""
         progress.begin(self)
         self._start_bank()
         while self.epoch < self.settings.epochs:
@@ -132,6 +133,7 @@ class _Run:
         return summed(torch.tensor(self.sums, dtype=torch.float64, device=device)).tolist()
 
     def all_lost(self) -> Tensor:
+        """The numbers of the training pictures that no process could read."""
         return torch.cat(gathered(torch.tensor(sorted(self.lost), dtype=torch.int64, device=self.device)))
 
     def _train_step(self, stream: Iterator[Batch]) -> None:
