@@ -9,7 +9,8 @@ import torch
 from PIL import Image, ImageOps
 
 from nnlib.inputs import require_count
-from nnlib.pictures import Pictures, SetPictures, drawn, open_pictures
+from nnlib.pictures import Pictures, SetPictures
+from nnlib.splits import drawn, open_pictures
 
 
 def grown(source: str, folder: Path, n_train: int, n_test: int, side: int, seed: int) -> list[str]:

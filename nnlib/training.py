@@ -23,9 +23,10 @@ from nnlib.data import DataError
 from nnlib.knn import embed, knn_shares
 from nnlib.networks import Embedding
 from nnlib.objectives import Learner, objective_of
-from nnlib.pictures import Batch, Pictures, batches, in_order, open_pictures
+from nnlib.pictures import Batch, Pictures, batches, in_order
 from nnlib.settings import Settings
 from nnlib.shards import gathered, joined, named, own_device, rank, share, spread, summed, world
+from nnlib.splits import open_pictures
 
 
 class Result(NamedTuple):

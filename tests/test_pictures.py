@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nnlib.data import DataError
-from nnlib.pictures import SetPictures, batches, held_out, in_order, middle, moved, open_pictures, part
+from nnlib.pictures import SetPictures, batches, in_order, middle, moved, part
+from nnlib.splits import held_out, open_pictures
 
 CALM = settings(max_examples=60, deadline=None)
 

@@ -24,8 +24,9 @@ from nnlib.checkpoints import FEATURES, LAST, WEIGHTS, read_checkpoint, read_net
 from nnlib.data import DataError
 from nnlib.device import one_thread
 from nnlib.knn import embed
-from nnlib.pictures import batches, in_order, open_pictures
+from nnlib.pictures import batches, in_order
 from nnlib.settings import Settings
+from nnlib.splits import open_pictures
 from nnlib.train import main
 from nnlib.training import _Run, evaluate, train
 
