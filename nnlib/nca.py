@@ -131,9 +131,9 @@ class _Losses(torch.autograd.Function):
 def _both_sides(x, labels, rows: _Rows, exclude, temperature: float) -> tuple[RunningAverage, RunningAverage]:
     """What the own class and all others weigh, and their mean rows, for each row of x; those of all shards together."""
     skip = torch.full_like(labels, -1) if exclude is None else exclude
-    parts = gathered(x) if rows.sharded else [x]
-    asked = [torch.cat(gathered(part)) if rows.sharded else part for part in (x / temperature, labels, skip)]
-    sides = _swept(*asked[:2], rows, rows.row_of(asked[2], asked[1]))
+    parts, labels, skip = ((gathered(part) if rows.sharded else [part]) for part in (x, labels, skip))
+    labels, skip = torch.cat(labels), torch.cat(skip)
+    sides = _swept(torch.cat(parts) / temperature, labels, rows, rows.row_of(skip, labels))
     if rows.sharded:
         for side in sides:
             top = largest(side.top.clone())
