@@ -1,13 +1,16 @@
 """What neighbors look like: features of the same pictures by several networks, side by side."""
 
 from collections.abc import Callable, Sequence
+from html import escape
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
+from ipywidgets import HTML, Image, IntSlider, VBox
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from nnlib import plots
 from nnlib.knn import embed, knn_predict, knn_shares, nearest_labels
 from nnlib.pictures import Pictures, batches, in_order
 
@@ -85,6 +88,28 @@ def neighbor_gallery(
         box = grid[0, column].get_position(figure)
         figure.text((box.x0 + box.x1) / 2, box.y1 + 0.01, name, ha="center", va="bottom", fontsize=9)
     return figure
+
+
+def explorer(
+    kinds: dict[str, Features], shown: Tensor, asked: Tensor, classes: Sequence[str], temperature: float, first: int = 0
+) -> VBox:
+    """Sliders over the query and the number of its neighbors, with the gallery and what each kind takes it for."""
+    some = next(iter(kinds.values()))
+    query = IntSlider(value=first, max=len(asked) - 1, description="picture", continuous_update=False)
+    near = IntSlider(value=10, min=1, max=min(40, len(shown)), description="neighbors", continuous_update=False)
+    picture, told = Image(format="png"), HTML()
+
+    def look(_=None):
+        figure = neighbor_gallery(kinds, [query.value], shown, asked, k=near.value, size=0.42)
+        picture.value = plots.png(figure)
+        answers = {name: classes[found.answers(near.value, temperature)[query.value]] for name, found in kinds.items()}
+        said = ", ".join(f"{name}: {answer}" for name, answer in answers.items())
+        told.value = f"it is <b>{escape(classes[some.query_labels[query.value]])}</b>; {escape(said)}"
+
+    for slider in (query, near):
+        slider.observe(look, "value")
+    look()
+    return VBox([query, near, told, picture])
 
 
 def _nearest(found: Features, query: int, k: int) -> Tensor:
