@@ -1,4 +1,5 @@
-"""The book's own tool: `nnbook run` runs chapters, `nnbook report` renders what they left, `nnbook list` shows them.
+"""The book's own tool: `nnbook run` runs chapters, `nnbook sweep` runs one at many points, `nnbook report` renders what
+they left, `nnbook list` shows them.
 
 A chapter is notebooks/NN_name.ipynb. Its cell tagged "parameters" holds what -p may change, one `name = value  # help`
 a line. What it passes to `record` goes to results.csv and the front page, along with its lede and the picture of the
@@ -8,38 +9,14 @@ cell tagged "headline"; cells tagged "hide-in-report" stay out of its page.
 import argparse
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from nnbook.parameters import UsageError, assign, literal, offered, parameters_of
-from nnbook.results import RECORDED, BookError, add_results, origin, read_results
+from nnbook.chapters import ROOT, find_chapters, near, require_writable
+from nnbook.parameters import assign, offered, parameters_of
+from nnbook.results import RECORDED, BookError, add_results, read_results
+from nnbook.running import executed
 from nnlib.files import written_whole
-
-ROOT = Path(__file__).parents[1]
-
-
-def find_chapters(folder: Path, asked: list[str]) -> list[Path]:
-    """The notebooks that `asked` names by number, stem or path; all of the folder where it names none.
-
-    Raises UsageError where it names what isn't there.
-    """
-    known = sorted(folder.resolve().glob("[0-9][0-9]_*.ipynb"))
-    if not known and not asked:
-        raise UsageError(f"notebooks={str(folder)!r} holds no chapter: give a folder with NN_name.ipynb in it")
-    found = [path for name in asked for path in _matches(name, known)]
-    return list(dict.fromkeys(found)) or known
-
-
-def _matches(name: str, known: list[Path]) -> list[Path]:
-    path = Path(name).resolve()
-    if path.is_file() and path.match("[0-9][0-9]_*.ipynb"):
-        return [path]
-    matches = [path for path in known if name == path.stem or (name.isdecimal() and int(name) == int(path.stem[:2]))]
-    if not matches:
-        there = ", ".join(path.stem for path in known) or "a path to NN_name.ipynb"
-        raise UsageError(f"chapter={name!r} isn't there: give one of {there}")
-    return matches
 
 
 def run_chapter(chapter: Path, values: dict[str, Any], name: str, reports: Path, record_it: bool = False) -> str:
@@ -50,47 +27,20 @@ def run_chapter(chapter: Path, values: dict[str, Any], name: str, reports: Path,
     """
     import nbformat
 
-    told = {"origin": origin(chapter.parent)}
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / chapter.name
-        failure = _execute(chapter, copy, values)
-        notebook = nbformat.read(copy if copy.exists() else chapter, as_version=4)
-    error, source = _told(notebook, failure) if failure else ("", "")
-    defaults = {key: literal(p["default"], p["default"]) for key, p in parameters_of(chapter).items()}
-    told |= {"run": name, "parameters": defaults | values, "error": error, "command": _command(chapter, values, name)}
-    notebook.metadata["nnbook"] = told
-    notebook.metadata.get("papermill", {}).update(input_path=chapter.name, output_path=chapter.name)
+    notebook = executed(chapter, values, chapter.stem)
+    error, source = (notebook.metadata["nnbook"][key] for key in ("error", "source"))
+    notebook.metadata["nnbook"] |= {"run": name, "command": _command(chapter, values, name)}
     with written_whole(reports / chapter.name) as part:
         nbformat.write(notebook, part)
     add_results(reports / "results.csv", chapter.stem, notebook)
-    if record_it and not failure:
+    if record_it and not error:
         add_results(reports / "recorded" / f"{chapter.stem}.csv", chapter.stem, notebook, RECORDED)
-    return f"{chapter.stem} failed: {error}\n\n{source}\n" if failure else ""
+    return f"{chapter.stem} failed: {error}\n\n{source}\n" if error else ""
 
 
 def _command(chapter: Path, values: dict[str, Any], name: str) -> str:
     changes = [word for key, value in values.items() for word in ("-p", key, str(value))]
     return shlex.join(["nnbook", "run", chapter.stem[:2], *changes, "--name", name, "--record"])
-
-
-def _execute(chapter: Path, copy: Path, values: dict[str, Any]) -> Exception | None:
-    import papermill
-
-    try:
-        how = {"progress_bar": {"desc": chapter.stem}, "extra_arguments": ["--log-level=CRITICAL"]}
-        papermill.execute_notebook(str(chapter), str(copy), values, cwd=str(chapter.parent), **how)
-    except Exception as error:  # a cell's own, or of a kernel that didn't start or died
-        return error
-    return None
-
-
-def _told(notebook, failure: Exception) -> tuple[str, str]:
-    """The error in words and the source of its cell, which is the one that shows an error, else the last begun."""
-    begun = [cell for cell in notebook.cells if cell.metadata.get("papermill", {}).get("start_time")]
-    for cell in begun:
-        for output in (output for output in cell.get("outputs", []) if output.output_type == "error"):
-            return f"{output.ename}: {output.evalue}".removesuffix(": "), cell.source
-    return f"{type(failure).__name__}: {failure}", begun[-1].source if begun else ""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
 
     chapters = find_chapters(args.notebooks, args.chapters)
     values = assign(chapters, args.parameter)
-    _check_writable(args.reports)
+    require_writable(args.reports)
+    read_results(args.reports / "results.csv")
     failed = False
     for chapter in chapters:
         changes = ", ".join(f"{name}={value}" for name, value in values[chapter].items())
@@ -107,35 +58,18 @@ def run(args: argparse.Namespace) -> int:
         page = report.write_page(report.Chapter(args.reports / chapter.name), chapter.parent)
         failed |= bool(failure)
         if failure:
-            print(f"\n{failure}\nSee {_near(page)}, and the notebook beside it.", file=sys.stderr)
-        print(_near(page))
-    print(_near(args.reports / "results.csv"))
-    print(_near(report.write(args.reports, args.notebooks)))
+            print(f"\n{failure}\nSee {near(page)}, and the notebook beside it.", file=sys.stderr)
+        print(near(page))
+    print(near(args.reports / "results.csv"))
+    print(near(report.write(args.reports, args.notebooks)))
     return int(failed)
-
-
-def _check_writable(reports: Path) -> None:
-    """Refuse, before hours of work, a folder that can't take what they yield."""
-    try:
-        reports.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=reports).close()
-    except OSError as error:
-        why = f"can't be written ({error.strerror}): give a folder that can be, or free this one"
-        raise BookError(f"reports={str(reports)!r} {why}") from error
-    read_results(reports / "results.csv")
-
-
-def _near(path: Path) -> str:
-    """The path as seen from here where it is below, in full elsewhere."""
-    path = path.resolve()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def render(args: argparse.Namespace) -> int:
     """Render the pages of all chapters that ran, and the front page."""
     from nnbook import report
 
-    print(_near(report.write(args.reports, args.notebooks)))
+    print(near(report.write(args.reports, args.notebooks)))
     return 0
 
 
@@ -146,27 +80,58 @@ def show(args: argparse.Namespace) -> int:
     return 0
 
 
+def sweep(args: argparse.Namespace) -> int:
+    """Run one chapter at many points; 1 where some failed."""
+    from nnbook.sweep import sweep
+
+    return sweep(args)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("nnbook", description="Runs the chapters of this book and renders their report.")
-    commands = parser.add_subparsers(required=True, metavar="run | report | list")
+    commands = parser.add_subparsers(required=True, metavar="run | sweep | report | list")
     for name, command, does in (
         ("run", run, "run chapters and render them"),
+        ("sweep", sweep, "run one chapter at many points; started again, it goes on where it was"),
         ("report", render, "render again what was run"),
         ("list", show, "show chapters and their parameters"),
     ):
         sub = commands.add_parser(name, help=does, description=does)
         sub.set_defaults(command=command)
         sub.add_argument("--notebooks", type=Path, default=ROOT / "notebooks", metavar="DIR", help="where chapters are")
-        if command is not render:
+        if command in (run, show):
             sub.add_argument("chapters", nargs="*", metavar="CHAPTER", help="a number, name or path; none means all")
         if command is not show:
             sub.add_argument("--reports", type=Path, default=ROOT / "reports", metavar="DIR", help="where pages go")
-        if command is run:
+        if command in (run, sweep):
             pair = {"nargs": 2, "metavar": ("NAME", "VALUE"), "type": lambda word: word.removeprefix(" ")}
             sub.add_argument("-p", dest="parameter", action="append", default=[], help="as in -p exponent -6", **pair)
+        if command is run:
             sub.add_argument("--record", action="store_true", help="also keep the figures in reports/recorded/")
             sub.add_argument("--name", default="", metavar="RUN", help="what results.csv calls this run")
+        if command is sweep:
+            _add_sweep(sub)
     return parser
+
+
+def _add_sweep(sub: argparse.ArgumentParser) -> None:
+    grid = {"action": "append", "default": [], "metavar": "NAME=VALUE,VALUE"}
+    sub.add_argument("chapter", metavar="CHAPTER", help="its number, name or path")
+    sub.add_argument("-g", dest="grid", help="values of a parameter; with --random also NAME=LOW..HIGH", **grid)
+    sub.add_argument("--table", type=Path, metavar="CSV", help="points as rows, with parameters as columns")
+    sub.add_argument("--random", type=_count, default=0, metavar="N", help="draw so many points of the grid")
+    sub.add_argument("--seed", type=int, default=0, help="of the drawing")
+    sub.add_argument("--name", default="", metavar="SWEEP", help="of its folder in reports/sweeps/")
+    sub.add_argument("--jobs", type=_count, default=1, metavar="N", help="points at once on this machine")
+    sub.add_argument("--scheduler", default="", metavar="tcp://HOST:PORT", help="of a Dask cluster that runs them")
+    sub.add_argument("--metric", default="", help="which to call the best by")
+    sub.add_argument("--timeout", type=_count, metavar="SECONDS", help="that a cell may take, or its point fails")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} isn't a whole number above 0")
+    return int(text)
 
 
 def main(argv: list[str] | None = None) -> int:

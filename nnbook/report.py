@@ -10,11 +10,11 @@ import logging
 import re
 from copy import deepcopy
 from html import escape
-from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from textwrap import shorten
 
+from nnbook.page import head, template
 from nnbook.results import BookError, Figures, figures_of, recorded, shown
 from nnlib.files import written_whole
 
@@ -144,21 +144,12 @@ def write_page(chapter: Chapter, notebooks: Path, before: Chapter | None = None,
     nav = f"<nav>{links}</nav>"
     error = f'<br><span class="failed">{escape(chapter.error)}</span>' if chapter.error else ""
     told = f'<p class="small">Chapter {chapter.number} · {chapter.status()}{error}</p>'
-    opening = f'{_head(chapter.title)}<div class="page">{nav}{told}'
+    opening = f'{head(chapter.title)}<div class="page">{nav}{told}'
     page = _exported(chapter, notebooks, opening, f"{nav}</div></body></html>")
     target = chapter.path.with_suffix(".html")
     with written_whole(target) as part:
         part.write_text(_offline(page), encoding="utf-8")
     return target
-
-
-def _head(title: str) -> str:
-    return _file("head.html").format(title=escape(title), css=_file("style.css"))
-
-
-def _file(name: str) -> str:
-    """The text of a template or a style sheet that lies beside this module."""
-    return files("nnbook").joinpath(name).read_text(encoding="utf-8")
 
 
 def _address(chapter: Chapter) -> str:
@@ -173,8 +164,8 @@ def _exported(chapter: Chapter, notebooks: Path, opening: str, closing: str) -> 
     quiet = logging.getLogger("nnbook.report")
     quiet.setLevel(logging.ERROR)  # it warns of missing alternative texts, which are put in afterwards
     config = Config(CoalesceStreamsPreprocessor={"enabled": True})
-    template = DictLoader({"page": _file("page.html")})
-    exporter = HTMLExporter(config, extra_loaders=[template], template_file="page", log=quiet)
+    loaders = [DictLoader({"page": template("page.html")})]
+    exporter = HTMLExporter(config, extra_loaders=loaders, template_file="page", log=quiet)
     exporter.embed_images = exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     resources = {"metadata": {"path": str(notebooks)}, "opening": opening, "closing": closing}
     return exporter.from_notebook_node(_prepared(chapter.notebook), resources)[0]
@@ -216,7 +207,7 @@ def front(chapters: list[Chapter]) -> str:
     told = f"{len(chapters)} chapter{'s' * (len(chapters) > 1)} ran, "
     told += f'<span class="failed">{failed} failed</span>' if failed else "none failed"
     cards = "".join(map(card, chapters))
-    return _head(TITLE) + _file("front.html").format(title=TITLE, told=told, cards=cards, origins=origins(chapters))
+    return head(TITLE) + template("front.html").format(title=TITLE, told=told, cards=cards, origins=origins(chapters))
 
 
 def card(chapter: Chapter) -> str:

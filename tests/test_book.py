@@ -275,7 +275,7 @@ def test_chapters_go_by_number_stem_or_path(notebooks):
     one, two = notebooks / "01_good.ipynb", notebooks / "02_other.ipynb"
     assert book.find_chapters(notebooks, []) == [one, two]
     assert book.find_chapters(notebooks, ["02", "1", "02_other", str(two)]) == [two, one]
-    with pytest.raises(book.UsageError, match="chapter='3' isn't there: give one of 01_good, 02_other"):
+    with pytest.raises(parameters.UsageError, match="chapter='3' isn't there: give one of 01_good, 02_other"):
         book.find_chapters(notebooks, ["3"])
 
 

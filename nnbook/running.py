@@ -1,0 +1,63 @@
+"""One chapter, run headless in a kernel of its own: what it left, and in words how it failed."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from nnbook.parameters import literal, parameters_of
+from nnbook.results import origin
+
+
+def executed(
+    chapter: Path, values: dict[str, Any], label: str = "", timeout: float | None = None, folder: Path | None = None
+):
+    """The notebook of a chapter run with some of its parameters changed, as far as it came.
+
+    label: of the progress bar, none where it is empty. timeout: seconds that a cell may take. folder: where it runs,
+    its own by default. The metadata tell under "nnbook" the parameters, the origin, the error ("" where there was none)
+    and the source of the cell that raised it.
+    """
+    import nbformat
+
+    folder = folder or chapter.parent
+    told, how = {"origin": origin(folder)}, {"cwd": str(folder), "execution_timeout": timeout}
+    how |= {"progress_bar": {"desc": label} if label else False, "extra_arguments": ["--log-level=CRITICAL"]}
+    with tempfile.TemporaryDirectory() as spare:
+        copy = Path(spare) / chapter.name
+        for _ in range(2):
+            failure = _execute(chapter, copy, values, how)
+            notebook = nbformat.read(copy if copy.exists() else chapter, as_version=4)
+            if not failure or _begun(notebook):  # else two kernels may have started at once with the same port
+                break
+    error, source = _told(notebook, failure) if failure else ("", "")
+    notebook.metadata["nnbook"] = told | {"parameters": whole(chapter, values), "error": error, "source": source}
+    notebook.metadata.get("papermill", {}).update(input_path=chapter.name, output_path=chapter.name)
+    return notebook
+
+
+def whole(chapter: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """All parameters of a chapter: the values given, and defaults for the others."""
+    return {name: literal(p["default"], p["default"]) for name, p in parameters_of(chapter).items()} | values
+
+
+def _execute(chapter: Path, copy: Path, values: dict[str, Any], how: dict[str, Any]) -> Exception | None:
+    import papermill
+
+    try:
+        papermill.execute_notebook(str(chapter), str(copy), values, **how)
+    except Exception as error:  # a cell's own, or of a kernel that didn't start or died
+        return error
+    return None
+
+
+def _begun(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.metadata.get("papermill", {}).get("start_time")]
+
+
+def _told(notebook, failure: Exception) -> tuple[str, str]:
+    """The error in words and the source of its cell, which is the one that shows an error, else the last begun."""
+    begun = _begun(notebook)
+    for cell in begun:
+        for output in (output for output in cell.get("outputs", []) if output.output_type == "error"):
+            return f"{output.ename}: {output.evalue}".removesuffix(": "), cell.source
+    return f"{type(failure).__name__}: {failure}", begun[-1].source if begun else ""
