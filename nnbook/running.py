@@ -56,7 +56,11 @@ def _begun(notebook) -> list:
 
 def _told(notebook, failure: Exception) -> tuple[str, str]:
     """The error in words and the source of its cell, which is the one that shows an error, else the last begun."""
+    from nbclient.exceptions import CellTimeoutError
+
     begun = _begun(notebook)
+    if isinstance(failure, CellTimeoutError):  # which its cell shows as an interruption
+        return str(failure).partition("\n")[0], begun[-1].source
     for cell in begun:
         for output in (output for output in cell.get("outputs", []) if output.output_type == "error"):
             return f"{output.ename}: {output.evalue}".removesuffix(": "), cell.source

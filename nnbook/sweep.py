@@ -63,7 +63,7 @@ def _each(tasks: list[Task], jobs: int, scheduler: str) -> Iterator[tuple[str, R
     import joblib
 
     left = {task.key: task for task in tasks}
-    for _ in range(LOSSES):
+    for _ in range(LOSSES if tasks else 0):
         try:
             with _workers(min(jobs, len(left)) if jobs > 0 else jobs, scheduler):
                 parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1)
@@ -74,7 +74,10 @@ def _each(tasks: list[Task], jobs: int, scheduler: str) -> Iterator[tuple[str, R
         except Exception as error:
             if type(error).__name__ not in ("TerminatedWorkerError", "KilledWorker"):
                 raise
-    raise BookError(f"workers were killed {LOSSES} times (is memory short?), {len(left)} points are left: start again")
+    if left:
+        raise BookError(
+            f"workers were killed {LOSSES} times (is memory short?), {len(left)} points are left: start again"
+        )
 
 
 @contextmanager
