@@ -32,11 +32,12 @@ def definitions(rows: dict[str, str]) -> str:
     return f'<dl class="small">{lines}</dl>'
 
 
-def grid(heads: Iterable[str], rows: Iterable[tuple[Iterable[str], str]]) -> str:
-    """A table that scrolls in its own box: rows of cells, which are HTML, and the class of each row."""
+def grid(heads: Iterable[str], rows: Iterable[tuple[Iterable[str], str]], kind: str = "") -> str:
+    """A table that scrolls in its own box: rows of cells, which are HTML, with each row's class; `kind` is its own."""
+    kind = f' class="{kind}"' if kind else ""
     top = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    body = "".join(f"<tr{f' class={kind}' * bool(kind)}>{''.join(cells)}</tr>" for cells, kind in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    body = "".join(f"<tr{f' class={row}' * bool(row)}>{''.join(cells)}</tr>" for cells, row in rows)
+    return f'<div class="scroll"><table{kind}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def table(figures: Figures, rows: int | None = None) -> str:

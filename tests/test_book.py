@@ -130,7 +130,7 @@ def test_a_parameter_arrives_and_the_folder_is_the_notebooks(ran):
 def test_paths_of_what_was_written_are_printed(ran):
     names = ["01_good.html", "02_broken.html", "03_after.html", "results.csv", "index.html"]
     assert ran.out.split() == [str(ran.reports / name) for name in names]
-    assert {path.name for path in ran.reports.iterdir()} == {*names, *(n[:-4] + "ipynb" for n in names[:3])}
+    assert {path.name for path in ran.reports.iterdir()} == {*names, "runs", *(n[:-4] + "ipynb" for n in names[:3])}
 
 
 def test_figures_reach_the_table(ran):
