@@ -16,12 +16,14 @@ from nnbook.chapters import ROOT, find_chapters, near, require_writable
 from nnbook.parameters import assign, offered, parameters_of
 from nnbook.results import RECORDED, BookError, add_results, read_results
 from nnbook.running import executed
+from nnbook.runs import kept
 from nnlib.files import written_whole
 
 
 def run_chapter(chapter: Path, values: dict[str, Any], name: str, reports: Path, record_it: bool = False) -> str:
     """Run one chapter headless, and leave its notebook and its figures in `reports`, those of a failing one too.
 
+    The notebook is left twice: as the chapter's newest, and in runs/ as that of the run `name`.
     With `record_it` the figures of one that passes are also kept in reports/recorded/, with what they depend on.
     Returns the failure in words, "" where there was none.
     """
@@ -30,8 +32,9 @@ def run_chapter(chapter: Path, values: dict[str, Any], name: str, reports: Path,
     notebook = executed(chapter, values, chapter.stem)
     error, source = (notebook.metadata["nnbook"][key] for key in ("error", "source"))
     notebook.metadata["nnbook"] |= {"run": name, "command": _command(chapter, values, name)}
-    with written_whole(reports / chapter.name) as part:
-        nbformat.write(notebook, part)
+    for path in (kept(reports, name, chapter.name), reports / chapter.name):
+        with written_whole(path) as part:
+            nbformat.write(notebook, part)
     add_results(reports / "results.csv", chapter.stem, notebook)
     if record_it and not error:
         add_results(reports / "recorded" / f"{chapter.stem}.csv", chapter.stem, notebook, RECORDED)
@@ -66,9 +69,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def render(args: argparse.Namespace) -> int:
-    """Render the pages of all chapters that ran, and the front page."""
-    from nnbook import report
+    """Render the pages of all chapters that ran, the comparison that is asked for, and the front page."""
+    from nnbook import compare, report
 
+    if args.compare:
+        print(near(compare.write(args.reports, *args.compare)))
     print(near(report.write(args.reports, args.notebooks)))
     return 0
 
@@ -103,6 +108,9 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("chapters", nargs="*", metavar="CHAPTER", help="a number, name or path; none means all")
         if command is not show:
             sub.add_argument("--reports", type=Path, default=ROOT / "reports", metavar="DIR", help="where pages go")
+        if command is render:
+            runs = {"nargs": 2, "metavar": ("RUN_A", "RUN_B"), "help": "also set two runs side by side"}
+            sub.add_argument("--compare", **runs)
         if command in (run, sweep):
             pair = {"nargs": 2, "metavar": ("NAME", "VALUE"), "type": lambda word: word.removeprefix(" ")}
             sub.add_argument("-p", dest="parameter", action="append", default=[], help="as in -p exponent -6", **pair)

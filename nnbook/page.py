@@ -1,18 +1,131 @@
-"""What every page of the report has: its head, with a policy that holds a browser to loading nothing."""
+"""A chapter's page: its prose, its pictures and tables, its code folded away, and the ways through it."""
 
-import base64
-import hashlib
+import logging
+from copy import deepcopy
 from html import escape
-from importlib.resources import files
+from pathlib import Path
+
+from nnbook.chapter import Chapter
+from nnbook.equations import Equations, rendered
+from nnbook.markup import file, head, table
+from nnbook.offline import anchor, clean
+from nnbook.pictures import picture_of
+from nnbook.prose import headed, hidden
+from nnbook.results import recorded
+from nnlib.files import written_whole
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+STILL = {"text/html", "image/svg+xml", "image/png", "image/jpeg"}  # what stands in for a widget on a page
+SLIDERS = '<p class="small sliders">Sliders: open the chapter in JupyterLab to move them.</p>'
 
 
-def head(title: str, script: str = "") -> str:
-    """A page up to its body; of scripts, only the one given may run."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"; script-src 'sha256-{digest}'" * bool(script)
-    return template("head.html").format(title=escape(title), css=template("style.css"), policy=policy)
+def write_page(
+    chapter: Chapter,
+    notebooks: Path,
+    before: Chapter | None = None,
+    after: Chapter | None = None,
+    home: tuple[str, str] = ("index.html", "Contents"),
+) -> Path:
+    """Render one chapter beside its notebook; returns the page's path.
+
+    before, after: its neighbors. home: address and title of the page that it belongs to.
+    """
+    text, contents = body(chapter, notebooks)
+    script = file("toggle.js")
+    links = f'<a href="{escape(home[0])}">{escape(home[1])}</a>' + _links(before, after)
+    target = chapter.path.with_suffix(".html")
+    with written_whole(target) as part:
+        part.write_text(
+            f"""{head(chapter.title, script)}<a class="skip" href="#main">Skip to the text</a><div class="page">
+<nav class="ways" aria-label="Chapters">{links}</nav>{_told(chapter)}{contents}<main id="main">{text}</main>
+<nav class="ways" aria-label="Chapters, again">{links}</nav></div><script>{script}</script></body></html>""",
+            encoding="utf-8",
+        )
+    return target
 
 
-def template(name: str) -> str:
-    """The text of a template, style sheet or script that lies beside this module."""
-    return files("nnbook").joinpath(name).read_text(encoding="utf-8")
+def _links(before: Chapter | None, after: Chapter | None) -> str:
+    links = f'<a rel="prev" href="{address(before)}">← {rendered(before.title)}</a>' if before else ""
+    return links + (f'<a rel="next" href="{address(after)}">{rendered(after.title)} →</a>' if after else "")
+
+
+def _told(chapter: Chapter) -> str:
+    error = f'<br><span class="failed">{escape(chapter.error)}</span>' if chapter.error else ""
+    button = '<button id="toggle" type="button" hidden>open all code</button>'
+    return f'<div class="told small"><p>Chapter {chapter.number} · {chapter.status()}{error}</p>{button}</div>'
+
+
+def address(chapter: Chapter) -> str:
+    """The link to a chapter's page from beside it."""
+    return escape(chapter.path.with_suffix(".html").name)
+
+
+def body(chapter: Chapter, notebooks: Path) -> tuple[str, str]:
+    """The chapter's text as HTML that loads and runs nothing, and the contents to go before it."""
+    from bs4 import BeautifulSoup
+
+    equations = Equations()
+    soup = BeautifulSoup(_exported(_prepared(chapter, equations), notebooks), "html.parser")
+    clean(soup)
+    equations.put(soup)
+    return str(soup), _contents(anchor(soup))
+
+
+def _contents(sections: list[tuple[str, str]]) -> str:
+    """A list of links to sections: folded at the top of a page, and at its side where there is room."""
+    if len(sections) < 2:
+        return ""
+    items = "".join(f'<li><a href="#{link}">{text}</a></li>' for link, text in sections)
+    return f"""<nav class="contents" aria-label="On this page"><details><summary>On this page</summary><ul>{items}</ul>
+</details><div class="side"><p>On this page</p><ul>{items}</ul></div></nav>"""
+
+
+def _exported(notebook, notebooks: Path) -> str:
+    from jinja2 import DictLoader
+    from nbconvert import HTMLExporter
+    from traitlets.config import Config
+
+    quiet = logging.getLogger("nnbook.page")
+    quiet.setLevel(logging.ERROR)
+    config = Config(CoalesceStreamsPreprocessor={"enabled": True})
+    template = DictLoader({"page": file("page.html")})
+    exporter = HTMLExporter(config, extra_loaders=[template], template_file="page", log=quiet)
+    exporter.embed_images = exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
+    exporter.exclude_anchor_links = True
+    return exporter.from_notebook_node(notebook, {"metadata": {"path": str(notebooks)}})[0]
+
+
+def _prepared(chapter: Chapter, equations: Equations):
+    """A copy of the notebook without what is hidden, with equations, pictures and figures as a page has them."""
+    notebook = deepcopy(chapter.notebook)
+    notebook.metadata.pop("widgets", None)
+    kept = [(cell, heading or chapter.title) for cell, heading in headed(notebook.cells) if not hidden(cell)]
+    for cell, heading in kept:
+        if cell.cell_type == "markdown":
+            cell.source = equations.hold(cell.source)
+        if "outputs" in cell:
+            cell.outputs = [shown for output in cell.outputs for shown in _stills(output)]
+        for output in cell.get("outputs", []):
+            _embed(output, heading, equations)
+    notebook.cells = [cell for cell, _ in kept]
+    return notebook
+
+
+def _stills(output) -> list:
+    """The output; of a widget what stands in for it, with a line that says so, or nothing."""
+    from nbformat.v4 import new_output
+
+    if WIDGET not in output.get("data", {}):
+        return [output]
+    del output.data[WIDGET]
+    return [output, new_output("display_data", {"text/html": SLIDERS})] if STILL & output.data.keys() else []
+
+
+def _embed(output, heading: str, equations: Equations) -> None:
+    """Put HTML of ours in the place of a picture or of recorded figures, and hold equations."""
+    if picture := picture_of(output, heading):
+        output.data = {"text/html": f'<div class="plate">{picture.html()}</div>'}
+    elif figures := recorded(output):
+        output.data["text/html"] = table(figures)
+    elif "text/markdown" in output.get("data", {}):
+        output.data["text/markdown"] = equations.hold(output.data["text/markdown"])

@@ -118,6 +118,7 @@ def _source(text: str) -> str:
 
 
 def _render(notebook: Path, notebooks: Path) -> None:
-    from nnbook import report
+    from nnbook.chapter import Chapter
+    from nnbook.page import write_page
 
-    report.write_page(report.Chapter(notebook), notebooks)
+    write_page(Chapter(notebook), notebooks, home=("../index.html", "Sweep"))

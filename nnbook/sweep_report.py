@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from nnbook import sweep_plots
-from nnbook.page import head, template
+from nnbook.markup import file, head, label
 from nnbook.records import Record, best, main_metric, order, told, value, varied
 from nnbook.results import shown
 from nnbook.sweep_folder import records_of
@@ -17,8 +17,8 @@ def write(folder: Path, metric: str = "") -> Path:
     """Render a sweep's records as index.html in its folder; returns the page's path."""
     records = records_of(folder)
     records.sort(key=order)
-    script = template("sweep.js")
-    page = head(folder.name, script) + template("sweep.html").format(
+    script = file("sweep.js")
+    page = head(folder.name, script) + file("sweep.html").format(
         links='<a href="../../index.html">Contents</a>' if (folder.parents[1] / "index.html").exists() else "",
         title=f"Sweep {escape(folder.name)}",
         script=script,
@@ -34,13 +34,13 @@ def _parts(records: list[Record], metric: str) -> dict[str, str]:
     metrics = list(dict.fromkeys(name for r in records for name in r["figures"] if not name.startswith("published_")))
     metrics.sort(key=lambda name: name != metric)
     columns = ["status", *names, *metrics, "seconds"]
-    heads = "".join(f'<th data-name="{escape(c)}"><button>{escape(c.replace("_", " "))}</button></th>' for c in columns)
+    heads = "".join(f'<th data-name="{escape(c)}"><button>{escape(label(c))}</button></th>' for c in columns)
     failed = sum(bool(record["error"]) for record in records)
     winner = best(records, metric)
     text = f"{len(records) - failed} points done" + f', <span class="failed">{failed} failed</span>' * bool(failed)
     if winner:
         figure = shown(metric, **winner["figures"][metric])
-        text += f". Best {escape(metric.replace('_', ' '))}: <b>{figure}</b> at {escape(told(winner, names))}"
+        text += f". Best {escape(label(metric))}: <b>{figure}</b> at {escape(told(winner, names))}"
     return {
         "told": text + ".",
         "facts": _facts(records, names),

@@ -1,6 +1,7 @@
 """Pictures that more than one chapter draws."""
 
 import io
+import sys
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -10,6 +11,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000"]  # Okabe and Ito's
+CSS_PIXELS = 96  # an inch
 
 
 def style() -> None:
@@ -17,7 +19,9 @@ def style() -> None:
     plt.rcParams.update(
         {
             "figure.dpi": 110,
+            "savefig.dpi": 200,  # of photos, and of what is rasterized in a drawing
             "savefig.bbox": "tight",
+            "svg.hashsalt": "nnlib",  # or the same drawing has other ids, and so other bytes, each time
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.titlesize": "medium",
@@ -48,6 +52,36 @@ def pictures(
     for axis, title in zip(axes, titles, strict=False):
         axis.set_title(title, fontsize=8, pad=2)
     return axes[0].figure
+
+
+def show(figure, alt: str, vector: bool = True) -> None:
+    """Display a figure, which it is closed for: as SVG, or as PNG where `vector` is False, as suits photos.
+
+    alt: what one would say of it to somebody who can't see it. Anywhere but in a notebook nothing is displayed. Raises
+    ValueError where alt says nothing.
+    """
+    if not isinstance(alt, str) or not alt.strip():
+        raise ValueError(f"alt={alt!r} says nothing: give a sentence on what the figure shows")
+    kind, data, told = _drawn(figure, vector)
+    plt.close(figure)
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        from IPython.display import display
+
+        display({kind: data, "text/plain": alt}, metadata={kind: told | {"alt": alt}}, raw=True)
+
+
+def _drawn(figure, vector: bool) -> tuple[str, str | bytes, dict[str, int]]:
+    """A figure's kind, its file, and for a PNG the size in CSS pixels at which it is to be shown."""
+    file = io.BytesIO()
+    if vector:
+        figure.savefig(file, format="svg", metadata={"Date": None})
+        return "image/svg+xml", file.getvalue().decode(), {}
+    figure.savefig(file, format="png")
+    data = file.getvalue()
+    scale = CSS_PIXELS / (figure.dpi if plt.rcParams["savefig.dpi"] == "figure" else plt.rcParams["savefig.dpi"])
+    width, height = (round(scale * int.from_bytes(data[at : at + 4])) for at in (16, 20))  # as PNG's header has them
+    return "image/png", data, {"width": width, "height": height}
 
 
 def png(figure) -> bytes:

@@ -1,6 +1,8 @@
 """nnbook against real kernels: what runs, what is refused, and what a reader is left with."""
 
+import base64
 import csv
+import hashlib
 import io
 import json
 import os
@@ -19,11 +21,12 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from nnbook import book, holds, parameters, record, report, results
+from nnbook import book, chapter, holds, parameters, record, results
 
 ROOT = Path(__file__).parents[1]
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 
+POLICY = ["default-src 'none'", "img-src data:", "style-src 'unsafe-inline'", "base-uri 'none'", "form-action 'none'"]
 PARAMETERS = """exponent = -4.0  # sharper when lower
 batch_size = 64  # samples a step
 kernel_type = "cosine"  # or euclidean
@@ -32,6 +35,8 @@ limit = None"""
 FOREIGN = """from IPython.display import HTML, display
 display(HTML('''<script src="https://x.example/a.js">run()</script><link rel="stylesheet" href="https://x.example/a.css">
 <style>@import url(https://x.example/a.css); p { background: url(https://x.example/b.png) }</style>
+<meta http-equiv="refresh" content="0;url=https://x.example"><a href="java
+script:run()" onclick="run()">x</a>
 <img src="https://x.example/a.png" alt="a far picture"><iframe src="//x.example"></iframe><b>kept</b>'''))
 display({"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "WIDGET"}, raw=True)"""
 FIGURES = """from nnbook import record
@@ -77,7 +82,15 @@ def nnbook(*words) -> SimpleNamespace:
 
 def as_opened(page: Path) -> str:
     """The page as it opens, with its code folded away."""
-    return re.sub(r"<details>.*?</details>", "", page.read_text(), flags=re.DOTALL)
+    return re.sub(r'<details class="code">.*?</details>', "", page.read_text(), flags=re.DOTALL)
+
+
+def without_our_script(text: str) -> tuple[str, list[str]]:
+    """A page without the script of ours that ends it, if there is one, and the hash that lets that one run."""
+    script = (ROOT / "nnbook" / "toggle.js").read_text()
+    hashed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    rest = text.removesuffix(f"<script>{script}</script></body></html>")
+    return rest, [f"'sha256-{hashed}'"] * (rest != text)
 
 
 def rows(reports: Path) -> list[dict]:
@@ -117,7 +130,7 @@ def test_a_parameter_arrives_and_the_folder_is_the_notebooks(ran):
 def test_paths_of_what_was_written_are_printed(ran):
     names = ["01_good.html", "02_broken.html", "03_after.html", "results.csv", "index.html"]
     assert ran.out.split() == [str(ran.reports / name) for name in names]
-    assert {path.name for path in ran.reports.iterdir()} == {*names, *(n[:-4] + "ipynb" for n in names[:3])}
+    assert {path.name for path in ran.reports.iterdir()} == {*names, "runs", *(n[:-4] + "ipynb" for n in names[:3])}
 
 
 def test_figures_reach_the_table(ran):
@@ -154,7 +167,11 @@ def test_the_front_page_tells_each_chapter(ran):
     front = (ran.reports / "index.html").read_text()
     cards = re.findall(r"<article>.*?</article>", front, re.DOTALL)
     assert len(cards) == 3
-    assert "Tell &lt;script&gt;alert(1)&lt;/script&gt; &amp; others" in cards[0] and "<script" not in front
+    assert (
+        "Tell &lt;script&gt;alert(1)&lt;/script&gt; &amp; others" in cards[0]
+        and "<script" not in front
+        and "script-src" not in front
+    )
     assert "<p>Are two points &lt; one?</p>" in cards[0] and "More of it" not in front
     assert 'src="data:image/png;base64,aGVhZGxpbmU="' in cards[0] and "b3RoZXI" not in front
     assert ["failed" in card for card in cards] == [False, True, False]
@@ -175,11 +192,15 @@ def test_measured_stands_beside_published(ran):
 
 def test_pages_load_nothing(ran):
     for page in ran.reports.glob("*.html"):
-        text = as_opened(page)
-        assert "default-src 'none'" in text
+        text, hashes = without_our_script(as_opened(page))
+        policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1]
+        assert len(hashes) == (page.name != "index.html"), page.name
+        scripts = [f"script-src {name}" for name in hashes]
+        assert policy.split("; ") == [*POLICY[:3], *scripts, *POLICY[3:]], page.name
         assert not re.search(r"<(script|link|iframe|object|embed)\b", text), page.name
         assert not re.search(r"(src|srcset)\s*=\s*(?![\"']data:)", text), page.name
         assert not re.search(r"@import|url\(", text) and "x.example" not in text, page.name
+        assert not re.search(r"<[^>]*\son\w+\s*=|javascript:|http-equiv=.?refresh", text), page.name
 
 
 def test_a_page_shows_what_a_reader_needs(ran):
@@ -358,7 +379,7 @@ def test_figures_are_written_as_people_read_them():
     assert results.shown("fit_seconds", 20.2, "s") == "20.2 s"
     assert results.shown("ms_ssim", 0.98123, "1") == "0.9812"
     assert results.shown("extra_memory_mb", 12345.6, "MB") == "12,346 MB"
-    assert [report.duration(seconds) for seconds in (12.34, 133, 3840)] == ["12.3 s", "2 min 13 s", "1 h 4 min"]
+    assert [chapter.duration(seconds) for seconds in (12.34, 133, 3840)] == ["12.3 s", "2 min 13 s", "1 h 4 min"]
 
 
 def test_recording_is_light():
