@@ -21,7 +21,19 @@ def test_a_line_holds_equations(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["$5 and $6", "from $5 to$6", "$ x$", "$x $", "$", "a$", "$20,000 or $x", "$a\n\nb$", "costs $5 and 6$7", "$$", "$$$"],
+    [
+        "$5 and $6",
+        "from $5 to$6",
+        "$ x$",
+        "$x $",
+        "$",
+        "a$",
+        "$20,000 or $x",
+        "$a\n\nb$",
+        "costs $5 and 6$7",
+        "$$",
+        "$$$",
+    ],
 )
 def test_dollars_stay_dollars(text):
     assert page(text) == text
@@ -60,7 +72,17 @@ def test_markdown_does_not_touch_them():
 
 @pytest.mark.parametrize(
     "latex",
-    [r"\foo{x}", r"\frac{a", "x_", "}", r"\left( x", "a & b", r"\text{<script>run()</script>}", r"\text{<b>x</b>}", " "],
+    [
+        r"\foo{x}",
+        r"\frac{a",
+        "x_",
+        "}",
+        r"\left( x",
+        "a & b",
+        r"\text{<script>run()</script>}",
+        r"\text{<b>x</b>}",
+        " ",
+    ],
 )
 def test_what_cannot_be_read_stays_as_code(latex):
     found = mathml(latex)
