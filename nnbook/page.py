@@ -68,7 +68,8 @@ def body(chapter: Chapter, notebooks: Path) -> tuple[str, str]:
     soup = BeautifulSoup(_exported(_prepared(chapter, equations), notebooks), "html.parser")
     clean(soup)
     equations.put(soup)
-    return str(soup), _contents(anchor(soup))
+    contents = _contents(anchor(soup))
+    return str(soup), contents
 
 
 def _contents(sections: list[tuple[str, str]]) -> str:

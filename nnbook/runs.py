@@ -19,7 +19,7 @@ def kept(reports: Path, run: str, chapter: str) -> Path:
 def safe(name: str) -> str:
     """A name that any file system takes: the same where it can be, else with a hash that tells it from others."""
     short = re.sub(r"[^\w=+,.-]+", "_", name, flags=re.ASCII).strip("._")[:LENGTH]
-    return name if short == name else f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
+    return name if name and short == name else f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
 
 
 def find(reports: Path, name: str) -> list[Chapter]:
