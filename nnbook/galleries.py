@@ -1,15 +1,15 @@
 """What neighbors look like: features of the same pictures by several networks, side by side."""
 
 from collections.abc import Callable, Sequence
-from html import escape
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
-from ipywidgets import HTML, Image, IntSlider, VBox
+from ipywidgets import IntSlider
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from nnbook.explore import Explorer
 from nnlib import plots
 from nnlib.knn import embed, knn_predict, knn_shares, nearest_labels
 from nnlib.pictures import Pictures, batches, in_order
@@ -32,6 +32,15 @@ class Features(NamedTuple):
     def answers(self, k: int = 30, temperature: float = 0.05) -> list[int]:
         """The class that the neighbors of each query vote for."""
         return knn_predict(self.queries, self.gallery, self.gallery_labels, k, temperature).tolist()
+
+    def answer(self, query: int, k: int = 30, temperature: float = 0.05) -> int:
+        """The class that the neighbors of one query vote for."""
+        return int(knn_predict(self.queries[query : query + 1], self.gallery, self.gallery_labels, k, temperature))
+
+    def nearest(self, query: int, k: int) -> Tensor:
+        """The numbers of the k nearest neighbors of one query, the nearest first."""
+        numbers = torch.arange(len(self.gallery))
+        return nearest_labels(self.queries[query : query + 1], self.gallery, numbers, min(k, len(numbers)))[1][0]
 
     def of(self, classes: Sequence[int], shots: int = 0) -> "Features":
         """Only those classes; with only the first `shots` neighbors of each where that isn't 0."""
@@ -71,54 +80,34 @@ def neighbor_gallery(
     """
     across = min(k, 5)
     down = -(-k // across)
-    widths, heights = [down, *[across] * len(kinds)], [down] * len(queries)
-    figure = plt.figure(figsize=(size * sum(widths), size * sum(heights) + 0.3))
-    grid = figure.add_gridspec(len(queries), len(kinds) + 1, width_ratios=widths, wspace=0.06, hspace=0.08)
-    for row, query in enumerate(queries):
-        _picture(figure.add_subplot(grid[row, 0]), asked[query], "black", 0.12 * down)
-        for column, found in enumerate(kinds.values()):
-            index = _nearest(found, query, k)
-            cells = grid[row, column + 1].subgridspec(down, across, wspace=0.08, hspace=0.08)
-            for place, number in enumerate(index.tolist()):
-                right = found.gallery_labels[number] == found.query_labels[query]
-                _picture(
-                    figure.add_subplot(cells[place // across, place % across]), shown[number], RIGHT if right else WRONG
-                )
-    for column, name in enumerate(["query", *kinds]):
-        box = grid[0, column].get_position(figure)
-        figure.text((box.x0 + box.x1) / 2, box.y1 + 0.01, name, ha="center", va="bottom", fontsize=9)
+    widths = [down, *[across] * len(kinds)]
+    shape = (size * sum(widths), size * down * len(queries) + 0.3)
+    ratios = {"width_ratios": widths, "wspace": 0.06, "hspace": 0.08}
+    figure, axes = plt.subplots(len(queries), len(kinds) + 1, figsize=shape, squeeze=False, gridspec_kw=ratios)
+    for row, query in zip(axes, queries, strict=True):
+        plots.strip(row[0], asked[query : query + 1], frames=["black"])
+        for axis, found in zip(row[1:], kinds.values(), strict=True):
+            index = found.nearest(query, k)
+            right = (found.gallery_labels[index] == found.query_labels[query]).tolist()
+            plots.strip(axis, shown[index], frames=[RIGHT if each else WRONG for each in right], columns=across)
+    for axis, name in zip(axes[0], ["query", *kinds], strict=True):
+        axis.set_title(name, fontsize=9)
     return figure
 
 
 def explorer(
     kinds: dict[str, Features], shown: Tensor, asked: Tensor, classes: Sequence[str], temperature: float, first: int = 0
-) -> VBox:
+) -> Explorer:
     """Sliders over the query and the number of its neighbors, with the gallery and what each kind takes it for."""
     some = next(iter(kinds.values()))
-    query = IntSlider(value=first, max=len(asked) - 1, description="picture", continuous_update=False)
-    near = IntSlider(value=10, min=1, max=min(40, len(shown)), description="neighbors", continuous_update=False)
-    picture, told = Image(format="png"), HTML()
 
-    def look(_=None):
-        figure = neighbor_gallery(kinds, [query.value], shown, asked, k=near.value, size=0.42)
-        picture.value = plots.png(figure)
-        answers = {name: classes[found.answers(near.value, temperature)[query.value]] for name, found in kinds.items()}
-        said = ", ".join(f"{name}: {answer}" for name, answer in answers.items())
-        told.value = f"it is <b>{escape(classes[some.query_labels[query.value]])}</b>; {escape(said)}"
+    def look(picture: int, neighbors: int):
+        figure = neighbor_gallery(kinds, [picture], shown, asked, k=neighbors, size=0.42)
+        said = [f"{name}: {classes[found.answer(picture, neighbors, temperature)]}" for name, found in kinds.items()]
+        figure.suptitle(f"it is {classes[some.query_labels[picture]]}; {', '.join(said)}", fontsize=9, y=1.06)
+        return figure
 
-    for slider in (query, near):
-        slider.observe(look, "value")
-    look()
-    return VBox([query, near, told, picture])
-
-
-def _nearest(found: Features, query: int, k: int) -> Tensor:
-    numbers = torch.arange(len(found.gallery))
-    return nearest_labels(found.queries[query : query + 1], found.gallery, numbers, min(k, len(numbers)))[1][0]
-
-
-def _picture(axis, image: Tensor, colour: str, width: float = 1.3) -> None:
-    axis.imshow(image, cmap="gray")
-    axis.set(xticks=[], yticks=[])
-    for spine in axis.spines.values():
-        spine.set(visible=True, color=colour, linewidth=width)
+    query = IntSlider(first, max=len(asked) - 1)
+    near = IntSlider(10, min=1, max=min(40, len(shown)))
+    words = "A test picture and its nearest training pictures by each kind of features, with what each takes it for"
+    return Explorer(look, words, picture=query, neighbors=near)

@@ -31,13 +31,24 @@ def passages(model: ContextModel, context: str, top: int = 8) -> HTML:
     return HTML(f"<table style='overflow-x:auto;display:block'>{''.join(rows)}</table>")
 
 
-def why(model: ContextModel, prompt: str, text: str, at: int, top: int = 6) -> HTML:
+def expected(model: ContextModel, prompt: str, text: str) -> list[float]:
+    """How likely each character of a text after a prompt was held to be, before it was known."""
+    places = (model.alphabet_.index(character) for character in text)
+    return [model.predict_proba(prompt + text[:number])[place] for number, place in enumerate(places)]
+
+
+def why(model: ContextModel, prompt: str, text: str, likely: list[float], at: int, top: int = 6) -> HTML:
     """A text after a prompt, each character the darker the more it was expected; and the passages for number `at`."""
     cells = []
-    for number, character in enumerate(text):
-        p = model.predict_proba(prompt + text[:number])[model.alphabet_.index(character)]
+    for number, (character, p) in enumerate(zip(text, likely, strict=True)):
         frame = "outline:2px solid #d55e00;" if number == at else ""
         cells.append(f"<span style='{frame}background:rgba(0,114,178,{0.5 * p:.2f})'>{shown(character)}</span>")
     line = f"<span style='opacity:.6'>{shown(prompt)}</span>{''.join(cells)}"
     told = passages(model, prompt + text[:at], top).data
     return HTML(f"<p style='font-family:monospace;white-space:pre-wrap'>{line}</p>{told}")
+
+
+def written(model: ContextModel, prompt: str, temperature: float, memory: int, seed: int, length: int = 200) -> str:
+    """What a model writes on after a prompt, as HTML, the prompt in bold."""
+    more = model.generate(prompt, length, temperature, seed, memory)
+    return f"<pre style='white-space:pre-wrap'><b>{escape(prompt)}</b>{escape(more)}</pre>"

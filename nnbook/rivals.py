@@ -1,10 +1,11 @@
 """Other picture formats at equal bytes, and how far pictures and curves differ."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image, features
 from scipy.interpolate import PchipInterpolator
@@ -16,6 +17,9 @@ FORMATS = {  # what Pillow calls it, the feature it needs, its settings for a qu
     "AVIF": ("avif", lambda quality: {"quality": quality, "speed": 4}),
     "AVIF 4:4:4": ("avif", lambda quality: {"quality": quality, "speed": 4, "subsampling": "4:4:4"}),
 }
+
+
+COLUMNS = ["picture", "rate", "format", "bits_per_pixel", "psnr_db", "ms_ssim"]  # of a table of curves
 
 
 class Point(NamedTuple):
@@ -70,6 +74,30 @@ def distances(picture: torch.Tensor, other: torch.Tensor) -> tuple[float, float]
     pair = [image.movedim(-1, 0)[None].double() for image in (other, picture)]
     similar = ms_ssim(*pair, data_range=255.0) if min(picture.shape[:2]) >= 176 else float("nan")
     return float(psnr(*pair, data_range=255.0)), float(similar)
+
+
+def curves(name: str, picture: torch.Tensor, rates: Sequence[float], encode: Callable, decode: Callable) -> list[tuple]:
+    """Rows, as COLUMNS has them, of a picture in every format and in ours at rates in bits a pixel; ours are "centers".
+
+    encode: (picture, rate) -> bytes. A format that has no file so small is left out.
+    """
+    rows = []
+    for rate in rates:
+        rows.append((name, rate, "centers", *point(picture, encode(picture, rate), decode)))
+        for other in available():
+            if data := best(picture, other, rate * picture[..., 0].numel() / 8):
+                rows.append((name, rate, other, *point(picture, data)))
+    return rows
+
+
+def savings(table: pd.DataFrame, other: str) -> list[float]:
+    """How many per cent more bits the centers take than another format, for each picture of a table of curves."""
+    groups = [group for _, group in table.groupby("picture", sort=False)]
+    return [bd_rate(*(_points(group, kind) for kind in ("centers", other))) for group in groups]
+
+
+def _points(group: pd.DataFrame, kind: str) -> list[Point]:
+    return [Point(*row) for row in group[group["format"] == kind][COLUMNS[3:]].itertuples(index=False)]
 
 
 def bd_rate(ours: list[Point], theirs: list[Point]) -> float:

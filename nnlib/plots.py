@@ -54,6 +54,37 @@ def pictures(
     return axes[0].figure
 
 
+def strip(
+    axis, images: Shaped[Tensor, "N *size"], titles: Sequence[str] = (), frames: Sequence[str] = (), columns: int = 0
+) -> None:
+    """Pictures beside and below each other in one axis, which is drawn many times sooner than an axis for each.
+
+    images: [N, H, W] or [N, H, W, 3], uint8 or 0..1. titles: over each. frames: a colour for each. columns: 0 for all.
+    """
+    tiles = _tiles(images)
+    count, height, width, _ = tiles.shape
+    edge = max(1, height // 14) if frames else 0
+    tall, broad = height + 2 * edge + max(1, height // 10), width + 2 * edge + max(1, width // 10)
+    across = columns or count
+    canvas = torch.ones(-(-count // across) * tall, across * broad, 3)
+    for number, tile in enumerate(tiles):
+        top, left = number // across * tall, number % across * broad
+        if frames:
+            colour = torch.tensor(plt.matplotlib.colors.to_rgb(frames[number]))
+            canvas[top : top + height + 2 * edge, left : left + width + 2 * edge] = colour
+        canvas[top + edge : top + edge + height, left + edge : left + edge + width] = tile
+        if titles:
+            axis.text(left + broad / 2, top - 0.03 * height, titles[number], ha="center", va="bottom", fontsize=8)
+    axis.imshow(canvas)
+    axis.axis("off")
+
+
+def _tiles(images: Shaped[Tensor, "N *size"]) -> Float[Tensor, "N H W 3"]:
+    """Pictures as colours in 0..1; of one channel as ink on white, as everywhere in the book."""
+    tiles = images.cpu().float() / (255 if images.dtype == torch.uint8 else 1)
+    return tiles if tiles.ndim == 4 else (1 - tiles)[..., None].expand(*tiles.shape, 3)
+
+
 def show(figure, alt: str, vector: bool = True) -> None:
     """Display a figure, which it is closed for: as SVG, or as PNG where `vector` is False, as suits photos.
 

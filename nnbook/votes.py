@@ -1,0 +1,32 @@
+"""What a classifier's centers say of a picture: the shares of the weight, and the centers that are nearest."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+from torch import Tensor
+
+from nnlib import plots
+from nnlib.neighbors import DynamicClassifier
+
+MOST = 10  # classes whose shares are shown
+
+
+def votes(model: DynamicClassifier, images: Tensor, labels: Tensor, classes: Sequence[str], near: int = 6):
+    """A row a picture: the picture, its classes' shares of the weight, and its nearest centers. Returns the figure.
+
+    images: [N, H, W] or [N, H, W, 3]; labels: [N].
+    """
+    shares = model.predict_proba(images)
+    found = model.kneighbors(images, min(near, model.num_neighbors), return_distance=False)
+    widths = {"width_ratios": [1.1, 2.2, 6.6], "hspace": 0.5}
+    figure, rows = plt.subplots(len(images), 3, figsize=(9.5, 1.55 * len(images)), squeeze=False, gridspec_kw=widths)
+    for row, image, label, share, index in zip(rows, images, labels.tolist(), shares, found, strict=True):
+        plots.strip(row[0], image[None], [f"a {classes[label]}"])
+        top = share.topk(min(MOST, len(classes))).indices.sort().values
+        plots.shares(row[1], share[top], [classes[each] for each in top], (top == label).nonzero()[:, 0].tolist())
+        row[1].set_xlabel("share of the weight" if row is rows[-1] else "")
+        row[1].tick_params(labelsize=6)
+        titles = [f"a {classes[each]}" for each in model.values_[index]]
+        plots.strip(row[2], model.centers_[index].unflatten(1, images.shape[1:]), titles)
+    rows[0][2].set_title("nearest centers", fontsize=9, pad=12)
+    return figure
