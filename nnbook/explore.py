@@ -30,6 +30,8 @@ class Explorer(VBox):
             control.style.description_width = "initial"
             control.observe(self._asked, "value")
         super().__init__([*controls.values(), self._said, self._picture, self._page])
+        self.add_class("nnbook-explorer")
+        self._page.add_class("nnbook-page")
         self._show()
         self._first = self._bundle()
 

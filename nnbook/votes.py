@@ -8,7 +8,7 @@ from torch import Tensor
 from nnlib import plots
 from nnlib.neighbors import DynamicClassifier
 
-MOST = 10  # classes whose shares are shown
+MOST = 5  # classes whose shares are shown
 
 
 def votes(model: DynamicClassifier, images: Tensor, labels: Tensor, classes: Sequence[str], near: int = 6):
@@ -25,7 +25,7 @@ def votes(model: DynamicClassifier, images: Tensor, labels: Tensor, classes: Seq
         top = share.topk(min(MOST, len(classes))).indices.sort().values
         plots.shares(row[1], share[top], [classes[each] for each in top], (top == label).nonzero()[:, 0].tolist())
         row[1].set_xlabel("share of the weight" if row is rows[-1] else "")
-        row[1].tick_params(labelsize=6)
+        row[1].tick_params(labelsize=7)
         titles = [f"a {classes[each]}" for each in model.values_[index]]
         plots.strip(row[2], model.centers_[index].unflatten(1, images.shape[1:]), titles)
     rows[0][2].set_title("nearest centers", fontsize=9, pad=12)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000"]  # Okabe and Ito's
 CSS_PIXELS = 96  # an inch
+PHOTO_DPI = 150  # sharper ones double the size of a page, and show nothing more
 
 
 def style() -> None:
@@ -19,7 +20,7 @@ def style() -> None:
     plt.rcParams.update(
         {
             "figure.dpi": 110,
-            "savefig.dpi": 200,  # of photos, and of what is rasterized in a drawing
+            "savefig.dpi": 200,  # of what is rasterized in a drawing
             "savefig.bbox": "tight",
             "svg.hashsalt": "nnlib",  # or the same drawing has other ids, and so other bytes, each time
             "axes.spines.top": False,
@@ -63,7 +64,7 @@ def strip(
     """
     tiles = _tiles(images)
     count, height, width, _ = tiles.shape
-    edge = max(1, height // 14) if frames else 0
+    edge = max(1, height // 9) if frames else 0
     tall, broad = height + 2 * edge + max(1, height // 10), width + 2 * edge + max(1, width // 10)
     across = columns or count
     canvas = torch.ones(-(-count // across) * tall, across * broad, 3)
@@ -108,9 +109,9 @@ def _drawn(figure, vector: bool) -> tuple[str, str | bytes, dict[str, int]]:
     if vector:
         figure.savefig(file, format="svg", metadata={"Date": None})
         return "image/svg+xml", file.getvalue().decode(), {}
-    figure.savefig(file, format="png")
+    figure.savefig(file, format="png", dpi=PHOTO_DPI)
     data = file.getvalue()
-    scale = CSS_PIXELS / (figure.dpi if plt.rcParams["savefig.dpi"] == "figure" else plt.rcParams["savefig.dpi"])
+    scale = CSS_PIXELS / PHOTO_DPI
     width, height = (round(scale * int.from_bytes(data[at : at + 4])) for at in (16, 20))  # as PNG's header has them
     return "image/png", data, {"width": width, "height": height}
 

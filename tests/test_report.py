@@ -78,7 +78,7 @@ def test_figures_go_in_as_pictures_with_their_words(ran):
     assert bare["alt"] == "Figure: Below" and (bare["width"], bare["height"]) == ("10", "5")
     assert "wide" in drawn["class"] and not photo.has_attr("class") and 600 < int(drawn["width"]) < 864
     with Image.open(io.BytesIO(base64.b64decode(photo["src"].split(",")[1]))) as image:
-        assert abs(image.width / int(photo["width"]) - 200 / 96) < 0.02
+        assert abs(image.width / int(photo["width"]) - 150 / 96) < 0.02
     assert parsed(ran.reports / "index.html").select("article img")[0]["alt"] == WORDS
 
 
