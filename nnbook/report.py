@@ -19,15 +19,24 @@ LARGE = 3_000_000  # bytes of a page that is slow to send and to open
 def write(reports: Path, notebooks: Path) -> Path:
     """Render every chapter in `reports` and the front page; returns the front page's path, warns of large pages.
 
-    Raises BookError where no chapter ran yet, OSError where `reports` can't be written.
+    Raises BookError where nothing ran yet, OSError where `reports` can't be written.
     """
-    chapters = [Chapter(path) for path in sorted(reports.glob("[0-9][0-9]_*.ipynb"))]
-    if not chapters:
+    chapters = _ran(reports)
+    if not chapters and not any(reports.glob("sweeps/*/index.html")):
         raise BookError(f"reports={str(reports)!r} holds no chapter that ran: start with `nnbook run`")
     for before, chapter, after in zip([None, *chapters], chapters, [*chapters[1:], None], strict=False):
         _warn(write_page(chapter, notebooks, before, after))
+    return write_front(reports)
+
+
+def _ran(reports: Path) -> list[Chapter]:
+    return [Chapter(path) for path in sorted(reports.glob("[0-9][0-9]_*.ipynb"))]
+
+
+def write_front(reports: Path) -> Path:
+    """Write the front page alone, which links what is there; returns its path."""
     with written_whole(reports / "index.html") as part:
-        part.write_text(front(chapters, reports), encoding="utf-8")
+        part.write_text(front(_ran(reports), reports), encoding="utf-8")
     _warn(reports / "index.html")
     return reports / "index.html"
 

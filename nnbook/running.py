@@ -42,9 +42,23 @@ def whole(chapter: Path, values: dict[str, Any]) -> dict[str, Any]:
 
 def _execute(chapter: Path, copy: Path, values: dict[str, Any], how: dict[str, Any]) -> Exception | None:
     import papermill
+    from papermill.engines import NBClientEngine, papermill_engines
 
+    class WrittenOnce(NBClientEngine):
+        """papermill's own engine, but for writing all of the notebook before and after each of its cells."""
+
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, kernel_name, **words):
+            write, nb_man.save = nb_man.save, lambda **_: None
+            try:
+                super().execute_managed_notebook(nb_man, kernel_name, **words)
+            finally:
+                nb_man.save = write
+                write()
+
+    papermill_engines.register("nnbook", WrittenOnce)
     try:
-        papermill.execute_notebook(str(chapter), str(copy), values, **how)
+        papermill.execute_notebook(str(chapter), str(copy), values, engine_name="nnbook", **how)
     except Exception as error:  # a cell's own, or of a kernel that didn't start or died
         return error
     return None

@@ -19,7 +19,7 @@ LOSSES = 3  # of workers, before a sweep gives up
 
 def sweep(args: argparse.Namespace) -> int:
     """Run a chapter at those of the points asked for that aren't done; 1 where some failed."""
-    from nnbook import sweep_report
+    from nnbook import report, sweep_report
 
     chapter = find_chapters(args.notebooks, [args.chapter])[0]
     fixed = assign([chapter], args.parameter)[chapter]
@@ -35,6 +35,7 @@ def sweep(args: argparse.Namespace) -> int:
         finally:
             held.write_table()
             page = sweep_report.write(folder, args.metric)
+            report.write_front(args.reports)
             print(f"{near(folder / 'results.csv')}\n{near(page)}")
     return int(failed > 0)
 

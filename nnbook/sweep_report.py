@@ -19,7 +19,6 @@ def write(folder: Path, metric: str = "") -> Path:
     records.sort(key=order)
     script = file("sweep.js")
     page = head(folder.name, script) + file("sweep.html").format(
-        links='<a href="../../index.html">Contents</a>' if (folder.parents[1] / "index.html").exists() else "",
         title=f"Sweep {escape(folder.name)}",
         script=script,
         **_parts(records, main_metric(records, metric)),

@@ -247,6 +247,15 @@ def test_a_cell_that_takes_too_long_is_a_failed_point(chapter):
     assert "timed out" in table(chapter)[1]["error"] and "2 seconds" in table(chapter)[1]["error"]
 
 
+def test_a_kernel_that_dies_is_a_failed_point_with_what_it_did(chapter):
+    dies = "import os\nif count == 2:\n    os._exit(3)"
+    notebook(chapter, ["# 1", (PARAMETERS, "parameters"), "print('got this' + ' far')", dies, BODY])
+    assert sweep(chapter, "-g", "count=1,2,3").code == 1
+    assert [row["status"] for row in table(chapter)] == ["done", "failed", "done"]
+    partial = folder(chapter) / "points" / f"01_{table(chapter)[1]['point']}.ipynb"
+    assert "DeadKernelError" in table(chapter)[1]["error"] and "got this far" in partial.read_text()
+
+
 def test_workers_take_one_gpu_each(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-7")
     with one_gpu():
