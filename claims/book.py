@@ -1,9 +1,7 @@
 """What is stated of the book as a whole."""
 
 import csv
-import json
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,20 +31,6 @@ def _told(row: dict[str, str]) -> str:
     if row["metric"].endswith("psnr_db"):
         return f"{value:.2f}"
     return f"{value:.3g} s" if row["metric"].endswith("code_seconds") else shown(row["metric"], value, row["unit"])
-
-
-@claim("the slider of chapter 2: centers and picture drawn again, median of 15", "below 200 ms", "slow")
-def slider():
-    chapter = json.loads((ROOT / "notebooks/02_image_compression.ipynb").read_text(encoding="utf-8"))
-    cells, times = ["".join(cell["source"]) for cell in chapter["cells"] if cell["cell_type"] == "code"], []
-    space: dict = {}
-    for start in ("image_path =", "import", "settings =", "picture = photo", "coarse ="):
-        exec(next(cell for cell in cells if cell.startswith(start)), space)
-    for share in (0.02, 0.1, 0.4, 0.7, 1.0) * 3:
-        started = time.perf_counter()
-        space["png"](int(share * space["model"].num_neighbors))
-        times.append(1000 * (time.perf_counter() - started))
-    return f"{statistics.median(times):.0f} ms, at most {max(times):.0f} ms", statistics.median(times) < 200
 
 
 @claim("bad input: each a named error, nothing half-written", "all tests pass", "slow")

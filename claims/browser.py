@@ -12,6 +12,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
 
 from claims.table import NotMeasured
 
@@ -69,10 +71,7 @@ def browser() -> Iterator:
 @contextmanager
 def lab(folder: Path) -> Iterator[str]:
     """The address of a JupyterLab that serves a folder."""
-    with socket.socket() as free, tempfile.TemporaryDirectory() as home:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
+    with free_port() as port, tempfile.TemporaryDirectory() as home:
         settings = Path(home) / TRACKER  # all cells are drawn, also those that a person would have to scroll to
         settings.parent.mkdir(parents=True)
         settings.write_text('{"windowingMode": "none"}')
@@ -95,6 +94,15 @@ def lab(folder: Path) -> Iterator[str]:
             server.wait(20)
 
 
+@contextmanager
+def free_port() -> Iterator[int]:
+    """A port that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    yield port
+
+
 def _await(address: str) -> None:
     until = time.monotonic() + 60
     while time.monotonic() < until:
@@ -106,19 +114,18 @@ def _await(address: str) -> None:
     raise TimeoutError(f"no answer from {address} within a minute")
 
 
-def small_copy(chapter: Path, folder: Path) -> Path:
-    """A chapter whose Run All takes seconds, without its outputs."""
+def copy(chapter: Path, folder: Path, parameters: dict[str, str] | None = None) -> None:
+    """A chapter without its outputs, and with some of its parameters changed."""
     import nbformat
 
     notebook = nbformat.read(chapter, as_version=4)
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
         cell.outputs, cell.execution_count = [], None
         if "parameters" in cell.metadata.get("tags", []):
-            for name, value in SMALL[chapter.stem[:2]].items():
+            for name, value in (parameters or {}).items():
                 cell.source, count = re.subn(rf"^{name} = .*?(?=  #)", f"{name} = {value}", cell.source, flags=re.M)
                 assert count == 1, f"{chapter.stem} has no parameter {name}"
     nbformat.write(notebook, folder / chapter.name)
-    return folder / chapter.name
 
 
 def run_all(page, address: str, seconds: float = 300) -> list[str]:
@@ -146,3 +153,39 @@ def controls(page) -> list[tuple[int, int]]:
 def answered(page, place: tuple[int, int], key: str = "ArrowRight") -> float | None:
     """Milliseconds from moving a control to the other picture being drawn; None where none came in 15 seconds."""
     return page.evaluate(ANSWER, [list(place), key])
+
+
+class Crawl(NamedTuple):
+    """What a browser met: pages opened, requests to anywhere but files, links and anchors that lead nowhere, errors."""
+
+    pages: set[str]
+    requests: list[str]
+    broken: list[str]
+    complaints: list[str]
+
+
+def crawl(page, start: Path) -> Crawl:
+    """Open a page, and every page that it leads to."""
+    found, waiting = Crawl(set(), [], [], []), [start.as_uri()]
+    page.on("request", lambda request: found.requests.append(request.url))
+    page.on("console", lambda message: found.complaints.append(message.text))
+    page.on("pageerror", lambda error: found.complaints.append(str(error)))
+    anchors: dict[str, set[str]] = {}
+    while waiting:
+        if (address := waiting.pop()) in found.pages:
+            continue
+        found.pages.add(address)
+        page.goto(address)
+        anchors[address] = set(page.eval_on_selector_all("[id]", "(all) => all.map((each) => each.id)"))
+        for link in page.eval_on_selector_all("a[href]", "(links) => links.map((link) => link.href)"):
+            path, _, anchor = link.partition("#")
+            if not path.startswith("file:"):
+                continue
+            if not Path(unquote(path.removeprefix("file://"))).is_file():
+                found.broken.append(f"{address} -> {link}")
+            elif path == address and unquote(anchor) not in anchors[address] | {""}:
+                found.broken.append(f"{address} -> #{anchor}")
+            else:
+                waiting.append(path)
+    found.requests[:] = [url for url in found.requests if not url.startswith(("file:", "data:"))]
+    return found
