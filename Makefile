@@ -1,4 +1,4 @@
-# book · test · claims · lab · refresh · clean, all in .venv.  `make book PYTHON=python3.12` picks the interpreter.
+# book · test · browser · claims · lab · refresh · clean, all in .venv.  `make book PYTHON=python3.12` picks the interpreter.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -7,7 +7,7 @@ TAGS   ?= test,slow,data,gpu
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: book test claims lab refresh clean
+.PHONY: book test browser claims lab refresh clean
 .DEFAULT_GOAL := book
 
 $(STAMP): pyproject.toml
@@ -23,9 +23,12 @@ book: $(STAMP)  ## run every chapter and render the report
 
 test: $(STAMP)  ## unit tests, and every notebook under nbval
 	$(BIN)/python -m ruff check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not browser"
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks
 	$(BIN)/python -m claims --tags test
+
+browser: $(STAMP)  ## the book in Chromium: JupyterLab with every slider, the site link by link; skipped without one
+	$(BIN)/python -m pytest -m browser
 
 claims: $(STAMP)  ## every stated figure, measured: make claims TAGS=test, slow, data or gpu
 	@$(BIN)/python -m claims --tags $(TAGS)

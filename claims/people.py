@@ -1,4 +1,4 @@
-"""What is stated of the book in use: sweeps that are killed, controls that answer, a site, and a newcomer's first steps."""
+"""What is stated of the book in use: sweeps that are killed, controls that answer, a site, a newcomer's steps."""
 
 import csv
 import os

@@ -154,5 +154,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"nnbook: {error}", file=sys.stderr)
         return getattr(error, "code", 1)
     except KeyboardInterrupt:
-        print("\nnnbook: interrupted; what had ended is kept, and `nnbook report` shows it", file=sys.stderr)
+        kept = "what had ended is kept: `nnbook report` shows it, and a sweep started again goes on from there"
+        print(f"\nnnbook: interrupted; {kept}", file=sys.stderr)
         return 130
