@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,14 +35,18 @@ def sweep(args: argparse.Namespace) -> int:
             failed = run_points(held, asked, args.jobs, args.scheduler, args.timeout, args.metric)
         finally:
             held.write_table()
-            page = sweep_report.write(folder, args.metric)
+            page = sweep_report.write(folder, list(held.records.values()), args.metric)
             report.write_front(args.reports)
             print(f"{near(folder / 'results.csv')}\n{near(page)}")
-    return int(failed > 0)
+    for record in failed[:1]:
+        print(f"{len(failed)} of {len(asked)} points failed, the first of them with {record['error']}", file=sys.stderr)
+    return int(bool(failed))
 
 
-def run_points(sweep: Sweep, points: list[Point], jobs: int, scheduler: str, timeout: float | None, metric: str) -> int:
-    """Run the points that aren't done, and keep each as it ends; returns how many failed.
+def run_points(
+    sweep: Sweep, points: list[Point], jobs: int, scheduler: str, timeout: float | None, metric: str
+) -> list[Record]:
+    """Run the points that aren't done, and keep each as it ends; returns the records of those that failed.
 
     jobs: points at once on this machine; scheduler: the address of a Dask scheduler, whose workers run them instead.
     timeout: seconds that a cell may take. Raises BookError where the workers are lost again and again.
@@ -56,7 +61,8 @@ def run_points(sweep: Sweep, points: list[Point], jobs: int, scheduler: str, tim
         for key, record, notebook in _each(tasks, jobs, scheduler):
             sweep.keep(key, record, notebook)
             progress.ended(sweep.records[key])
-    return sum(bool(sweep.records[key]["error"]) for key in {sweep.key(point) for point in points})
+    ended = [sweep.records[key] for key in dict.fromkeys(map(sweep.key, points))]
+    return [record for record in ended if record["error"]]
 
 
 def _each(tasks: list[Task], jobs: int, scheduler: str) -> Iterator[tuple[str, Record, str]]:

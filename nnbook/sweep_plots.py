@@ -123,7 +123,9 @@ def _front(records: list[Record], cost: str, metric: str):
     figure, axis = plt.subplots(figsize=(5.2, 3.4))
     axis.plot(x, y, "o", color="0.65", label="points")
     label = "nothing with less is as good"
-    axis.plot([x[n] for n in front], [y[n] for n in front], "D-", drawstyle="steps-post", color=plots.COLOURS[5], label=label)
+    axis.plot(
+        [x[n] for n in front], [y[n] for n in front], "D-", drawstyle="steps-post", color=plots.COLOURS[5], label=label
+    )
     axis.set(xlabel=_label(cost), ylabel=_label(metric))
     axis.legend(fontsize=8)
     told = "; ".join(f"{x[n]:.4g}: {y[n]:.4g}" for n in front[:12])

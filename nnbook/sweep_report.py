@@ -9,14 +9,12 @@ from nnbook import sweep_plots
 from nnbook.markup import file, head, label
 from nnbook.records import Record, best, main_metric, order, told, value, varied
 from nnbook.results import shown
-from nnbook.sweep_folder import records_of
 from nnlib.files import written_whole
 
 
-def write(folder: Path, metric: str = "") -> Path:
+def write(folder: Path, records: list[Record], metric: str = "") -> Path:
     """Render a sweep's records as index.html in its folder; returns the page's path."""
-    records = records_of(folder)
-    records.sort(key=order)
+    records = sorted(records, key=order)
     script = file("sweep.js")
     page = head(folder.name, script) + file("sweep.html").format(
         title=f"Sweep {escape(folder.name)}",
