@@ -16,14 +16,15 @@ from nnbook.chapters import ROOT, find_chapters, near, require_writable
 from nnbook.parameters import assign, offered, parameters_of
 from nnbook.results import RECORDED, BookError, add_results, read_results
 from nnbook.running import executed
-from nnbook.runs import kept
+from nnbook.runs import DEFAULT, kept
 from nnlib.files import written_whole
 
 
 def run_chapter(chapter: Path, values: dict[str, Any], name: str, reports: Path, record_it: bool = False) -> str:
     """Run one chapter headless, and leave its notebook and its figures in `reports`, those of a failing one too.
 
-    The notebook is left twice: as the chapter's newest, and in runs/ as that of the run `name`.
+    The notebook is left in runs/ as that of the run `name`, and in the book itself where that is the default one, or
+    where the book has no default one of this chapter yet.
     With `record_it` the figures of one that passes are also kept in reports/recorded/, with what they depend on.
     Returns the failure in words, "" where there was none.
     """
@@ -32,13 +33,20 @@ def run_chapter(chapter: Path, values: dict[str, Any], name: str, reports: Path,
     notebook = executed(chapter, values, chapter.stem)
     error, source = (notebook.metadata["nnbook"][key] for key in ("error", "source"))
     notebook.metadata["nnbook"] |= {"run": name, "command": _command(chapter, values, name)}
-    for path in (kept(reports, name, chapter.name), reports / chapter.name):
+    for path in [kept(reports, name, chapter.name), *_in_the_book(reports / chapter.name, name)]:
         with written_whole(path) as part:
             nbformat.write(notebook, part)
     add_results(reports / "results.csv", chapter.stem, notebook)
     if record_it and not error:
         add_results(reports / "recorded" / f"{chapter.stem}.csv", chapter.stem, notebook, RECORDED)
     return f"{chapter.stem} failed: {error}\n\n{source}\n" if error else ""
+
+
+def _in_the_book(path: Path, name: str) -> list[Path]:
+    """The path of a chapter in the book, where a run of this name is the one to be shown there."""
+    from nnbook.chapter import Chapter
+
+    return [] if name != DEFAULT and path.exists() and Chapter(path).run.get("run") == DEFAULT else [path]
 
 
 def _command(chapter: Path, values: dict[str, Any], name: str) -> str:
@@ -57,8 +65,9 @@ def run(args: argparse.Namespace) -> int:
     failed = False
     for chapter in chapters:
         changes = ", ".join(f"{name}={value}" for name, value in values[chapter].items())
-        failure = run_chapter(chapter, values[chapter], args.name or changes or "default", args.reports, args.record)
-        page = report.write_page(report.Chapter(args.reports / chapter.name), chapter.parent)
+        name = args.name or changes or DEFAULT
+        failure = run_chapter(chapter, values[chapter], name, args.reports, args.record)
+        page = report.write_run(kept(args.reports, name, chapter.name), chapter.parent)
         failed |= bool(failure)
         if failure:
             print(f"\n{failure}\nSee {near(page)}, and the notebook beside it.", file=sys.stderr)

@@ -10,7 +10,7 @@ from nnbook.equations import rendered
 from nnbook.markup import grid, head, label, value
 from nnbook.pictures import Picture, pictures_of
 from nnbook.prose import headed, hidden
-from nnbook.results import PERCENT, shown
+from nnbook.results import LAYER, PERCENT, shown
 from nnbook.runs import find, safe
 from nnlib.files import written_whole
 
@@ -51,7 +51,7 @@ def page(pairs: list[Pair], missing: list[tuple[str, int]], names: tuple[str, st
     """The page that sets two runs side by side."""
     title = f"{names[0]} beside {names[1]}"
     lacks = "".join(f"<li>{escape(name)} is missing in {escape(names[run])}</li>" for name, run in missing)
-    lacks = f'<ul class="failed">{lacks}</ul>' if lacks else ""
+    lacks = f'<ul class="small">{lacks}</ul>' if lacks else ""
     text = "".join(_compared(pair, names) for pair in pairs)
     return f"""{head(title)}<a class="skip" href="#main">Skip to the text</a><div class="front compared">
 <nav class="ways" aria-label="Chapters"><a href="../index.html">Contents</a></nav>
@@ -99,10 +99,9 @@ def _facts(chapter: Chapter) -> dict[str, str]:
 
 
 def _figures(heads: list[str], pair: Pair) -> str:
-    """A table of all figures that either run recorded, with how far apart they are; published ones come last."""
+    """A table of all figures that either run recorded, with how far apart they are; not what was published."""
     sides = [chapter.figures for chapter in pair]
-    names = list(dict.fromkeys(name for side in sides for name in side))
-    names.sort(key=lambda name: name.startswith("published_"))
+    names = dict.fromkeys(name for side in sides for name in side if not name.startswith("published_"))
     rows = []
     for name in names:
         cells = [value(name, side.get(name), "—" if name not in side else shown(name, None)) for side in sides]
@@ -117,7 +116,7 @@ def _difference(name: str, left: dict | None, right: dict | None) -> tuple[str, 
     if not all(known) or left["unit"] != right["unit"]:
         return "—", "—"
     apart, unit = right["value"] - left["value"], left["unit"]
-    points = PERCENT.search(name) and unit == "1"
+    points = PERCENT.search(LAYER.sub("", name)) and unit == "1"
     text = f"{100 * abs(apart):.2f} points" if points else shown("", abs(apart), unit)
     sign = "+" if apart > 0 else "−" if apart < 0 else ""
     if points or unit == "dB" or not left["value"]:  # shares of shares mislead, and decibels are logarithms

@@ -23,7 +23,8 @@ def front(chapters: list[Chapter], reports: Path) -> str:
     failed = sum(bool(chapter.error) for chapter in chapters)
     told = f"{len(chapters)} chapter{'s' * (len(chapters) > 1)} ran, "
     told += f'<span class="failed">{failed} failed</span>' if failed else "none failed"
-    beside = _listed("Sweeps", reports, reports.glob("sweeps/*/index.html"))
+    beside = _listed("Other runs", reports, reports.glob("runs/*/*.html"))
+    beside += _listed("Sweeps", reports, reports.glob("sweeps/*/index.html"))
     beside += _listed("Comparisons", reports, reports.glob("compare/*.html"))
     filled = {"title": TITLE, "told": told, "cards": "".join(map(card, chapters)), "beside": beside}
     return head(TITLE) + file("front.html").format(**filled, origins=origins(chapters))
@@ -53,12 +54,13 @@ def _listed(title: str, reports: Path, pages: Iterable[Path]) -> str:
 
 
 def _name(page: Path) -> str:
-    """What a page is called: by its folder where it is the folder's front page, else by its title."""
+    """What a page is called: by its folder where it is that folder's front page, else by its title; runs go first."""
     if page.name == "index.html":
         return page.parent.name
     with open(page, encoding="utf-8", errors="replace") as file:
         found = re.search(r"<title>(.*?)</title>", file.read(5000), re.DOTALL)
-    return unescape(found[1]) if found else page.stem
+    title = unescape(found[1]) if found else page.stem
+    return f"{page.parent.name} · {title}" if page.parent.parent.name == "runs" else title
 
 
 def origins(chapters: list[Chapter]) -> str:

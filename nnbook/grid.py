@@ -74,19 +74,29 @@ def _plain(value: Any) -> Any:
 def _rows(chapter: Path, known: dict, table: Path) -> list[Point]:
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, restkey="(no heading)", restval=""))
+            reader = csv.DictReader(file, restkey="")
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"--table {str(table)!r} can't be read: {error}") from error
     if not rows:
         raise UsageError(f"--table {str(table)!r} has no rows: give parameters as columns, and a row for each point")
-    defaults = {name: _default(chapter, known, name, f"--table {str(table)!r}") for name in rows[0]}
-    return [{name: _value(name, row[name], defaults.get(name, ""), "--table") for name in row} for row in rows]
+    if len(set(reader.fieldnames)) < len(reader.fieldnames):
+        raise UsageError(f"--table {str(table)!r} names a column twice: {', '.join(reader.fieldnames)}")
+    defaults = {name: _default(chapter, known, name, f"--table {str(table)!r}") for name in reader.fieldnames}
+    found = []
+    for number, row in enumerate(rows, 1):
+        where = f"--table {str(table)!r}, row {number}"
+        if "" in row or None in row.values():
+            raise UsageError(f"{where} has more or fewer cells than there are headings")
+        found.append({name: _value(name, text, defaults[name], where) for name, text in row.items()})
+    return found
 
 
 def _default(chapter: Path, known: dict, name: str, where: str) -> str:
     if name not in known:
         there = ", ".join(known) or "none"
-        raise UsageError(f"{where}: {name!r} is no parameter of {chapter.stem}, which has {there}")
+        hint = " (columns are apart by commas)" if ";" in name or "\t" in name else ""
+        raise UsageError(f"{where}: {name!r} is no parameter of {chapter.stem}, which has {there}{hint}")
     return known[name]["default"]
 
 

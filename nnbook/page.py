@@ -50,7 +50,9 @@ def _links(before: Chapter | None, after: Chapter | None) -> str:
 
 
 def _told(chapter: Chapter) -> str:
-    error = f'<br><span class="failed">{escape(chapter.error)}</span>' if chapter.error else ""
+    changes = ", ".join(f"{name}={value}" for name, value in chapter.timing.get("parameters", {}).items())
+    changed = f"<br>with {escape(changes)}" if changes else ""
+    error = f'{changed}<br><a class="failed" href="#error">{escape(chapter.error)}</a>' if chapter.error else changed
     button = '<button id="toggle" type="button" hidden>open all code</button>'
     return f'<div class="told small"><p>Chapter {chapter.number} · {chapter.status()}{error}</p>{button}</div>'
 
@@ -68,8 +70,16 @@ def body(chapter: Chapter, notebooks: Path) -> tuple[str, str]:
     soup = BeautifulSoup(_exported(_prepared(chapter, equations), notebooks), "html.parser")
     clean(soup)
     equations.put(soup)
+    _mark_error(soup)
     contents = _contents(anchor(soup))
     return str(soup), contents
+
+
+def _mark_error(soup) -> None:
+    """Give the traceback of the cell that ended the run, which is the last one, its anchor."""
+    told = soup.select("[data-mime-type$=stderr]")
+    if told:
+        told[-1]["id"] = "error"
 
 
 def _contents(sections: list[tuple[str, str]]) -> str:

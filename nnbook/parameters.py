@@ -1,6 +1,7 @@
 """What may be changed in a chapter: the parameters of its tagged cell, and values for them that fit."""
 
 import ast
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ def parameters_of(chapter: Path) -> Parameters:
     try:
         return papermill.inspect_notebook(str(chapter))
     except Exception as error:
-        raise BookError(f"chapter={str(chapter)!r} can't be read as a notebook: {error}") from error
+        why = f"can't be read as a notebook ({error}): open it in JupyterLab, pick a kernel, and save it"
+        raise BookError(f"chapter={str(chapter)!r} {why}") from error
 
 
 def offered(chapter: Path, parameters: Parameters) -> str:
@@ -64,6 +66,8 @@ def typed(text: str, default: str) -> Any:
         value = readers.get(type(like), lambda word: literal(word, word))(text)
     except ValueError:
         value = None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("give a finite number")
     if like is not None and type(value) is not type(like):
         raise ValueError(f"give a value of type {type(like).__name__}, as its default {default} is")
     return value

@@ -11,6 +11,7 @@ from nnbook.chapter import Chapter
 from nnbook.front import front
 from nnbook.page import write_page
 from nnbook.results import BookError
+from nnbook.runs import DEFAULT
 from nnlib.files import written_whole
 
 LARGE = 3_000_000  # bytes of a page that is slow to send and to open
@@ -26,7 +27,18 @@ def write(reports: Path, notebooks: Path) -> Path:
         raise BookError(f"reports={str(reports)!r} holds no chapter that ran: start with `nnbook run`")
     for before, chapter, after in zip([None, *chapters], chapters, [*chapters[1:], None], strict=False):
         _warn(write_page(chapter, notebooks, before, after))
+    for path in reports.glob("runs/*/[0-9][0-9]_*.ipynb"):
+        page = path.with_suffix(".html")
+        if path.parent.name != DEFAULT and not (page.exists() and page.stat().st_mtime >= path.stat().st_mtime):
+            write_run(path, notebooks)
     return write_front(reports)
+
+
+def write_run(path: Path, notebooks: Path) -> Path:
+    """Render the page of one run beside its notebook, or, of the default one, that of the book; returns its path."""
+    if path.parent.name == DEFAULT:
+        return write_page(Chapter(path.parents[2] / path.name), notebooks)
+    return write_page(Chapter(path), notebooks, home=("../../index.html", "Contents"))
 
 
 def _ran(reports: Path) -> list[Chapter]:

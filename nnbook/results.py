@@ -16,7 +16,7 @@ from typing import Any
 import nnlib
 from nnlib.files import written_whole
 
-MARK = "nnlib_results"  # the key under which a notebook's JSON outputs hold figures
+MARK = "nnlib_results"  # the key under which the metadata of a notebook's outputs hold figures
 COLUMNS = ["chapter", "run", "parameters", "metric", "value", "unit"]
 RECORDED = [*COLUMNS, "date", "processor", "GPU", "versions", "commit", "command"]  # of a figure that is kept
 UNITS = {  # by the end of a metric's name: fractions have unit 1, and counts have none
@@ -47,9 +47,11 @@ def record(**metrics: float | None | tuple[float | None, str]) -> Figures | None
         return figures
     from IPython.display import display
 
+    from nnbook.markup import table
+
     text = "\n".join(f"{name}: {shown(name, **figure)}" for name, figure in figures.items())
     held = {MARK: figures, "order": list(figures)}  # notebooks are stored with their keys sorted
-    display({"application/json": held, "text/plain": text}, raw=True)
+    display({"text/html": table(figures), "text/plain": text}, metadata={MARK: held}, raw=True)
     return None
 
 
@@ -92,9 +94,8 @@ def figures_of(notebook) -> Figures:
 
 def recorded(output) -> Figures:
     """The figures in one output of a cell, none where it is something else."""
-    held = output.get("data", {}).get("application/json")
-    figures = held.get(MARK, {}) if isinstance(held, dict) else {}
-    return {name: figures[name] for name in (held["order"] if figures else ())}
+    held = output.get("metadata", {}).get(MARK)
+    return {name: held[MARK][name] for name in held["order"]} if held else {}
 
 
 def read_results(path: Path, columns: list[str] = COLUMNS) -> list[dict[str, str]]:

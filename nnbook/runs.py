@@ -8,6 +8,7 @@ from nnbook.chapter import Chapter
 from nnbook.parameters import UsageError
 from nnbook.results import read_results
 
+DEFAULT = "default"  # the run of a chapter as it is, which the book shows
 LENGTH = 80  # characters of a run's name that its folder keeps
 
 

@@ -13,6 +13,7 @@ from nnbook.point import Task, run_point
 from nnbook.progress import Progress
 from nnbook.records import Record, varied
 from nnbook.results import BookError
+from nnbook.runs import safe
 from nnbook.sweep_folder import Sweep
 
 LOSSES = 3  # of workers, before a sweep gives up
@@ -26,9 +27,7 @@ def sweep(args: argparse.Namespace) -> int:
     fixed = assign([chapter], args.parameter)[chapter]
     asked = points(chapter, args.grid, args.table, args.random, args.seed, fixed)
     name = args.name or "_".join([chapter.stem[:2], *varied([{"parameters": point} for point in asked])])
-    if name != os.path.basename(name) or name.startswith("."):
-        raise UsageError(f"--name {name!r} can't be a folder's name: give a plain word")
-    folder = args.reports / "sweeps" / name
+    folder = args.reports / "sweeps" / safe(name)
     require_writable(folder)
     with Sweep(folder, chapter) as held:
         try:
@@ -61,8 +60,15 @@ def run_points(
         for key, record, notebook in _each(tasks, jobs, scheduler):
             sweep.keep(key, record, notebook)
             progress.ended(sweep.records[key])
+            _require_metric(metric, sweep.records[key])
     ended = [sweep.records[key] for key in dict.fromkeys(map(sweep.key, points))]
     return [record for record in ended if record["error"]]
+
+
+def _require_metric(metric: str, record: Record) -> None:
+    if metric and not record["error"] and metric not in record["figures"]:
+        there = ", ".join(record["figures"]) or "none"
+        raise UsageError(f"--metric {metric!r} isn't among the figures that the chapter records: {there}")
 
 
 def _each(tasks: list[Task], jobs: int, scheduler: str) -> Iterator[tuple[str, Record, str]]:

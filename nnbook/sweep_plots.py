@@ -25,8 +25,9 @@ def figures(records: list[Record], names: list[str], metric: str) -> Iterator[tu
         for name in names:
             yield f"{words} against {name}", *_against(done, name, names, metric)
         for one, other in combinations(names[:3], 2):
-            if max(len(_values(done, one)), len(_values(done, other))) <= CELLS:
-                yield f"{words} over {one} and {other}", *_heatmap(done, one, other, metric)
+            if _fills(done, one, other):
+                mean = ", mean over the others" if len(names) > 2 else ""
+                yield f"{words} over {one} and {other}{mean}", *_heatmap(done, one, other, metric)
         cost = next((c for c in COSTS if c != metric and all(value(r, c) is not None for r in done)), "")
         if cost:
             yield f"{words} against {cost.replace('_', ' ')}", *_front(done, cost, metric)
@@ -46,6 +47,13 @@ def _values(records: list[Record], name: str) -> list:
     """The different values of a parameter, in order: numbers by size, others as they came."""
     found = list({repr(r["parameters"].get(name)): r["parameters"].get(name) for r in records}.values())
     return sorted(found) if all(_is_number(each) for each in found) else found
+
+
+def _fills(records: list[Record], one: str, other: str) -> bool:
+    """Whether points fill most of the cells of a heatmap, as those of a grid do and drawn ones don't."""
+    cells = {(repr(r["parameters"].get(one)), repr(r["parameters"].get(other))) for r in records}
+    rows, columns = len(_values(records, one)), len(_values(records, other))
+    return max(rows, columns) <= CELLS and len(cells) > rows * columns / 2
 
 
 def _is_number(each) -> bool:
@@ -70,7 +78,8 @@ def _against(records: list[Record], name: str, names: list[str], metric: str):
     values, others = _values(records, name), [other for other in names if other != name]
     place = _places(values)
     figure, axis = plt.subplots(figsize=(4.6, 3.1))
-    lines = _values(records, others[0]) if len(others) == 1 and len(_values(records, others[0])) <= LINES else [None]
+    lines = _values(records, others[0]) if len(others) == 1 and _fills(records, name, others[0]) else [None]
+    lines = lines if len(lines) <= LINES else [None]
     for number, line in enumerate(lines):
         mine = [r for r in records if line is None or r["parameters"].get(others[0]) == line]
         mine.sort(key=lambda record: place[repr(record["parameters"].get(name))])
@@ -82,6 +91,8 @@ def _against(records: list[Record], name: str, names: list[str], metric: str):
     axis.set(xlabel=name, ylabel=_label(metric))
     if not all(map(_is_number, values)):
         axis.set_xticks(range(len(values)), [str(each) for each in values], rotation=20 if len(values) > 3 else 0)
+    elif all(isinstance(each, int) for each in values):
+        axis.xaxis.get_major_locator().set_params(integer=True)
     if lines != [None]:
         axis.legend(fontsize=8)
     told = "; ".join(f"{each}: {_middle(records, name, each, metric):.4g}" for each in values[:12])

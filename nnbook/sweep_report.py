@@ -70,7 +70,7 @@ def _row(record: Record, names: list[str], metrics: list[str]) -> str:
         number = value(record, name)
         figure = shown(name, **record["figures"][name]) if number is not None else "–"
         cells += f'<td data-value="{"" if number is None else number}">{escape(figure)}</td>'
-    return f'<tr>{cells}<td data-value="{record.get("seconds", "")}">{record.get("seconds", 0):.1f}</td></tr>'
+    return f'<tr>{cells}<td data-value="{record.get("seconds", "")}">{record.get("seconds", 0):.1f} s</td></tr>'
 
 
 def _plate(heading: str, figure, alt: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
+import torch
 from torch import Tensor
 
 from nnlib import plots
@@ -30,3 +31,15 @@ def votes(model: DynamicClassifier, images: Tensor, labels: Tensor, classes: Seq
         plots.strip(row[2], model.centers_[index].unflatten(1, images.shape[1:]), titles)
     rows[0][2].set_title("nearest centers", fontsize=9, pad=12)
     return figure
+
+
+def some_of_each(images: Tensor, labels: Tensor, which: Tensor, classes: int, rows: int = 3) -> Tensor:
+    """Up to `rows` pictures of each class, of those that `which` says, a row after the other, blank where none is left.
+
+    The first few are passed over where there are more: they are the ones of the first batch, which is kept whole.
+    """
+    numbers = torch.full((rows, classes), len(images))
+    for label in range(classes):
+        found = (which & (labels == label)).nonzero()[: rows + 4][-rows:, 0]
+        numbers[: len(found), label] = found
+    return torch.cat([images, torch.zeros_like(images[:1])])[numbers.flatten()]

@@ -128,9 +128,24 @@ def test_a_parameter_arrives_and_the_folder_is_the_notebooks(ran):
 
 
 def test_paths_of_what_was_written_are_printed(ran):
-    names = ["01_good.html", "02_broken.html", "03_after.html", "results.csv", "index.html"]
-    assert ran.out.split() == [str(ran.reports / name) for name in names]
-    assert {path.name for path in ran.reports.iterdir()} == {*names, "runs", *(n[:-4] + "ipynb" for n in names[:3])}
+    names = ["01_good", "02_broken", "03_after"]
+    runs = [f"runs/first/{name}.html" for name in names]
+    assert ran.out.split() == [str(ran.reports / name) for name in [*runs, "results.csv", "index.html"]]
+    pages = {f"{name}.{kind}" for name in names for kind in ("html", "ipynb")}
+    assert {path.name for path in ran.reports.iterdir()} == {*pages, "runs", "results.csv", "index.html"}
+
+
+def test_another_run_leaves_the_default_one_in_the_book(notebooks):
+    where = ["--notebooks", notebooks, "--reports", notebooks.parent / "reports"]
+    assert nnbook("run", "1", *where).code == 0
+    before = (notebooks.parent / "reports" / "01_good.html").read_text()
+    done = nnbook("run", "1", *where, "-p", "exponent", "-2", "--name", "other")
+    assert done.out.split()[0].endswith("runs/other/01_good.html")
+    page = (notebooks.parent / "reports" / "runs" / "other" / "01_good.html").read_text()
+    assert "with exponent=-2.0" in page and 'href="../../index.html"' in page
+    assert (notebooks.parent / "reports" / "01_good.html").read_text() == before and "run other" not in before
+    front = (notebooks.parent / "reports" / "index.html").read_text()
+    assert 'href="runs/other/01_good.html">other · Tell' in front and front.count("<article>") == 1
 
 
 def test_figures_reach_the_table(ran):

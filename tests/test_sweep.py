@@ -116,7 +116,7 @@ def test_points_come_from_a_table_too(chapter, tmp_path):
         (["-g", "exponent=-2..-4", "--random", "3"], "the lower first"),
         (["--table", "nowhere.csv"], "'nowhere.csv' can't be read"),
         (["--random", "3"], "a sweep needs values"),
-        (["-g", "count=1,2", "--name", "../out"], "can't be a folder's name"),
+        (["-g", "exponent=1e400"], "exponent='1e400' doesn't fit: give a finite number"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_runs(chapter, words, said):
@@ -275,6 +275,28 @@ def test_the_best_is_the_largest_share_and_the_fewest_of_others():
         records = [measured(value, unit) for value in (2.0, 3.0, 1.0)]
         assert best(records, "f")["parameters"] == {"p": winner}
     assert main_metric(records) == "f" and varied(records) == ["p"] and best([], "f") is None
+
+
+def test_a_metric_that_isnt_recorded_is_refused_after_the_first_point(chapter):
+    done = sweep(chapter, "-g", "count=1,2,3", "--metric", "nonsense")
+    assert done.code == 2 and "'nonsense' isn't among the figures that the chapter records: test_accuracy" in done.err
+    assert len(table(chapter)) < 3
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("count,count\n1,2\n", "names a column twice"),
+        ("count;kind\n1;a\n", "columns are apart by commas"),
+        ("count,kind\n1\n", "row 1 has more or fewer cells"),
+        ("count\n1,2\n", "row 1 has more or fewer cells"),
+        ("count\n", "has no rows"),
+    ],
+)
+def test_a_table_that_cant_be_read_is_refused(chapter, tmp_path, text, said):
+    (tmp_path / "points.csv").write_text(text)
+    done = sweep(chapter, "--table", str(tmp_path / "points.csv"))
+    assert done.code == 2 and said in done.err and not folder(chapter).exists()
 
 
 def test_the_pareto_front_is_what_nothing_beats():
