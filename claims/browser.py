@@ -27,6 +27,7 @@ SMALL = {  # parameters with which a chapter's Run All takes seconds
 }
 TRACKER = "jupyter/lab/user-settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
 PROMPTS = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map((prompt) => prompt.textContent)"
+ERROR = "document.querySelector('[data-mime-type$=stderr]')"  # where a cell raises, those after it lose their stars
 ANSWER = """async ([place, key]) => {
   const box = document.querySelectorAll('.nnbook-explorer')[place[0]];
   const control = box.querySelectorAll('.noUi-handle, select, input[type=text]')[place[1]];
@@ -135,7 +136,7 @@ def run_all(page, address: str, seconds: float = 300) -> list[str]:
     page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
     page.click('.lm-MenuBar-itemLabel:text-is("Run")')
     page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
-    page.wait_for_function(f"() => /[*\\d]/.test({PROMPTS}[0])", timeout=20_000)
+    page.wait_for_function(f"() => {PROMPTS}.every((text) => /[*\\d]/.test(text)) || {ERROR}", timeout=30_000)
     page.wait_for_function(f"() => !{PROMPTS}.some((text) => text.includes('*'))", timeout=1000 * seconds)
     page.wait_for_timeout(1000)
     if all(re.search(r"\d", text) for text in page.evaluate(PROMPTS)):

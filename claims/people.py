@@ -39,7 +39,7 @@ def killed_sweep():
         for _ in range(5):
             quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             running = subprocess.Popen([*COMMAND, "--reports", folder], cwd=ROOT, **quiet)
-            time.sleep(random.uniform(8, 30))
+            time.sleep(random.uniform(15, 40))
             running.kill()
             running.wait()
             done.append(len(list(reports.glob("sweeps/s/points/*.json"))))
