@@ -98,6 +98,11 @@ def rows(reports: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
+def interruptible() -> None:
+    """Let Ctrl-C reach a process also where the tests run in the background, whose processes ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def importable():
     with pytest.MonkeyPatch.context() as patch:
@@ -355,7 +360,8 @@ def test_ctrl_c_leaves_no_kernel_and_nothing_half_written(tmp_path):
     waits = f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()) + '.')\ntime.sleep(60)"
     notebook(tmp_path / "notebooks" / "01_waits.ipynb", ["# Waits", waits])
     where = ["--notebooks", tmp_path / "notebooks", "--reports", tmp_path / "reports"]
-    running = subprocess.Popen([sys.executable, "-m", "nnbook", "run", *where], cwd=ROOT, stderr=subprocess.PIPE)
+    command = [sys.executable, "-m", "nnbook", "run", *where]
+    running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, preexec_fn=interruptible)
     pid = tmp_path / "pid"
     until = time.time() + 40
     while time.time() < until and not (pid.exists() and pid.read_text().endswith(".")):

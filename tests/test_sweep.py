@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_book import ROOT, nnbook, notebook
+from test_book import ROOT, interruptible, nnbook, notebook
 
 from nnbook.grid import points
 from nnbook.point import one_gpu
@@ -57,7 +57,8 @@ def sweep(chapter: Path, *words):
 
 def started(chapter: Path, *words, **how) -> subprocess.Popen:
     command = [sys.executable, "-m", "nnbook", "sweep", "01", *where(chapter), "--name", "s", *words]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": interruptible} | how
+    return subprocess.Popen(command, cwd=ROOT, **how)
 
 
 def folder(chapter: Path) -> Path:
