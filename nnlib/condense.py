@@ -137,6 +137,7 @@ class RankedVotes:
         self.picked = torch.cat([self.picked, picked])
 
     def average(self, rows):
+        """The average of all centers, those picked of the block among them, weighed anew."""
         distance = torch.cat([self.distance[rows], self.among[rows][:, self.picked]], 1)
         values = torch.cat([self.values, self.own[self.picked]])
         if self.kernel.count is not None:
@@ -160,6 +161,7 @@ class SearchedVotes:
         self.picked = torch.cat([self.picked, picked])
 
     def average(self, rows):
+        """The sums kept, made again where a picked center is nearest, with the picked ones' weights added."""
         x, near, sums = self.x[rows], self.near[rows], self.sums[rows]
         if len(self.picked):
             own = self.kernel.distance(x, self.x[self.picked], self.frame)
@@ -181,6 +183,7 @@ class FreshVotes:
         """Nothing: the centers themselves are looked at."""
 
     def average(self, rows):
+        """The average over all centers, or over the nearest, from the start: nothing is kept between calls."""
         x, values = self.x[rows], _Encoded(self.centers.y, self.rule.values)
         frame = self.kernel.frame(x, x, x.dtype)
         if self.kernel.count is not None:

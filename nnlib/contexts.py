@@ -88,6 +88,7 @@ class Characters(View):
 
     @classmethod
     def asked(cls, past):
+        """The last characters backwards; every slot has a length of its own, whatever they are."""
         return past[: -cls.depth - 1 : -1], list(cls.LENGTHS)
 
 
@@ -123,6 +124,7 @@ class Words(View):
 
     @classmethod
     def asked(cls, past):
+        """The last characters made plain, backwards, and how far back each of the words before reaches."""
         key = _folded(past[-DEPTH:])[::-1]
         words = list(WORDS.finditer(key))
         ends = [
@@ -159,6 +161,7 @@ class Lines(View):
 
     @classmethod
     def asked(cls, past):
+        """The column with the last two characters, backwards; the slots share one and two of them with it."""
         column = min(len(past) - past.rfind("\n") - 1, COLUMNS)
         return chr(column) + past[:-3:-1], [2, 3]
 

@@ -70,6 +70,7 @@ def euclidean(x: Float[Tensor, "B D"], c: Float[Tensor, "M D"], frame: Frame) ->
 class _Euclidean(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, c, frame, itself):
+        """Distances of the framed rows [B, M]: direct for few features, by a matrix product for many."""
         if x.shape[1] <= DIRECT_FEATURES:
             squares, ctx.pairs = _direct_squares(x * frame.scale, c * frame.scale), None
         else:
@@ -81,6 +82,7 @@ class _Euclidean(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
+        """Gradients to x and c; a pair at distance 0 pulls at neither."""
         x, c, distance = ctx.saved_tensors
         scale = ctx.frame.scale
         pull = torch.where(distance > 0, gradient / distance, 0)  # times the framed x - c is the gradient
@@ -158,6 +160,7 @@ def cosine_frame(centers: Shaped[Tensor, "M D"], dtype: torch.dtype) -> Frame:
 class _Cosine(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, c, frame, signed):
+        """One minus the cosine, or minus its size where the sign is ignored [B, M]; what cancels is measured again."""
         distance, limit = _one_minus_cosine(x, c, frame)
         ctx.sign = None if signed else torch.sign(1 - distance) if any(ctx.needs_input_grad) else 1
         if not signed and (most := float(distance.amax())) > 1:
@@ -178,6 +181,7 @@ class _Cosine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
+        """Gradients to x and c, without the part along each row, to which a cosine is blind."""
         x, c = ctx.saved_tensors
         pull = -gradient if ctx.sign is None else -gradient * ctx.sign  # by the cosine
         wide = x.dtype if ctx.pairs else _wide(x)

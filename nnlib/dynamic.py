@@ -101,6 +101,7 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
         centers = self._copied(device, kept) if more else Copied(x[:0].to(device, kept), y[:0].to(device))
 
         def blocks():
+            """Batches as the rule takes them, each on the device and held to the first one's type."""
             for x, y in gathered(encoded, self._block_rows(centers)):
                 if stored_type(x) != kept:
                     raise ValueError(f"X hands out {x.dtype} after {kept}: give all batches in one type")

@@ -82,6 +82,7 @@ class CosineInverseDistance(InverseDistance):
         return cosine_frame(centers, dtype)
 
     def distance(self, x, c, frame):
+        """One minus the cosine, or minus its size."""
         return cosine(x, c, frame, self.signed)
 
 
@@ -99,6 +100,7 @@ class EuclideanPyramid(InverseDistance):
         _require(self.scales >= 1, "scales", self.scales, "a whole number, 1 or more")
 
     def distance(self, x, c, frame):
+        """The distance whose weight is the mean of the scales' weights."""
         logs = None
         for i in range(self.scales):
             step = 2**i
@@ -156,6 +158,7 @@ class CosineSoftmax(Kernel):
         return cosine_frame(centers, dtype)
 
     def distance(self, x, c, frame):
+        """One minus the cosine."""
         return cosine(x, c, frame, signed=True)
 
     def log_weight(self, distance, frame, nearest=None):
@@ -170,6 +173,7 @@ class DotProduct(Kernel):
         return Frame(1.0, None)
 
     def distance(self, x, c, frame):
+        """Minus the inner product: nearer is smaller."""
         return -(x @ c.T)
 
     def log_weight(self, distance, frame, nearest=None):

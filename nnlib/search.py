@@ -90,6 +90,7 @@ class _Nearest:
         self.tree, self.tolerance = Tree(centers, frame), tolerance
 
     def averages(self, x, exclude):
+        """Means of the values of the nearest centers of each query [B, V]."""
         return mean_of(self.values, self.tree.nearest(x, self.kernel.count, exclude)[1], x.dtype)
 
 
@@ -97,6 +98,7 @@ class _Shares(_Nearest):
     """Averages over as few of the nearest centers as leave out at most `tolerance` of the weight, or over all."""
 
     def averages(self, x, exclude):
+        """Weighted averages [B, V], by more neighbors for the queries whose fewer leave out too much."""
         result, left = x.new_empty(len(x), self.values.shape[1]), torch.arange(len(x))
         for count in COUNTS:
             if len(left) == 0 or MANY * count > len(self.centers):

@@ -118,6 +118,7 @@ class _SquaredError(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows, values, grid, target, inside):
+        """The squared error over all tiles, a number."""
         to_rows, to_values, total = torch.empty_like(rows), torch.empty_like(values), rows.new_zeros(())
         for tiles in blocks(len(rows)):
             weights = _weights(grid, rows[tiles])

@@ -1,5 +1,8 @@
 """Every test runs with the shapes in the signatures of the core checked."""
 
+from pathlib import Path
+
+import pytest
 from jaxtyping import install_import_hook
 
 CORE = (
@@ -8,3 +11,11 @@ CORE = (
     "shards",
 )
 install_import_hook([f"nnlib.{name}" for name in CORE], "shapes.check")
+
+
+@pytest.fixture(scope="module")
+def importable():
+    """Let kernels that a test starts import the book from this checkout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        yield

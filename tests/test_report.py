@@ -47,11 +47,7 @@ CELLS = [
 OTHER = ["# 2 · Other", ("seed = 0", "parameters"), "print(seed)"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def importable():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        yield
+pytestmark = pytest.mark.usefixtures("importable")
 
 
 @pytest.fixture(scope="module")

@@ -34,11 +34,7 @@ from nnbook import record
 record(test_accuracy=0.9 + exponent / 100, neighbors=10 * count, fit_seconds=pause, published_neighbors=99)"""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def importable():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        yield
+pytestmark = pytest.mark.usefixtures("importable")
 
 
 @pytest.fixture
