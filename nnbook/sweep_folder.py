@@ -32,6 +32,7 @@ class Sweep:
         self.folder, self.chapter = folder, chapter
         self.text = chapter.read_text(encoding="utf-8")
         self.same = {"chapter": chapter.stem, "source": _source(self.text), "library": library()}
+        self.defaults = whole(chapter, {})
         self.records: dict[str, Record] = {}
         (folder / "points").mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / ".lock")
@@ -61,7 +62,7 @@ class Sweep:
 
     def key(self, point: Point) -> str:
         """What stands for a point: it tells all parameters apart, also those left at their defaults."""
-        return digest(json.dumps(whole(self.chapter, point), sort_keys=True))
+        return digest(json.dumps(self.defaults | point, sort_keys=True))
 
     def left(self, points: Iterable[Point]) -> dict[str, Point]:
         """The points that aren't done, by their keys."""

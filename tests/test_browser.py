@@ -66,17 +66,14 @@ def test_a_fast_drag_doesnt_freeze(chromium, lab):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
+def site(importable, tmp_path_factory) -> Path:
     """Every page that the book can have: chapters, a sweep with a failed point, a comparison."""
     folder = tmp_path_factory.mktemp("site")
     reports, notebooks = folder / "reports", folder / "notebooks"
     notebook(notebooks / "01_small.ipynb", ["# 1 · Small\n\nIs it?", (PARAMETERS, "parameters"), BODY])
     where = ["--notebooks", notebooks, "--reports", reports]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        assert (
-            nnbook("sweep", "01", *where, "--name", "s", "-g", "kind=cosine,bad", "-g", "exponent=-2,-4,-16").code == 1
-        )
+    grid = ["-g", "kind=cosine,bad", "-g", "exponent=-2,-4,-16"]
+    assert nnbook("sweep", "01", *where, "--name", "s", *grid).code == 1
     for chapter in driver.CHAPTERS:
         shutil.copy(chapter, reports / chapter.name)
     points = sorted((reports / "sweeps" / "s" / "points").glob("*.ipynb"))[:2]
