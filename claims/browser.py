@@ -27,6 +27,11 @@ SMALL = {  # parameters with which a chapter's Run All takes seconds
 }
 TRACKER = "jupyter/lab/user-settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
 PROMPTS = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map((prompt) => prompt.textContent)"
+READY = """() => {
+  const bar = document.querySelector('#jp-main-statusbar')?.innerText ?? '';  // '... | Idle ... Cell 1/47'
+  const cells = bar.match(/Cell \\d+\\/(\\d+)/)?.[1];
+  return bar.includes('| Idle') && document.querySelectorAll('.jp-Notebook .jp-Cell').length === Number(cells);
+}"""
 ERROR = "document.querySelector('[data-mime-type$=stderr]')"  # where a cell raises, those after it lose their stars
 ANSWER = """async ([place, key]) => {
   const box = document.querySelectorAll('.nnbook-explorer')[place[0]];
@@ -132,8 +137,7 @@ def copy(chapter: Path, folder: Path, parameters: dict[str, str] | None = None) 
 def run_all(page, address: str, seconds: float = 300) -> list[str]:
     """Open a notebook in JupyterLab and run all of its cells; returns the errors that its cells show."""
     page.goto(address)
-    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
+    page.wait_for_function(READY, timeout=60_000)  # cells that are run before there is a kernel don't run at all
     page.click('.lm-MenuBar-itemLabel:text-is("Run")')
     page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
     page.wait_for_function(f"() => {PROMPTS}.every((text) => /[*\\d]/.test(text)) || {ERROR}", timeout=30_000)
