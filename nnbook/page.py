@@ -51,7 +51,7 @@ def _links(before: Chapter | None, after: Chapter | None) -> str:
 
 def _told(chapter: Chapter) -> str:
     changes = ", ".join(f"{name}={value}" for name, value in chapter.timing.get("parameters", {}).items())
-    changed = f"<br>with {escape(changes)}" if changes else ""
+    changed = f"<br>with {escape(changes)}; the text is about the defaults" if changes else ""
     error = f'{changed}<br><a class="failed" href="#error">{escape(chapter.error)}</a>' if chapter.error else changed
     button = '<button id="toggle" type="button" hidden>open all code</button>'
     return f'<div class="told small"><p>Chapter {chapter.number} · {chapter.status()}{error}</p>{button}</div>'

@@ -143,7 +143,7 @@ def test_another_run_leaves_the_default_one_in_the_book(notebooks):
     done = nnbook("run", "1", *where, "-p", "exponent", "-2", "--name", "other")
     assert done.out.split()[0].endswith("runs/other/01_good.html")
     page = (notebooks.parent / "reports" / "runs" / "other" / "01_good.html").read_text()
-    assert "with exponent=-2.0" in page and 'href="../../index.html"' in page
+    assert "with exponent=-2.0; the text is about the defaults" in page and 'href="../../index.html"' in page
     assert (notebooks.parent / "reports" / "01_good.html").read_text() == before and "run other" not in before
     front = (notebooks.parent / "reports" / "index.html").read_text()
     assert 'href="runs/other/01_good.html">other · Tell' in front and front.count("<article>") == 1

@@ -122,6 +122,17 @@ def test_no_page_scrolls_sideways(opened, site, width):
         assert opened.evaluate("document.documentElement.scrollWidth") <= width, page.name
 
 
+def test_what_goes_on_to_the_right_fades_until_it_is_scrolled_there(opened, site):
+    opened.set_viewport_size({"width": 390, "height": 844})
+    opened.goto((site / driver.CHAPTERS[2].name).with_suffix(".html").as_uri())
+    fades = """() => [...document.querySelectorAll('.plate, .scroll')].map((box) =>
+      [box.scrollWidth > box.clientWidth, parseFloat(getComputedStyle(box).getPropertyValue('--more')) > 0])"""
+    boxes = opened.evaluate(fades)
+    assert {wider for wider, _ in boxes} == {True, False} and all(wider == faded for wider, faded in boxes)
+    opened.evaluate("document.querySelectorAll('.plate, .scroll').forEach((box) => box.scrollLeft = 9999)")
+    opened.wait_for_function(f"() => !({fades})().some(([, faded]) => faded)")
+
+
 def test_code_is_folded_until_it_is_asked_for(opened, site):
     opened.goto((site / driver.CHAPTERS[0].name).with_suffix(".html").as_uri())
     shown = "() => [...document.querySelectorAll('.code .highlight')].filter((code) => code.checkVisibility()).length"
