@@ -92,14 +92,14 @@ def _cluster():
 def bad_point():
     start = [sys.executable, "-m", "nnbook", "sweep", "01", "--name", "s", "-p", "n_train", "300"]
     with tempfile.TemporaryDirectory() as folder:
-        refused = _run([*start, "--reports", folder, "-g", "exponent=-4,x"])
+        refused = [_run([*start, "--reports", folder, "-g", bad]) for bad in ("exponent=-4,x", "kernel_type=cosin")]
         nothing = not (Path(folder) / "sweeps").exists()
-        failed = _run([*start, "--reports", folder, "-g", "kernel_type=cosine,nonsense,euclidian"])
-        ended = [row["status"] for row in _rows(Path(folder))]
-    told = f"exponent=x: exit {refused.returncode}; kernel_type=nonsense: exit {failed.returncode}, {', '.join(ended)}"
-    return told, refused.returncode == 2 and nothing and failed.returncode == 1 and sorted(ended) == [
-        "done", "done", "failed"
-    ]  # fmt: skip
+        cone = ["-p", "kernel_type", "influence_cone", "-g", "influence_cone_factor=2,0.5,4"]
+        failed = _run([*start, "--reports", folder, *cone]).returncode
+        ended = sorted(row["status"] for row in _rows(Path(folder)))
+    codes = [done.returncode for done in refused]
+    told = f"exponent=x, kernel_type=cosin: exit {codes}; a cone's factor of 0.5: exit {failed}, {', '.join(ended)}"
+    return told, codes == [2, 2] and nothing and failed == 1 and ended == ["done", "done", "failed"]
 
 
 @claim("what a sweep's point takes beyond its cells, its page included", "at most 3 s", "slow")

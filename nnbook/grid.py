@@ -37,18 +37,18 @@ def _axis(chapter: Path, known: dict, asked: str, drawn: bool) -> tuple[str, Any
     name, sign, text = asked.partition("=")
     if not sign or not text:
         raise UsageError(f"-g {asked!r}: give name=value,value")
-    default = _default(chapter, known, name, "-g")
-    if ".." in text and type(literal(default)) in (int, float):
-        return name, _range(name, text, default, drawn)
+    told = _told(chapter, known, name, "-g")
+    if ".." in text and type(literal(told["default"])) in (int, float):
+        return name, _range(name, text, told, drawn)
     words = next(csv.reader([text], skipinitialspace=True))
-    return name, [_value(name, word, default, "-g") for word in words]
+    return name, [_value(name, word, told, "-g") for word in words]
 
 
-def _range(name: str, text: str, default: str, drawn: bool):
+def _range(name: str, text: str, told: dict[str, str], drawn: bool):
     """What values between two bounds are drawn from, both included."""
     from scipy import stats
 
-    low, high = (_value(name, word, default, "-g") for word in text.split("..", 1))
+    low, high = (_value(name, word, told, "-g") for word in text.split("..", 1))
     if not drawn or not low < high:
         raise UsageError(f"-g {name}={text}: a range is two numbers, the lower first, and goes with --random N")
     return stats.randint(low, high + 1) if isinstance(low, int) else stats.uniform(low, high - low)
@@ -82,27 +82,27 @@ def _rows(chapter: Path, known: dict, table: Path) -> list[Point]:
         raise UsageError(f"--table {str(table)!r} has no rows: give parameters as columns, and a row for each point")
     if len(set(reader.fieldnames)) < len(reader.fieldnames):
         raise UsageError(f"--table {str(table)!r} names a column twice: {', '.join(reader.fieldnames)}")
-    defaults = {name: _default(chapter, known, name, f"--table {str(table)!r}") for name in reader.fieldnames}
+    told = {name: _told(chapter, known, name, f"--table {str(table)!r}") for name in reader.fieldnames}
     found = []
     for number, row in enumerate(rows, 1):
         where = f"--table {str(table)!r}, row {number}"
         if "" in row or None in row.values():
             raise UsageError(f"{where} has more or fewer cells than there are headings")
-        found.append({name: _value(name, text, defaults[name], where) for name, text in row.items()})
+        found.append({name: _value(name, text, told[name], where) for name, text in row.items()})
     return found
 
 
-def _default(chapter: Path, known: dict, name: str, where: str) -> str:
+def _told(chapter: Path, known: dict, name: str, where: str) -> dict[str, str]:
     if name not in known:
         there = ", ".join(known) or "none"
         hint = " (columns are apart by commas)" if ";" in name or "\t" in name else ""
         raise UsageError(f"{where}: {name!r} is no parameter of {chapter.stem}, which has {there}{hint}")
-    return known[name]["default"]
+    return known[name]
 
 
-def _value(name: str, text: str, default: str, where: str) -> Any:
+def _value(name: str, text: str, told: dict[str, str], where: str) -> Any:
     try:
-        return typed(text.strip(), default)
+        return typed(text.strip(), **told)
     except ValueError as error:
         raise UsageError(f"{where}: {name}={text!r} doesn't fit: {error}") from error
 

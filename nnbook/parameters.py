@@ -2,12 +2,14 @@
 
 import ast
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from nnbook.results import BookError
 
 Parameters = dict[str, dict[str, str]]  # name -> {"default" (as it is written), "help"}
+CHOICES = re.compile(r"\w+(, \w+)* or \w+")
 
 
 class UsageError(BookError):
@@ -21,7 +23,8 @@ def parameters_of(chapter: Path) -> Parameters:
     import papermill
 
     try:
-        return papermill.inspect_notebook(str(chapter))
+        found = papermill.inspect_notebook(str(chapter))
+        return {name: {"default": told["default"], "help": told["help"]} for name, told in found.items()}
     except Exception as error:
         why = f"can't be read as a notebook ({error}): open it in JupyterLab, pick a kernel, and save it"
         raise BookError(f"chapter={str(chapter)!r} {why}") from error
@@ -49,16 +52,17 @@ def assign(chapters: list[Path], given: list[list[str]]) -> dict[Path, dict[str,
             raise UsageError(f"parameter {name!r} is in none of the chapters asked for, which have\n{there}")
         try:
             for chapter in holders:
-                values[chapter][name] = typed(text, known[chapter][name]["default"])
+                values[chapter][name] = typed(text, **known[chapter][name])
         except ValueError as error:
             raise UsageError(f"parameter {name}={text!r} doesn't fit: {error}\n{there}") from error
     return values
 
 
-def typed(text: str, default: str) -> Any:
+def typed(text: str, default: str, help: str = "") -> Any:
     """The value that `text` stands for, of the type of a parameter's default, which is given as it is written.
 
-    A default of None, or one that is computed, holds it to no type. Raises ValueError saying what would do.
+    A default of None, or one that is computed, holds it to no type. Where the help lists words, as in `red, green or
+    blue`, and the default is one of them, it is one of them. Raises ValueError saying what would do.
     """
     like = literal(default)
     readers = {int: int, float: float, str: str}
@@ -70,6 +74,9 @@ def typed(text: str, default: str) -> Any:
         raise ValueError("give a finite number")
     if like is not None and type(value) is not type(like):
         raise ValueError(f"give a value of type {type(like).__name__}, as its default {default} is")
+    words = re.split(", | or ", help) if CHOICES.fullmatch(help) else []
+    if like in words and value not in words:
+        raise ValueError(f"give {help}")
     return value
 
 

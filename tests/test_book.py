@@ -303,6 +303,25 @@ def test_values_take_the_type_of_the_default(text, default, value):
         assert parameters.typed(text, default) == value and type(parameters.typed(text, default)) is type(value)
 
 
+@pytest.mark.parametrize(
+    "help, fits",
+    [
+        ("red, green or blue", {"blue"}),
+        ("red or blue", {"blue"}),
+        ("red, blue, or a colour's name", {"blue", "gren"}),
+        ("green or blue", {"blue", "gren"}),  # which the default isn't one of
+        ("", {"blue", "gren"}),
+    ],
+)
+def test_where_the_help_lists_words_the_value_is_one_of_them(help, fits):
+    for word in ("blue", "gren"):
+        if word in fits:
+            assert parameters.typed(word, '"red"', help) == word
+        else:
+            with pytest.raises(ValueError, match=f"give {help}"):
+                parameters.typed(word, '"red"', help)
+
+
 def test_a_parameter_goes_to_the_chapters_that_have_it(notebooks):
     one, two = book.find_chapters(notebooks, [])
     assert book.assign([one, two], [["seed", "3"], ["shuffle", "true"]]) == {one: {"shuffle": True}, two: {"seed": 3}}

@@ -209,13 +209,15 @@ def test_no_worker_and_no_kernel_outlives_the_sweep(chapter, end, code):
     assert set(kernels(chapter)) - before == set()
 
 
-def test_a_full_disk_is_said_and_the_next_start_goes_on(chapter):
+@pytest.mark.parametrize("largest, kept", [(40_000, 2), (10_000, 0)])  # bytes: the sweep's page is larger, a point's
+def test_a_full_disk_is_said_and_the_next_start_goes_on(chapter, largest, kept):
     def small_files():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
 
     short = started(chapter, "-g", "count=1,2", preexec_fn=small_files)
     said = short.communicate(timeout=60)[1]
-    assert short.returncode == 1 and "File too large" in said and "Traceback" not in said
+    assert (short.returncode, "File too large" in said, "Traceback" in said) == (1, True, False), said
+    assert len(list(folder(chapter).glob("points/*.json"))) == kept and not list(folder(chapter).glob("**/.*.part"))
     assert sweep(chapter, "-g", "count=1,2").code == 0
     assert [row["status"] for row in table(chapter)] == ["done", "done"]
 
