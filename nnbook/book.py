@@ -101,6 +101,12 @@ def sweep(args: argparse.Namespace) -> int:
     return sweep(args)
 
 
+KEPT = {  # of a command that is interrupted
+    run: "; chapters that had ended are kept, and `nnbook report` shows them; of the one under way nothing is",
+    sweep: "; points that had ended are kept, and the same command goes on from there",
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("nnbook", description="Runs the chapters of this book and renders their report.")
     commands = parser.add_subparsers(required=True, metavar="run | sweep | report | list")
@@ -163,6 +169,5 @@ def main(argv: list[str] | None = None) -> int:
         print(f"nnbook: {error}", file=sys.stderr)
         return getattr(error, "code", 1)
     except KeyboardInterrupt:
-        kept = "what had ended is kept: `nnbook report` shows it, and a sweep started again goes on from there"
-        print(f"\nnnbook: interrupted; {kept}", file=sys.stderr)
+        print(f"\nnnbook: interrupted{KEPT.get(args.command, '')}", file=sys.stderr)
         return 130

@@ -1,9 +1,11 @@
 """Two runs side by side: what they were given, what they measured, what they drew, and what they ran on."""
 
+import os
 from html import escape
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from nnbook.chapter import Chapter, duration
 from nnbook.equations import rendered
@@ -11,7 +13,7 @@ from nnbook.markup import grid, head, label, value
 from nnbook.pictures import Picture, pictures_of
 from nnbook.prose import headed, hidden
 from nnbook.results import LAYER, PERCENT, shown
-from nnbook.runs import find, safe
+from nnbook.runs import DEFAULT, find, safe
 from nnlib.files import written_whole
 
 Pair = tuple[Chapter, Chapter]
@@ -30,7 +32,7 @@ def write(reports: Path, a: str, b: str) -> Path:
     names = _names(left, right, a, b)
     target = reports / "compare" / f"{safe(names[0])}--{safe(names[1])}.html"
     with written_whole(target) as part:
-        part.write_text(page(pairs, missing, names), encoding="utf-8")
+        part.write_text(page(pairs, missing, names, target.parent), encoding="utf-8")
     return target
 
 
@@ -47,19 +49,19 @@ def _names(left: list[Chapter], right: list[Chapter], a: str, b: str) -> tuple[s
     return tuple(names if names[0] != names[1] else (str(Path(given).with_suffix("")) for given in (a, b)))
 
 
-def page(pairs: list[Pair], missing: list[tuple[str, int]], names: tuple[str, str]) -> str:
-    """The page that sets two runs side by side."""
+def page(pairs: list[Pair], missing: list[tuple[str, int]], names: tuple[str, str], folder: Path) -> str:
+    """The page that sets two runs side by side, for a folder, from which its links lead to theirs."""
     title = f"{names[0]} beside {names[1]}"
     lacks = "".join(f"<li>{escape(name)} is missing in {escape(names[run])}</li>" for name, run in missing)
     lacks = f'<ul class="small">{lacks}</ul>' if lacks else ""
-    text = "".join(_compared(pair, names) for pair in pairs)
+    text = "".join(_compared(pair, names, folder) for pair in pairs)
     return f"""{head(title)}<a class="skip" href="#main">Skip to the text</a><div class="front compared">
 <nav class="ways" aria-label="Chapters"><a href="../index.html">Contents</a></nav>
 <header><h1>{escape(names[0])} <span class="none">beside</span> {escape(names[1])}</h1>{lacks}</header>
 <main id="main">{text}</main></div></body></html>"""
 
 
-def _compared(pair: Pair, names: tuple[str, str]) -> str:
+def _compared(pair: Pair, names: tuple[str, str], folder: Path) -> str:
     title = f"{pair[0].number} · {rendered(pair[0].title)}" if pair[0].number else rendered(pair[0].title)
     heads = ["", *map(escape, names)]
     parts = {
@@ -68,7 +70,19 @@ def _compared(pair: Pair, names: tuple[str, str]) -> str:
         "Pictures": _pictures(pair, names),
         "What ran them": _rows(heads, *map(_facts, pair)),
     }
-    return f"<section><h2>{title}</h2>" + "".join(f"<h3>{k}</h3>{v}" for k, v in parts.items() if v) + "</section>"
+    went = "<br>".join(_went(chapter, name, folder) for chapter, name in zip(pair, names, strict=True))
+    text = "".join(f"<h3>{heading}</h3>{part}" for heading, part in parts.items() if part)
+    return f'<section><h2>{title}</h2><p class="small">{went}</p>{text}</section>'
+
+
+def _went(chapter: Chapter, name: str, folder: Path) -> str:
+    """How a run went, with a link to its page where it has one."""
+    page = chapter.path.with_suffix(".html")
+    page = folder.parent / page.name if chapter.run.get("run") == DEFAULT else page  # which the book shows
+    link = quote(Path(os.path.relpath(page, folder)).as_posix())
+    called = f'<a href="{link}">{escape(name)}</a>' if page.is_file() else escape(name)
+    error = f": {escape(chapter.error)}" if chapter.error else ""
+    return f"{called}: {chapter.status()}{error}"
 
 
 def _rows(heads: list[str], left: dict[str, Any], right: dict[str, Any]) -> str:
@@ -129,9 +143,10 @@ def _pictures(pair: Pair, names: tuple[str, str]) -> str:
     text = ""
     for (heading, left), (_, right) in zip_longest(*map(_drawn, pair), fillvalue=("", [])):
         for both in zip_longest(left, right):
-            sides = "".join(_side(picture, name) for picture, name in zip(both, names, strict=True))
-            same = " · the same in both" * (both[0] == both[1])
-            text += f'<h4>{escape(heading)}{same}</h4><div class="pair">{sides}</div>'
+            same = both[0] == both[1]
+            shown = [(both[0], "both")] if same else zip(both, names, strict=True)
+            sides = "".join(_side(picture, name) for picture, name in shown)
+            text += f'<h4>{escape(heading)}{" · the same in both" * same}</h4><div class="pair">{sides}</div>'
     return text
 
 

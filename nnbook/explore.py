@@ -28,6 +28,7 @@ class Explorer(VBox):
         for name, control in controls.items():
             control.description = control.description or name
             control.style.description_width = "initial"
+            control.layout.width, control.layout.max_width = "34rem", "98%"  # long enough to reach each of many values
             control.observe(self._asked, "value")
         super().__init__([*controls.values(), self._said, self._picture, self._page])
         self.add_class("nnbook-explorer")

@@ -1,5 +1,6 @@
 """The front page: what the book is, a card for each chapter, what else lies beside them, and what ran them."""
 
+import csv
 import json
 import re
 from collections.abc import Iterable
@@ -35,7 +36,9 @@ def card(chapter: Chapter) -> str:
     title, link = rendered(chapter.title), f'<a href="{address(chapter)}">'
     picture = chapter.picture()
     image = picture.html(wide=False) if picture else ""
-    plate = f'<div class="plate">{image}</div>' if picture else '<div class="plate blank small">no picture</div>'
+    plate = (
+        f'<div class="plate">{link}{image}</a></div>' if picture else '<div class="plate blank small">no picture</div>'
+    )
     error = f'<p class="failed">{escape(chapter.error)}</p>' if chapter.error else ""
     return f"""<article>{plate}<div><p class="small">Chapter {chapter.number}</p>
 <h2>{link}{title}</a></h2><p>{rendered(chapter.lede)}</p>{error}{table(chapter.figures, ROWS)}
@@ -47,20 +50,35 @@ def _listed(title: str, reports: Path, pages: Iterable[Path]) -> str:
     """Links to pages with their dates, the newest first; "" where there are none."""
     items = ""
     for page in sorted(pages, key=lambda page: (-page.stat().st_mtime, page)):
-        date = datetime.fromtimestamp(page.stat().st_mtime).strftime("%Y-%m-%d")
+        date = datetime.fromtimestamp(page.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
         link = quote(page.relative_to(reports).as_posix())
-        items += f'<li><a href="{link}">{escape(_name(page))}</a> <span class="small">{date}</span></li>'
+        name, told = _name(page)
+        items += f'<li><a href="{link}">{escape(name)}</a> <span class="small">{date}{told}</span></li>'
     return f'<section class="beside"><h2>{title}</h2><ul>{items}</ul></section>' if items else ""
 
 
-def _name(page: Path) -> str:
-    """What a page is called: by its folder where it is that folder's front page, else by its title; runs go first."""
+def _name(page: Path) -> tuple[str, str]:
+    """What a page is called, a sweep by its folder and a run with its own name first; and in HTML how it went."""
     if page.name == "index.html":
-        return page.parent.name
+        return page.parent.name, _ended(page.parent / "results.csv")
     with open(page, encoding="utf-8", errors="replace") as file:
-        found = re.search(r"<title>(.*?)</title>", file.read(5000), re.DOTALL)
+        text = file.read().partition("<main")[0]
+    found = re.search(r"<title>(.*?)</title>", text, re.DOTALL)
     title = unescape(found[1]) if found else page.stem
-    return f"{page.parent.name} · {title}" if page.parent.parent.name == "runs" else title
+    if page.parent.parent.name != "runs":
+        return title, ""
+    return f"{page.parent.name} · {title}", ' · <span class="failed">failed</span>' * ('href="#error"' in text)
+
+
+def _ended(table: Path) -> str:
+    """How many points a sweep's table has, and how many of them failed."""
+    if not table.exists():
+        return ""
+    with open(table, newline="", encoding="utf-8") as file:
+        ended = [row.get("status") for row in csv.DictReader(file)]
+    failed = ended.count("failed")
+    told = f" · {len(ended)} point{'s' * (len(ended) != 1)}"
+    return told + f', <span class="failed">{failed} failed</span>' * bool(failed)
 
 
 def origins(chapters: list[Chapter]) -> str:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nnbook.parameters import UsageError, literal, parameters_of, typed
+from nnbook.parameters import UsageError, literal, meant, parameters_of, typed
 
 Point = dict[str, Any]
 
@@ -95,8 +95,9 @@ def _rows(chapter: Path, known: dict, table: Path) -> list[Point]:
 def _told(chapter: Path, known: dict, name: str, where: str) -> dict[str, str]:
     if name not in known:
         there = ", ".join(known) or "none"
-        hint = " (columns are apart by commas)" if ";" in name or "\t" in name else ""
-        raise UsageError(f"{where}: {name!r} is no parameter of {chapter.stem}, which has {there}{hint}")
+        hint = "columns are apart by commas" if ";" in name or "\t" in name else meant(name, known)
+        hint = f" ({hint})" if hint else ""
+        raise UsageError(f"{where}: {name!r} is no parameter of {chapter.stem}{hint}, which has {there}")
     return known[name]
 
 

@@ -1,8 +1,10 @@
 """What may be changed in a chapter: the parameters of its tagged cell, and values for them that fit."""
 
 import ast
+import difflib
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +51,20 @@ def assign(chapters: list[Path], given: list[list[str]]) -> dict[Path, dict[str,
     for name, text in given:
         holders = [chapter for chapter in chapters if name in known[chapter]]
         if not holders:
-            raise UsageError(f"parameter {name!r} is in none of the chapters asked for, which have\n{there}")
+            names = [name for parameters in known.values() for name in parameters]
+            hint = f" ({meant(name, names)})" if meant(name, names) else ""
+            raise UsageError(f"parameter {name!r} is in none of the chapters asked for{hint}, which have\n{there}")
         try:
             for chapter in holders:
                 values[chapter][name] = typed(text, **known[chapter][name])
         except ValueError as error:
             raise UsageError(f"parameter {name}={text!r} doesn't fit: {error}\n{there}") from error
     return values
+
+
+def meant(name: str, names: Iterable[str]) -> str:
+    """A question after the name that somebody may have meant, "" where none is near."""
+    return "".join(f"did you mean {near}?" for near in difflib.get_close_matches(name, names, 1))
 
 
 def typed(text: str, default: str, help: str = "") -> Any:

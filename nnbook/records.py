@@ -14,10 +14,10 @@ def main_metric(records: list[Record], asked: str = "") -> str:
 
 
 def best(records: list[Record], metric: str) -> Record | None:
-    """The record with the best value of a metric, the first of equals; None where none has it."""
+    """The record with the best value of a metric, of equals the first in order; None where none has it."""
     have = [record for record in records if not record["error"] and value(record, metric) is not None]
     sign = -1 if have and more_is_better(have, metric) else 1
-    return min(have, key=lambda record: sign * value(record, metric), default=None)
+    return min(have, key=lambda record: (sign * value(record, metric), order(record)), default=None)
 
 
 def value(record: Record, metric: str) -> float | None:

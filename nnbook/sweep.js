@@ -17,19 +17,34 @@ function sort(column) {
   body.append(...rows);
 }
 
-function matches(row, word) {
-  const [, name, sign, wanted] = word.match(/^([\w ]+?)(<=|>=|=|<|>)(.+)$/) ?? [];
-  const column = names.indexOf(name);
-  if (column < 0) return row.textContent.toLowerCase().includes(word.toLowerCase());
-  const value = held(row, column), [x, y] = [asNumber(value), asNumber(wanted)];
-  if (x === null || y === null) return sign === "=" && value.toLowerCase() === wanted.toLowerCase();
-  return { "<": x < y, ">": x > y, "<=": x <= y, ">=": x >= y, "=": x === y }[sign];
+const labels = heads.map((head, column) => [head.textContent.trim(), names[column]]);
+labels.sort(([one], [other]) => other.length - one.length);  // "test accuracy layer 1" before "test accuracy"
+
+function conditions(text) {  // words, with columns by their names where they were called as the headings call them
+  for (const [label, name] of labels) text = text.replace(new RegExp(`${label}(?=\\s*[<>=])`, "gi"), name);
+  return text.replace(/\s*(<=|>=|=|<|>)\s*/g, "$1").replace(/\s+%/g, "%").split(/\s+/).filter(Boolean).map((word) => {
+    const [, name, sign, wanted] = word.match(/^([^<>=]+)(<=|>=|=|<|>)(.+)$/) ?? [];
+    return { word: word.toLowerCase(), name, sign, wanted: wanted?.toLowerCase().split(","), column: names.indexOf(name) };
+  });
+}
+
+function compared(value, sign, wanted) {
+  const share = wanted.endsWith("%") ? 100 : 1, [x, y] = [asNumber(value), asNumber(wanted.replace(/%$/, ""))];
+  if (x === null || y === null) return sign === "=" && value.toLowerCase() === wanted;
+  const [a, b] = [x, y / share];
+  return { "<": a < b, ">": a > b, "<=": a <= b, ">=": a >= b, "=": a === b }[sign];
+}
+
+function matches(row, { word, sign, wanted, column }) {
+  if (column < 0) return row.textContent.toLowerCase().includes(word);
+  return wanted.some((each) => compared(held(row, column), sign, each));
 }
 
 function filter() {
-  const words = document.getElementById("filter").value.split(/\s+/).filter(Boolean);
-  rows.forEach((row) => { row.hidden = !words.every((word) => matches(row, word)); });
-  document.getElementById("count").textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length}`;
+  const asked = conditions(document.getElementById("filter").value);
+  rows.forEach((row) => { row.hidden = !asked.every((condition) => matches(row, condition)); });
+  const strange = asked.find(({ name, column }) => name && column < 0), shown = rows.filter((row) => !row.hidden).length;
+  document.getElementById("count").textContent = `${shown} of ${rows.length}` + (strange ? `, no column ${strange.name}` : "");
 }
 
 heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => sort(column)));

@@ -17,6 +17,7 @@ from nnbook.runs import safe
 from nnbook.sweep_folder import Sweep
 
 LOSSES = 3  # of workers, before a sweep gives up
+OUTDATED = "run again where asked for, else kept in points/ and left out of the table"
 
 
 def sweep(args: argparse.Namespace) -> int:
@@ -30,6 +31,8 @@ def sweep(args: argparse.Namespace) -> int:
     folder = args.reports / "sweeps" / safe(name)
     require_writable(folder)
     with Sweep(folder, chapter) as held:
+        if held.outdated:
+            print(f"{_points(held.outdated)} of other code, the chapter's or nnlib's: {OUTDATED}", file=sys.stderr)
         try:
             failed = run_points(held, asked, args.jobs, args.scheduler, args.timeout, args.metric)
         finally:
@@ -42,6 +45,10 @@ def sweep(args: argparse.Namespace) -> int:
     return int(bool(failed))
 
 
+def _points(count: int) -> str:
+    return f"{count} point{'s' * (count != 1)}"
+
+
 def run_points(
     sweep: Sweep, points: list[Point], jobs: int, scheduler: str, timeout: float | None, metric: str
 ) -> list[Record]:
@@ -52,6 +59,8 @@ def run_points(
     """
     left = sweep.left(points)
     parent = 0 if scheduler else os.getpid()
+    if not left:
+        print("All points are done: nothing is left to run", file=sys.stderr)
     told = (sweep.chapter.name, sweep.text, str(sweep.chapter.parent.resolve()))
     tasks = [Task(key, *told, point, sweep.same["library"], timeout, parent) for key, point in left.items()]
     with Progress(len({sweep.key(point) for point in points}) - len(tasks), len(tasks), metric) as progress:

@@ -34,6 +34,7 @@ class Sweep:
         self.same = {"chapter": chapter.stem, "source": _source(self.text), "library": library()}
         self.defaults = whole(chapter, {})
         self.records: dict[str, Record] = {}
+        self.outdated = 0  # records of other code, the chapter's or the library's
         (folder / "points").mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / ".lock")
 
@@ -59,6 +60,8 @@ class Sweep:
                 raise UsageError(f"sweep {self.folder.name!r} is one of {record['chapter']}: give another --name")
             if self.same.items() <= record.items():
                 self.records[record["point"]] = record
+            else:
+                self.outdated += 1
 
     def key(self, point: Point) -> str:
         """What stands for a point: it tells all parameters apart, also those left at their defaults."""

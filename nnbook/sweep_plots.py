@@ -122,7 +122,8 @@ def _heatmap(records: list[Record], one: str, other: str, metric: str):
     for (row, column), figure_here in np.ndenumerate(grid if grid.size <= 120 else np.empty((0, 0))):
         if not np.isnan(figure_here):
             colour = "black" if figure_here > middle else "white"
-            axis.text(column, row, f"{figure_here:.4g}", ha="center", va="center", fontsize=8, color=colour)
+            text = f"{figure_here:{'.2f' if PERCENT.search(metric) else '.4g'}}"
+            axis.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
     figure.colorbar(image, label=_label(metric))
     return figure, f"Heatmap of {_label(metric)}, mean over the other parameters, {one} down and {other} across"
 

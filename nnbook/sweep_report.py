@@ -34,7 +34,8 @@ def _parts(records: list[Record], metric: str) -> dict[str, str]:
     heads = "".join(f'<th data-name="{escape(c)}"><button>{escape(label(c))}</button></th>' for c in columns)
     failed = sum(bool(record["error"]) for record in records)
     winner = best(records, metric)
-    text = f"{len(records) - failed} points done" + f', <span class="failed">{failed} failed</span>' * bool(failed)
+    done = len(records) - failed
+    text = f"{done} point{'s' * (done != 1)} done" + f', <span class="failed">{failed} failed</span>' * bool(failed)
     if winner:
         figure = shown(metric, **winner["figures"][metric])
         text += f". Best {escape(label(metric))}: <b>{figure}</b> at {escape(told(winner, names))}"
@@ -50,7 +51,8 @@ def _parts(records: list[Record], metric: str) -> dict[str, str]:
 
 def _facts(records: list[Record], names: list[str]) -> str:
     """What is the same in all points, and what ran them."""
-    lines = [f"{r['chapter']}: {told(r, [name for name in r['parameters'] if name not in names])}" for r in records[:1]]
+    rest = [told(record, [name for name in record["parameters"] if name not in names]) for record in records[:1]]
+    lines = [": ".join(filter(None, [record["chapter"], *rest])) for record in records[:1]]
     for fact in ("processor", "GPU", "versions", "commit"):
         found = sorted({record.get("origin", {}).get(fact, "") for record in records} - {""})
         lines += [f"{fact}: {'; '.join(found)}"] if found else []

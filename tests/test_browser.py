@@ -157,9 +157,18 @@ def test_a_sweep_can_be_sorted_and_filtered(opened, site):
     assert column("test_accuracy") == ["0.88", "0.86", "0.74", "", "", ""]
     opened.click("#points th[data-name=exponent] button")
     assert column("exponent") == ["-16.0", "-16.0", "-4.0", "-4.0", "-2.0", "-2.0"]
-    for words, count in (("exponent>-16", 4), ("kind=bad", 3), ("exponent>-16 kind=bad", 2), ("fail", 3), ("zebra", 0)):
+    asked = {"exponent>-16": 4, "kind=bad": 3, "exponent>-16 kind=bad": 2, "fail": 3, "zebra": 0, "exponent=-2,-16": 4}
+    asked |= {
+        "test accuracy > 80%": 2,
+        "test_accuracy>=0.86 kind = cosine": 2,
+        "Test Accuracy<80 %": 1,
+        "status=done": 3,
+    }
+    for words, count in asked.items():
         opened.fill("#filter", words)
         assert len(column("kind")) == count and opened.inner_text("#count") == f"{count} of 6", words
+    opened.fill("#filter", "exponnet=3")
+    assert opened.inner_text("#count") == "0 of 6, no column exponnet"
 
 
 def test_the_sweeps_page_and_its_table_agree(opened, site):

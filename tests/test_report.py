@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import matplotlib
 import nbformat
@@ -162,9 +163,12 @@ def test_two_runs_stand_side_by_side(ran):
     ]
     assert {"versions", "processor", "commit"} <= {row[0].removesuffix(" ≠") for row in machines}
     pairs = page.select(".pair")
-    assert [len(pair.select("img")) for pair in pairs] == [2, 2, 2] and WORDS in {i["alt"] for i in pairs[0]("img")}
+    assert [len(pair.select("img")) for pair in pairs] == [2, 1, 1] and WORDS in {i["alt"] for i in pairs[0]("img")}
     assert ["the same in both" in heading.get_text() for heading in page.select("h4")] == [False, True, True]
     assert "default-src 'none'" in path.read_text() and "script" not in path.read_text()
+    went = page.select_one("section > p")
+    assert went.get_text().count("passed") == 2 and len(went("a")) == 2
+    assert all((path.parent / unquote(link["href"])).is_file() for link in went("a"))
     link = parsed(front).find("h2", string="Comparisons").find_next("a")
     assert link.string == "default beside ../b: 6 <x>" and link["href"] == f"compare/{path.name}"
 
@@ -235,10 +239,12 @@ def test_a_sweep_is_linked_from_the_front_page(tmp_path):
     sweep = tmp_path / "reports" / "sweeps" / "of exponent" / "index.html"
     sweep.parent.mkdir(parents=True)
     sweep.write_text("<title>x</title>")
+    (sweep.parent / "results.csv").write_text("point,status\n1,done\n2,failed\n")
     os.utime(sweep, (1e9, 1e9))
     front = parsed(report.write(tmp_path / "reports", tmp_path))
     item = front.find("h2", string="Sweeps").find_next("li")
-    assert item.a["href"] == "sweeps/of%20exponent/index.html" and item.get_text() == "of exponent 2001-09-09"
+    assert item.a["href"] == "sweeps/of%20exponent/index.html" and item.get_text().startswith("of exponent 2001-09-09 ")
+    assert item.get_text().endswith(" · 2 points, 1 failed")
     assert not front.find("h2", string="Comparisons")
 
 

@@ -105,7 +105,10 @@ def test_points_come_from_a_table_too(chapter, tmp_path):
     "words, said",
     [
         (["-g", "exponent=x,-4"], "exponent='x' doesn't fit: give a value of type float"),
-        (["-g", "exponnet=-2"], "'exponnet' is no parameter of 01_small, which has exponent, kind"),
+        (
+            ["-g", "exponnet=-2"],
+            "'exponnet' is no parameter of 01_small (did you mean exponent?), which has exponent, kind",
+        ),
         (["-g", "exponent"], "give name=value,value"),
         (["-g", "exponent=-2", "-g", "exponent=-4"], "names a parameter twice"),
         (["-g", "exponent=-2", "-p", "exponent", "-4"], "-g and -p both name exponent"),
@@ -159,8 +162,10 @@ def test_a_changed_chapter_is_run_again_where_its_code_changed(chapter, cell, ch
     before = {path: path.stat().st_mtime_ns for path in (folder(chapter) / "points").glob("*.json")}
     cells[cell] += change
     notebook(chapter, cells)
-    assert sweep(chapter, "-g", "count=1,2").code == 0 and len(table(chapter)) == 2
+    done = sweep(chapter, "-g", "count=2,1")
+    assert done.code == 0 and len(table(chapter)) == 2
     assert sum(path.stat().st_mtime_ns > then for path, then in before.items()) == runs
+    assert (f"{runs} points of other code" in done.err, "nothing is left to run" in done.err) == (runs > 0, runs == 0)
 
 
 def test_a_name_belongs_to_one_chapter_and_one_process(chapter):
@@ -273,6 +278,8 @@ def test_the_best_is_the_largest_share_and_the_fewest_of_others():
     for unit, winner in (("1", 3.0), ("dB", 3.0), ("", 1.0), ("s", 1.0), ("bit", 1.0)):
         records = [measured(value, unit) for value in (2.0, 3.0, 1.0)]
         assert best(records, "f")["parameters"] == {"p": winner}
+    equals = [measured(value, "1") | {"figures": records[0]["figures"]} for value in (3.0, 1.0, 2.0)]
+    assert best(equals, "f")["parameters"] == {"p": 1.0}
     assert main_metric(records) == "f" and varied(records) == ["p"] and best([], "f") is None
 
 
