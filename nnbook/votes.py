@@ -25,11 +25,11 @@ def votes(model: DynamicClassifier, images: Tensor, labels: Tensor, classes: Seq
         plots.strip(row[0], image[None], [f"a {classes[label]}"])
         top = share.topk(min(MOST, len(classes))).indices.sort().values
         plots.shares(row[1], share[top], [classes[each] for each in top], (top == label).nonzero()[:, 0].tolist())
-        row[1].set_xlabel("share of the weight" if row is rows[-1] else "")
         row[1].tick_params(labelsize=7)
         titles = [f"a {classes[each]}" for each in model.values_[index]]
         plots.strip(row[2], model.centers_[index].unflatten(1, images.shape[1:]), titles)
-    rows[0][2].set_title("nearest centers", fontsize=9, pad=12)
+    rows[-1][1].set_xlabel("share of the weight", fontsize=8)
+    rows[0][2].set_title("nearest centers", fontsize=9, pad=17)
     return figure
 
 
