@@ -77,8 +77,8 @@ def _compared(pair: Pair, names: tuple[str, str], folder: Path) -> str:
 
 def _went(chapter: Chapter, name: str, folder: Path) -> str:
     """How a run went, with a link to its page where it has one."""
-    page = chapter.path.with_suffix(".html")
-    page = folder.parent / page.name if chapter.run.get("run") == DEFAULT else page  # which the book shows
+    shown_in_the_book = chapter.run.get("run") == DEFAULT
+    page = (folder.parent / chapter.path.name if shown_in_the_book else chapter.path).with_suffix(".html")
     link = quote(Path(os.path.relpath(page, folder)).as_posix())
     called = f'<a href="{link}">{escape(name)}</a>' if page.is_file() else escape(name)
     error = f": {escape(chapter.error)}" if chapter.error else ""

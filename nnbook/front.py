@@ -14,6 +14,7 @@ from nnbook.chapter import Chapter
 from nnbook.equations import rendered
 from nnbook.markup import definitions, file, head, table
 from nnbook.page import address
+from nnbook.results import counted
 
 TITLE = "Nearest neighbors, one weighted average"
 ROWS = 8  # figures on a card: all those with a published one beside them, and others up to this many
@@ -22,7 +23,7 @@ ROWS = 8  # figures on a card: all those with a published one beside them, and o
 def front(chapters: list[Chapter], reports: Path) -> str:
     """The front page of the chapters, and of the sweeps and comparisons in `reports`."""
     failed = sum(bool(chapter.error) for chapter in chapters)
-    told = f"{len(chapters)} chapter{'s' * (len(chapters) > 1)} ran, "
+    told = f"{counted(len(chapters), 'chapter')} ran, "
     told += f'<span class="failed">{failed} failed</span>' if failed else "none failed"
     beside = _listed("Other runs", reports, reports.glob("runs/*/*.html"))
     beside += _listed("Sweeps", reports, reports.glob("sweeps/*/index.html"))
@@ -77,7 +78,7 @@ def _ended(table: Path) -> str:
     with open(table, newline="", encoding="utf-8") as file:
         ended = [row.get("status") for row in csv.DictReader(file)]
     failed = ended.count("failed")
-    told = f" · {len(ended)} point{'s' * (len(ended) != 1)}"
+    told = f" · {counted(len(ended), 'point')}"
     return told + f', <span class="failed">{failed} failed</span>' * bool(failed)
 
 

@@ -71,7 +71,7 @@ def typed(text: str, default: str, help: str = "") -> Any:
     """The value that `text` stands for, of the type of a parameter's default, which is given as it is written.
 
     A default of None, or one that is computed, holds it to no type. Where the help lists words, as in `red, green or
-    blue`, and the default is one of them, it is one of them. Raises ValueError saying what would do.
+    blue`, and the default is one of them, the value is one too. Raises ValueError saying what would do.
     """
     like = literal(default)
     readers = {int: int, float: float, str: str}

@@ -84,6 +84,11 @@ def shown(metric: str, value: float | None, unit: str = "") -> str:
     return number if unit in ("", "1") else f"{number} {unit}"
 
 
+def counted(number: int, noun: str) -> str:
+    """So many of them: `1 point`, `3 points`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def figures_of(notebook) -> Figures:
     """The figures that a notebook's cells recorded: metric -> {"value", "unit"}."""
     found: Figures = {}

@@ -12,7 +12,7 @@ from nnbook.parameters import UsageError, assign
 from nnbook.point import Task, run_point
 from nnbook.progress import Progress
 from nnbook.records import Record, varied
-from nnbook.results import BookError
+from nnbook.results import BookError, counted
 from nnbook.runs import safe
 from nnbook.sweep_folder import Sweep
 
@@ -32,7 +32,10 @@ def sweep(args: argparse.Namespace) -> int:
     require_writable(folder)
     with Sweep(folder, chapter) as held:
         if held.outdated:
-            print(f"{_points(held.outdated)} of other code, the chapter's or nnlib's: {OUTDATED}", file=sys.stderr)
+            print(
+                f"{counted(held.outdated, 'point')} of other code, the chapter's or nnlib's: {OUTDATED}",
+                file=sys.stderr,
+            )
         try:
             failed = run_points(held, asked, args.jobs, args.scheduler, args.timeout, args.metric)
         finally:
@@ -43,10 +46,6 @@ def sweep(args: argparse.Namespace) -> int:
     for record in failed[:1]:
         print(f"{len(failed)} of {len(asked)} points failed, the first of them with {record['error']}", file=sys.stderr)
     return int(bool(failed))
-
-
-def _points(count: int) -> str:
-    return f"{count} point{'s' * (count != 1)}"
 
 
 def run_points(

@@ -8,7 +8,7 @@ from pathlib import Path
 from nnbook import sweep_plots
 from nnbook.markup import file, head, label
 from nnbook.records import Record, best, main_metric, order, told, value, varied
-from nnbook.results import shown
+from nnbook.results import counted, shown
 from nnlib.files import written_whole
 
 
@@ -34,8 +34,9 @@ def _parts(records: list[Record], metric: str) -> dict[str, str]:
     heads = "".join(f'<th data-name="{escape(c)}"><button>{escape(label(c))}</button></th>' for c in columns)
     failed = sum(bool(record["error"]) for record in records)
     winner = best(records, metric)
-    done = len(records) - failed
-    text = f"{done} point{'s' * (done != 1)} done" + f', <span class="failed">{failed} failed</span>' * bool(failed)
+    text = f"{counted(len(records) - failed, 'point')} done" + f', <span class="failed">{failed} failed</span>' * bool(
+        failed
+    )
     if winner:
         figure = shown(metric, **winner["figures"][metric])
         text += f". Best {escape(label(metric))}: <b>{figure}</b> at {escape(told(winner, names))}"
