@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
+from nnlib.frames import Room
 from nnlib.kernels import Kernel, KNearest
 from nnlib.search import hindrance, pays, searched, tree_nearest
 from nnlib.stream import (
@@ -19,7 +20,7 @@ from nnlib.stream import (
     exact_products,
     finite,
     nearest_of,
-    nearest_one,
+    products,
     row_blocks,
     streamed,
     without,
@@ -61,8 +62,8 @@ def attend(
         if _searches(queries, centers, values, kernel, backend, tolerance):
             return searched(queries, centers, values, kernel, exclude, tolerance)
         if kernel.count is not None:
-            frame = kernel.frame(queries, centers, working_dtype(queries, centers))
-            return average_nearest(queries, centers, values, kernel, frame, exclude)
+            metric = kernel.metric(queries.detach(), centers.detach(), working_dtype(queries, centers))
+            return average_nearest(queries, centers, values, kernel, metric, exclude)
         labels = values if isinstance(values, Labels) else None
         return _Attend.apply(queries, centers, None if labels else values, labels, kernel, exclude)
 
@@ -101,9 +102,9 @@ def nearest(
     if _searches(queries, centers, None, KNearest(count, kernel), backend):
         return tree_nearest(queries, centers, count, kernel, exclude)
     with exact_products():
-        frame = kernel.frame(queries, centers, working_dtype(queries, centers))
-        distance, index = nearest_of(queries, centers, count, kernel, frame, exclude)
-        return distance / frame.scale, index
+        metric = kernel.metric(queries, centers, working_dtype(queries, centers))
+        distance, index = nearest_of(queries, centers, count, metric, exclude)
+        return distance / metric.scale, index
 
 
 def _searches(queries, centers, values, kernel: Kernel, backend: str, tolerance: float = 0.0) -> bool:
@@ -121,12 +122,12 @@ def _searches(queries, centers, values, kernel: Kernel, backend: str, tolerance:
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx, queries, centers, values, labels, kernel, exclude):
-        """The averages [B, V]; of the scores only the logarithms of their totals are kept."""
-        frame = kernel.frame(queries, centers, working_dtype(queries, centers))
+        """The averages [B, V]; of the weights only their totals are kept, beside that of the nearest center."""
+        metric = kernel.metric(queries, centers, working_dtype(queries, centers))
         source = values if labels is None else labels
-        result, log_total = streamed(queries, centers, source, kernel, frame, exclude)
-        ctx.save_for_backward(queries, centers, values, result, log_total, exclude)
-        ctx.labels, ctx.kernel, ctx.frame = labels, kernel, frame
+        result, near, total = streamed(queries, centers, source, kernel, metric, exclude)
+        ctx.save_for_backward(queries, centers, values, result, near, total, exclude)
+        ctx.labels, ctx.kernel, ctx.metric = labels, kernel, metric
         return result
 
     @staticmethod
@@ -140,10 +141,11 @@ class _Backward:
     """Gradients to queries, centers and values, the blocks computed again."""
 
     def __init__(self, ctx, gradient):
-        self.queries, self.centers, self.values, result, self.log_total, self.exclude = ctx.saved_tensors
-        self.kernel, self.frame = ctx.kernel, ctx.frame
+        self.queries, self.centers, self.values, result, self.near, total, self.exclude = ctx.saved_tensors
+        self.kernel, self.metric, self.room = ctx.kernel, ctx.metric, Room()
         self.source = self.values if ctx.labels is None else ctx.labels
-        self.gradient, self.mean = gradient, (gradient * result).sum(1)
+        self.gradient = gradient / torch.where(total > 0, total, 1)[:, None]
+        self.mean, self.pulled = (self.gradient * result).sum(1, keepdim=True), any(ctx.needs_input_grad[:2])
         self.inputs = (self.queries, self.centers, self.values)
         self.to_queries, self.to_centers, self.to_values = (
             torch.zeros(like.shape, dtype=gradient.dtype, device=like.device) if needed else None
@@ -153,47 +155,43 @@ class _Backward:
     def run(self):
         """The gradients to queries, centers and values, None for those that need none."""
         for rows in row_blocks(self.queries):
-            x = self.queries[rows].to(self.gradient.dtype)
-            near, index = nearest_one(self.queries, rows, self.centers, self.kernel, self.frame, self.exclude)
-            to_near = None if near is None else torch.zeros_like(near)
+            x = self.metric.rows(self.queries[rows].to(self.gradient.dtype))
+            near, to_near = finite(self.near[rows]), torch.zeros_like(self.near[rows])
             for cols in column_blocks(self.centers):
                 self._block(x, rows, cols, near, to_near)
-            if near is not None:
-                self._spread_nearest(x, rows, index, to_near)
+            if self.kernel.needs_nearest and self.pulled:
+                self._spread_nearest(rows, to_near)
         found = zip((self.to_queries, self.to_centers, self.to_values), self.inputs, strict=True)
         return tuple(None if gradient is None else gradient.to(like.dtype) for gradient, like in found)
 
     def _block(self, x, rows, cols, near, to_near):
-        v = self.source[cols].to(x.dtype)
-        inputs = [x.detach(), self.centers[cols].to(x.dtype).detach(), *([] if near is None else [near.detach()])]
-        with torch.enable_grad():
-            inputs = [part.requires_grad_() for part in inputs]
-            distance = self.kernel.distance(*inputs[:2], self.frame)
-            scores = self.kernel.log_weight(distance, self.frame, *inputs[2:])
+        c = self.metric.rows(self.centers[cols].to(self.gradient.dtype))
+        distance, kept = self.metric.measure(x, c, keep=True)
         skip = None if self.exclude is None else self.exclude[rows]
-        weights = torch.exp(without(scores.detach().clone(), skip, cols) - finite(self.log_total[rows])[:, None])
-        gradient = self.gradient[rows]
+        weights = self.room.beside("weights", distance).copy_(distance) if self.pulled else distance
+        self.kernel.weigh(without(weights, skip, cols), near, self.metric.scale)
+        gradient, v = self.gradient[rows], self.source[cols].to(self.gradient.dtype)
         if self.to_values is not None:
-            self.to_values[cols] += weights.T @ gradient
-        if self.to_queries is not None or self.to_centers is not None:
-            pull = weights.mul_(gradient @ v.T - self.mean[rows, None])
-            grads = torch.autograd.grad(scores, inputs, pull)
-            self._collect(rows, cols, grads, to_near)
+            self.to_values[cols] += products(weights.T, gradient)
+        if self.pulled:
+            pull = torch.mm(gradient, v.T, out=self.room.beside("pull", distance)).sub_(self.mean[rows]).mul_(weights)
+            self.kernel.steepen(pull, distance, near, self.metric.scale, weights)
+            if self.kernel.needs_nearest:
+                to_near -= self.kernel.influence_cone_factor * pull.sum(1)
+            to_queries, to_centers = self.metric.pull(x, c, distance, kept, pull)
+            if self.to_queries is not None:
+                self.to_queries[rows] += to_queries
+            if self.to_centers is not None:
+                self.to_centers[cols] += to_centers
 
-    def _collect(self, rows, cols, grads, to_near):
-        if self.to_queries is not None:
-            self.to_queries[rows] += grads[0]
-        if self.to_centers is not None:
-            self.to_centers[cols] += grads[1]
-        if to_near is not None:
-            to_near += grads[2]
-
-    def _spread_nearest(self, x, rows, index, to_near):
+    def _spread_nearest(self, rows, to_near):
         """The nearest distance is itself one of the distances: pass its gradient on to that pair."""
-        index = index.clamp(min=0)
-        difference = (x - self.centers[index].to(x.dtype)) * self.frame.scale
+        skip = None if self.exclude is None else self.exclude[rows]
+        index = nearest_of(self.queries[rows], self.centers, 1, self.metric, skip)[1][:, 0].clamp(min=0)
+        x, c = (part.to(self.gradient.dtype) for part in (self.queries[rows], self.centers[index]))
+        difference = (x - c) * self.metric.scale
         length = torch.linalg.vector_norm(difference, dim=1)
-        pull = difference * (to_near * self.frame.scale / torch.where(length > 0, length, 1))[:, None]
+        pull = difference * (to_near * self.metric.scale / torch.where(length > 0, length, 1))[:, None]
         if self.to_queries is not None:
             self.to_queries[rows] += pull
         if self.to_centers is not None:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from nnlib.device import one_thread
+from nnlib.frames import take
 from nnlib.kernels import InfluenceCone, Kernel
 from nnlib.reach import Cone
 from nnlib.rows import Chosen, Copied
@@ -27,7 +28,8 @@ from nnlib.stream import (
     streamed,
 )
 
-BLOCK_ROWS = 1024  # samples compared with all centers at once
+BLOCK_ROWS = 2048  # samples compared with all centers at once
+AHEAD = 256  # samples that meet a new center as soon as it is one
 SEARCH_ROWS = 4096  # where centers are searched: enough to sort them for, few enough to add few meanwhile
 BLOCK_BYTES = 64 << 20  # for their distances, where a kernel needs them kept
 
@@ -38,8 +40,7 @@ class Rule(NamedTuple):
     """What a center votes for, which samples of a batch are wrong, and when the batch is good enough."""
 
     values: Callable[[Tensor], Float[Tensor, "N V"]]
-    wrong: Callable[[Float[Tensor, "N V"], Tensor], Tensor]
-    quality: Callable[[Float[Tensor, "N V"], Tensor], Tensor]
+    judge: Callable[[Float[Tensor, "N V"], Tensor], tuple[Tensor, Tensor]]  # which are wrong, and how good it is
     target: float
     rounds: int | None
     batch_size: int
@@ -79,15 +80,17 @@ def _mistakes(votes, y, rows: slice, centers, rule: Rule) -> Iterator[Int64[Tens
     if len(centers) == 0:
         yield torch.arange(rows.start, rows.stop, device=y.device)
         return
-    rounds, average, before = 0, votes.average(rows), None
+    rounds, before = 0, None
+    wrong, _ = rule.judge(votes.average(rows), y[rows])
     while rounds != rule.rounds and len(centers) <= rule.max_neighbors:
-        picked = rule.wrong(average, y[rows]).nonzero()[:, 0]
+        picked = wrong.nonzero()[:, 0]
         if len(picked) == 0 or (rule.rounds is None and before is not None and torch.equal(picked, before)):
             return  # without a limit of rounds, samples that contradict each other would be added forever
         before = picked
         yield picked + rows.start
-        rounds, average = rounds + 1, votes.average(rows)
-        if rule.quality(average, y[rows]) >= rule.target:
+        rounds += 1
+        wrong, quality = rule.judge(votes.average(rows), y[rows])
+        if quality >= rule.target:
             return
 
 
@@ -104,33 +107,47 @@ class SummedVotes:
     """The running averages of a block's samples, where every center's weight stands by itself."""
 
     def __init__(self, x, values, centers, kernel, rule):
-        self.x, self.values, self.kernel, self.frame = x, values, kernel, kernel.frame(x, x, x.dtype)
-        self.state = RunningAverage(len(x), values.shape[1], x)
-        accumulate(self.state, x, centers.x, _Encoded(centers.y, rule.values), kernel, self.frame)
+        self.values, self.metric = values, kernel.metric(x, x, x.dtype)
+        self.rows = self.metric.rows(x)
+        self.state = RunningAverage(kernel, len(x), values.shape[1], x, self.metric.scale)
+        accumulate(self.state, self.rows, centers.x, _Encoded(centers.y, rule.values), self.metric)
+        self.step, self.until = max(1, AHEAD // rule.batch_size) * rule.batch_size, 0
+        self.picked = torch.empty(0, dtype=torch.int64, device=x.device)
 
     def add(self, picked: Int64[Tensor, " K"], start: int) -> None:
         """Make samples of the block centers, for those from `start` on."""
-        distance = self.kernel.distance(self.x[start:], self.x[picked], self.frame)
-        self.state.add(self.kernel.log_weight(distance, self.frame), self.values[picked], slice(start, None))
+        self.picked = torch.cat([self.picked, picked])
+        each = torch.arange(len(picked), device=picked.device)
+        self._count(picked, slice(start, self.until), (picked - start, each))
 
     def average(self, rows: slice) -> Float[Tensor, "N V"]:
-        """What the centers so far say of some samples of the block."""
+        """What the centers so far say of some samples of the block, which are asked for in their order."""
+        if rows.stop > self.until:  # those picked meanwhile meet the next samples all at once
+            self.until = rows.start + self.step
+            self._count(self.picked, slice(rows.start, self.until))
         return self.state.value(rows)
+
+    def _count(self, picked, rows: slice, same=None) -> None:
+        if len(picked) and rows.start < rows.stop:
+            distance, _ = self.metric.measure(take(self.rows, rows), take(self.rows, picked), same=same)
+            self.state.add(distance, self.values[picked], rows)
 
 
 class RankedVotes:
     """The same where a weight depends on the other centers: the distances are kept and weighed anew."""
 
     def __init__(self, x, values, centers, kernel, rule):
-        self.kernel, self.frame, self.own = kernel, kernel.frame(x, x, x.dtype), values
-        self.among = kernel.distance(x, x, self.frame)
+        self.kernel, self.metric, self.own = kernel, kernel.metric(x, x, x.dtype), values
+        rows = self.metric.rows(x)
+        each = torch.arange(len(x), device=x.device)
+        self.among = self.metric.measure(rows, rows, same=(each, each))[0].clone()
         self.distance, self.values = self.among[:, :0], values[:0]
         if len(centers):
             self.values = rule.values(centers.y[:])
             self.distance = x.new_empty(len(x), len(centers))
             for start in range(0, len(centers), BLOCK_ROWS):
                 cols = slice(start, min(start + BLOCK_ROWS, len(centers)))
-                self.distance[:, cols] = kernel.distance(x, centers.x[cols].to(x.dtype), self.frame)
+                self.distance[:, cols], _ = self.metric.measure(rows, self.metric.rows(centers.x[cols].to(x.dtype)))
         self.picked = torch.empty(0, dtype=torch.int64, device=x.device)
 
     def add(self, picked, start):
@@ -143,8 +160,8 @@ class RankedVotes:
         if self.kernel.count is not None:
             index = distance.topk(min(self.kernel.count, distance.shape[1]), largest=False).indices
             return values[index].mean(1)
-        state = RunningAverage(len(distance), values.shape[1], distance)
-        state.add(self.kernel.log_weight(distance, self.frame, distance.amin(1)), values)
+        state = RunningAverage(self.kernel, len(distance), values.shape[1], distance, self.metric.scale)
+        state.add(distance, values)
         return state.value()
 
 
@@ -152,9 +169,11 @@ class SearchedVotes:
     """The same where only near centers weigh: those before the block are sorted, those of the block all measured."""
 
     def __init__(self, x, values, centers, kernel, rule):
-        self.x, self.values, self.kernel, self.frame = x, values, kernel, kernel.frame(x, x, x.dtype)
-        self.cone = Cone(centers.x[:].to(x.dtype), _Encoded(centers.y, rule.values), kernel, self.frame)
-        self.near, self.picked = self.cone.nearest(x), torch.empty(0, dtype=torch.int64)
+        self.values, self.kernel, self.metric = values, kernel, kernel.metric(x, x, x.dtype)
+        self.x, self.rows, self.picked = x, self.metric.rows(x), torch.empty(0, dtype=torch.int64)
+        encoded = _Encoded(centers.y, rule.values)
+        self.cone = Cone(centers.x[:].to(x.dtype), encoded, kernel, self.metric.frame)
+        self.near = self.cone.nearest(x)
         self.sums = self.cone.sums(x, self.near)
 
     def add(self, picked, start):
@@ -164,12 +183,14 @@ class SearchedVotes:
         """The sums kept, made again where a picked center is nearest, with the picked ones' weights added."""
         x, near, sums = self.x[rows], self.near[rows], self.sums[rows]
         if len(self.picked):
-            own = self.kernel.distance(x, self.x[self.picked], self.frame)
+            own, _ = self.metric.measure(take(self.rows, rows), take(self.rows, self.picked))
             nearer = (own.amin(1) < near).nonzero()[:, 0]
             near[nearer] = own[nearer].amin(1)
             sums[nearer] = self.cone.sums(x[nearer], near[nearer])
             sums = sums.clone()
-            add_products(sums, self.kernel.weight(own, self.frame, near), self.values[self.picked])
+            scale = self.metric.scale  # the cone's sums are of weights that are not taken beside the nearest one's
+            weights = self.kernel.weigh(own, near, scale).mul_(self.kernel.reach(near, scale)[:, None])
+            add_products(sums, weights, self.values[self.picked])
         return average_of(sums)
 
 
@@ -185,10 +206,10 @@ class FreshVotes:
     def average(self, rows):
         """The average over all centers, or over the nearest, from the start: nothing is kept between calls."""
         x, values = self.x[rows], _Encoded(self.centers.y, self.rule.values)
-        frame = self.kernel.frame(x, x, x.dtype)
+        metric = self.kernel.metric(x, x, x.dtype)
         if self.kernel.count is not None:
-            return average_nearest(x, self.centers.x, values, self.kernel, frame)
-        return streamed(x, self.centers.x, values, self.kernel, frame)[0]
+            return average_nearest(x, self.centers.x, values, self.kernel, metric)
+        return streamed(x, self.centers.x, values, self.kernel, metric)[0]
 
 
 class _Encoded:

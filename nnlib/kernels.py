@@ -1,7 +1,8 @@
-"""The log-weights s(x, c) of the one equation, a small class each.
+"""The weights exp(s(x, c)) of the one equation, a small class each.
 
-A kernel says how far a center is from a query (`distance`) and what a center that far weighs (`log_weight`). The
-published names of the settings hold: `kernel_type`, `exponent`, `epsilon`, `influence_cone_factor`, `scales`.
+A kernel says how distances are measured (`metric`) and what a center that far weighs beside one as far as another
+(`weigh`). The published names of the settings hold: `kernel_type`, `exponent`, `epsilon`, `influence_cone_factor`,
+`scales`.
 """
 
 import math
@@ -11,15 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nnlib.distances import Frame, cosine, cosine_frame, euclidean, frame_of
-
-
-def _power(distance: Tensor, exponent: float, epsilon: float) -> Tensor:
-    """log((distance + epsilon)^exponent), finite at 0 without an epsilon too."""
-    epsilon = max(epsilon, torch.finfo(distance.dtype).tiny)
-    if distance.requires_grad:
-        return (distance + epsilon).log() * exponent
-    return distance.add_(epsilon).log_().mul_(exponent)
+from nnlib.cosine import Cosine
+from nnlib.euclidean import Euclidean, Inner, Pyramid, power_
 
 
 def _require(holds: bool, name: str, given, wanted: str) -> None:
@@ -29,7 +23,7 @@ def _require(holds: bool, name: str, given, wanted: str) -> None:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A distance, and the logarithm of the weight that goes with it."""
+    """A distance, and the weight that goes with it."""
 
     needs_nearest = False  # whether a weight depends on the distance to the nearest center
     count = None  # how many of the nearest centers share the weight alone: None for all
@@ -39,21 +33,28 @@ class Kernel:
         """Whether a center's weight changes when others come, so that sums can't simply be added to."""
         return self.needs_nearest or self.count is not None
 
-    def frame(self, queries: Tensor, centers: Tensor, dtype: torch.dtype) -> Frame:
-        """The frame that the distances are measured in, chosen once for all blocks."""
-        return frame_of(queries, centers, dtype)
+    def metric(self, queries: Tensor, centers: Tensor, dtype: torch.dtype):
+        """What measures the distances, in a frame that is chosen once for all blocks; smaller is nearer."""
+        return Euclidean.of(queries, centers, dtype)
 
-    def distance(self, x: Float[Tensor, "B D"], c: Float[Tensor, "M D"], frame: Frame) -> Float[Tensor, "B M"]:
-        """How far every center of a block is from every query, nearer being smaller, times the frame's scale."""
-        return euclidean(x, c, frame)
-
-    def log_weight(
-        self, distance: Float[Tensor, "B M"], frame: Frame, nearest: Float[Tensor, " B"] | None = None
+    def weigh(
+        self, distance: Float[Tensor, "B M"], near: Float[Tensor, " B"], scale: float = 1.0
     ) -> Float[Tensor, "B M"]:
-        """The logarithm of the weights, up to a constant a query; -inf where there is no weight.
+        """The weights at these distances over the weight at the distance `near`. Overwrites the distances.
 
-        May overwrite distances that need no gradient.
+        Distances are `scale` times those of the data; at inf there is no weight.
         """
+        raise NotImplementedError
+
+    def steepen(
+        self,
+        pull: Float[Tensor, "B M"],
+        distance: Float[Tensor, "B M"],
+        near: Float[Tensor, " B"],
+        scale: float,
+        spare: Float[Tensor, "B M"],
+    ) -> None:
+        """Multiply `pull` by how much the logarithm of a weight grows with its distance. Overwrites `spare`."""
         raise NotImplementedError
 
 
@@ -68,8 +69,16 @@ class InverseDistance(Kernel):
         _require(-math.inf < self.exponent < 0, "exponent", self.exponent, "a negative number, such as -4")
         _require(0 <= self.epsilon < math.inf, "epsilon", self.epsilon, "a small number that is not negative, as 1e-6")
 
-    def log_weight(self, distance, frame, nearest=None):
-        return _power(distance, self.exponent, self.epsilon * frame.scale)
+    def weigh(self, distance, near, scale=1.0):
+        epsilon = self._epsilon(distance, scale)
+        return power_(torch.div((near + epsilon)[:, None], distance.add_(epsilon), out=distance), -self.exponent)
+
+    def steepen(self, pull, distance, near, scale, spare):
+        pull.div_(torch.add(distance, self._epsilon(distance, scale), out=spare)).mul_(self.exponent)
+
+    def _epsilon(self, distance: Tensor, scale: float) -> float:
+        """Finite weights at distance 0, without an epsilon too."""
+        return max(self.epsilon * scale, torch.finfo(distance.dtype).tiny)
 
 
 @dataclass(frozen=True)
@@ -78,12 +87,9 @@ class CosineInverseDistance(InverseDistance):
 
     signed: bool = False
 
-    def frame(self, queries, centers, dtype):
-        return cosine_frame(centers, dtype)
-
-    def distance(self, x, c, frame):
+    def metric(self, queries, centers, dtype):
         """One minus the cosine, or minus its size."""
-        return cosine(x, c, frame, self.signed)
+        return Cosine.of(centers, dtype, self.signed)
 
 
 @dataclass(frozen=True)
@@ -99,19 +105,12 @@ class EuclideanPyramid(InverseDistance):
         super().__post_init__()
         _require(self.scales >= 1, "scales", self.scales, "a whole number, 1 or more")
 
-    def distance(self, x, c, frame):
+    def metric(self, queries, centers, dtype):
         """The distance whose weight is the mean of the scales' weights."""
-        logs = None
-        for i in range(self.scales):
-            step = 2**i
-            offset = None if frame.offset is None else frame.offset[::step]
-            part = euclidean(x[:, ::step].contiguous(), c[:, ::step].contiguous(), Frame(frame.scale, offset))
-            part = _power(part, self.exponent, self.epsilon * frame.scale)
-            logs = part if logs is None else torch.logaddexp(logs, part)
-        return torch.exp((logs - math.log(self.scales)) / self.exponent)
+        return Pyramid.of(queries, centers, dtype, self.exponent, self.epsilon, self.scales)
 
-    def log_weight(self, distance, frame, nearest=None):
-        return _power(distance, self.exponent, 0)  # epsilon is within
+    def _epsilon(self, distance, scale):
+        return torch.finfo(distance.dtype).tiny  # the setting's own is within the distance
 
 
 @dataclass(frozen=True)
@@ -131,18 +130,17 @@ class InfluenceCone(Kernel):
         )
         _require(0 < self.epsilon < math.inf, "epsilon", self.epsilon, "a small positive number, as 1e-6")
 
-    def reach(self, nearest: Float[Tensor, " B"], frame: Frame) -> Float[Tensor, " B"]:
+    def reach(self, near: Float[Tensor, " B"], scale: float = 1.0) -> Float[Tensor, " B"]:
         """How much farther than the nearest center one may be until it has no weight."""
-        return (self.influence_cone_factor - 1) * (nearest + self.epsilon * frame.scale)
+        return (self.influence_cone_factor - 1) * (near + self.epsilon * scale)
 
-    def weight(self, distance: Float[Tensor, "B M"], frame: Frame, nearest: Float[Tensor, " B"]):
-        """factor * d_min - d, exact for factors near 1 too; 0 out of reach."""
-        return (self.reach(nearest, frame)[:, None] - (distance - nearest[:, None])).clamp_(min=0)
+    def weigh(self, distance, near, scale=1.0):
+        """(factor * d_min - d) / (factor * d_min - d_min), exact for factors near 1 too; 0 out of reach."""
+        return distance.sub_(near[:, None]).div_(-self.reach(near, scale)[:, None]).add_(1).clamp_(min=0)
 
-    def log_weight(self, distance, frame, nearest=None):
-        weight = self.weight(distance, frame, nearest)
-        inside = weight > 0
-        return torch.where(inside, torch.where(inside, weight, 1).log(), -math.inf)
+    def steepen(self, pull, distance, near, scale, spare):
+        torch.sub(distance, near[:, None], out=spare).sub_(self.reach(near, scale)[:, None])
+        pull.div_(spare).masked_fill_(spare >= 0, 0)
 
 
 @dataclass(frozen=True)
@@ -154,30 +152,30 @@ class CosineSoftmax(Kernel):
     def __post_init__(self):
         _require(0 < self.temperature < math.inf, "temperature", self.temperature, "a positive number, such as 0.05")
 
-    def frame(self, queries, centers, dtype):
-        return cosine_frame(centers, dtype)
-
-    def distance(self, x, c, frame):
+    def metric(self, queries, centers, dtype):
         """One minus the cosine."""
-        return cosine(x, c, frame, signed=True)
+        return Cosine.of(centers, dtype, signed=True)
 
-    def log_weight(self, distance, frame, nearest=None):
-        return distance / -self.temperature
+    def weigh(self, distance, near, scale=1.0):
+        return torch.sub(near[:, None], distance, out=distance).div_(self.temperature).exp_()
+
+    def steepen(self, pull, distance, near, scale, spare):
+        pull.div_(-self.temperature)
 
 
 @dataclass(frozen=True)
 class DotProduct(Kernel):
     """exp(x . c): plain attention. In monomials of a place it is a Gaussian of any shape about each center."""
 
-    def frame(self, queries, centers, dtype):
-        return Frame(1.0, None)
+    def metric(self, queries, centers, dtype):
+        """Minus the inner product."""
+        return Inner()
 
-    def distance(self, x, c, frame):
-        """Minus the inner product: nearer is smaller."""
-        return -(x @ c.T)
+    def weigh(self, distance, near, scale=1.0):
+        return torch.sub(near[:, None], distance, out=distance).exp_()
 
-    def log_weight(self, distance, frame, nearest=None):
-        return -distance
+    def steepen(self, pull, distance, near, scale, spare):
+        pull.neg_()
 
 
 @dataclass(frozen=True)
@@ -193,14 +191,9 @@ class KNearest(Kernel):
     def __post_init__(self):
         _require(self.count >= 1, "count", self.count, "a whole number, 1 or more")
 
-    def frame(self, queries, centers, dtype):
-        return self.by.frame(queries, centers, dtype)
-
-    def distance(self, x, c, frame):
-        return self.by.distance(x, c, frame)
-
-    def log_weight(self, distance, frame, nearest=None):
-        return torch.zeros_like(distance)  # of the centers that are left once the others were dropped
+    def metric(self, queries, centers, dtype):
+        """That of the other kernel."""
+        return self.by.metric(queries, centers, dtype)
 
 
 KERNEL_TYPES = ("cosine", "euclidean", "euclidian_pyramid", "influence_cone")

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from nnlib.bank import MemoryBank, UnitRows
+from nnlib.euclidean import Inner
 from nnlib.inputs import require_count
-from nnlib.kernels import DotProduct
 from nnlib.shards import gathered, own, summed
-from nnlib.stream import exact_products, nearest_rows, row_blocks, working_dtype
+from nnlib.stream import exact_products, nearest_of, working_dtype
 
 VOTES = 1 << 22  # compared at a time
 Rows = tuple[Float[Tensor, "N D"], Int64[Tensor, " N"]]
@@ -87,15 +87,11 @@ def nearest_labels(
 
 
 def _nearest_here(x, rows, labels, k: int, exclude) -> tuple[Tensor, Tensor]:
-    found, kernel = [], DotProduct()
-    with torch.no_grad(), exact_products():
-        frame = kernel.frame(x, rows, x.dtype)
-        for part in row_blocks(x):
-            distance, index = nearest_rows(x, part, rows, k, kernel, frame, exclude)
-            found.append((-distance, torch.where(index >= 0, labels[index.clamp(min=0)], -1)))
-    if not found:
+    if len(x) == 0:
         return x.new_empty(0, k), labels.new_empty(0, k)
-    return tuple(torch.cat(each) for each in zip(*found, strict=True))
+    with exact_products():
+        distance, index = nearest_of(x, rows, k, Inner(), exclude)
+    return -distance, torch.where(index >= 0, labels[index.clamp(min=0)], -1)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
 from nnlib.bank import MemoryBank, UnitRows
+from nnlib.kernels import DotProduct
 from nnlib.knn import embed, knn_evaluate, knn_predict, require_samples
 from nnlib.shards import gathered, largest, own, summed, world
 from nnlib.stream import RunningAverage, average_of, exact_products, finite, with_ones, without, working_dtype
@@ -133,45 +134,48 @@ def _both_sides(x, labels, rows: _Rows, exclude, temperature: float) -> tuple[Ru
     skip = torch.full_like(labels, -1) if exclude is None else exclude
     parts, labels, skip = ((gathered(part) if rows.sharded else [part]) for part in (x, labels, skip))
     labels, skip = torch.cat(labels), torch.cat(skip)
-    sides = _swept(torch.cat(parts) / temperature, labels, rows, rows.row_of(skip, labels))
+    sides = _swept(torch.cat(parts) / -temperature, labels, rows, rows.row_of(skip, labels))
     if rows.sharded:
         for side in sides:
-            top = largest(side.top.clone())
-            sums = summed(side.sums * torch.exp(side.top - finite(top))[:, None])
-            side.top, side.sums = own(top, parts), own(sums, parts)
+            near = -largest(-side.near)
+            sums = summed(side.sums * torch.exp(finite(near) - side.near)[:, None])
+            side.near, side.sums = own(near, parts), own(sums, parts)
     return sides
 
 
 def _swept(x, labels, rows: _Rows, skip) -> tuple[RunningAverage, RunningAverage]:
-    """One sweep over the rows here. Few pairs are of one class, so their part is gathered from a block of all."""
-    others, same = (RunningAverage(len(x), x.shape[1], x) for _ in range(2))
+    """One sweep over the rows here, for minus the scaled features: what is nearer has the smaller product.
+
+    Few pairs are of one class, so their part is gathered from a block of all.
+    """
+    others, same = (RunningAverage(DotProduct(), len(x), x.shape[1], x) for _ in range(2))
     for part, memory, classes in rows.blocks(len(x), x.dtype):
-        scores = without(x @ memory.T, skip, part)
+        distance = without(x @ memory.T, skip, part)
         low, high = torch.aminmax(classes)
         (near,) = ((labels >= low) & (labels <= high)).nonzero(as_tuple=True)  # few where the bank is sorted
         its = labels[near, None] == classes
         if int(its.sum()) > its.numel() / CROWDED:
-            split = scores[near]
-            same.add(split.masked_fill(~its, -torch.inf), memory, near)
-            scores[near] = split.masked_fill_(its, -torch.inf)
+            split = distance[near]
+            same.add(split.masked_fill(~its, torch.inf), memory, near)
+            distance[near] = split.masked_fill_(its, torch.inf)
         else:
             query, row = its.nonzero(as_tuple=True)
-            _add_pairs(same, scores, memory, near[query], row)
-            scores[near[query], row] = -torch.inf
-        others.add(scores, memory)
+            _add_pairs(same, distance, memory, near[query], row)
+            distance[near[query], row] = torch.inf
+        others.add(distance, memory)
     return others, same
 
 
-def _add_pairs(sums: RunningAverage, scores, memory, query: Int64[Tensor, " P"], row: Int64[Tensor, " P"]) -> None:
+def _add_pairs(sums: RunningAverage, distance, memory, query: Int64[Tensor, " P"], row: Int64[Tensor, " P"]) -> None:
     """Take in some pairs of a query and a row alone."""
-    pairs = scores[query, row]
-    top = sums.top.scatter_reduce(0, query, pairs, "amax")
-    sums.sums.mul_(torch.exp(sums.top - finite(top))[:, None])
-    weights = torch.exp(pairs - finite(top)[query])[:, None]
+    pairs = distance[query, row]
+    near = sums.near.scatter_reduce(0, query, pairs, "amin")
+    sums.sums.mul_(torch.exp(finite(near) - sums.near)[:, None])
+    weights = torch.exp(finite(near)[query] - pairs)[:, None]
     sums.sums.index_add_(0, query, with_ones(memory[row]).mul_(weights))
-    sums.top = top
+    sums.near = near
 
 
 def _lead(a: RunningAverage, b: RunningAverage) -> Float[Tensor, " B"]:
-    """log of a's total weight over b's; the tops are subtracted first, for they may be large and near each other."""
-    return (a.top - finite(b.top)) + a.sums[:, -1].log() - b.sums[:, -1].log()
+    """log of a's total weight over b's; the nearest are subtracted first, for they may be far and near each other."""
+    return (finite(b.near) - a.near) + a.sums[:, -1].log() - b.sums[:, -1].log()

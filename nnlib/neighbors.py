@@ -102,8 +102,7 @@ class DynamicClassifier(ClassifierMixin, Dynamic):
         classes = len(self.classes_)
         return Rule(
             values=lambda y: torch.nn.functional.one_hot(y, classes).to(torch.float32),
-            wrong=lambda share, y: share.argmax(1) != y,
-            quality=lambda share, y: (share.argmax(1) == y).float().mean(),
+            judge=_misclassified,
             target=self.target_accuracy,
             rounds=self.max_count,
             batch_size=self.batch_size,
@@ -219,13 +218,15 @@ class DynamicRegressor(RegressorMixin, Dynamic):
     def _rule(self) -> Rule:
         return Rule(
             values=lambda y: y,
-            wrong=lambda mean, y: ~((mean - y).square().sum(1).sqrt() < self.tolerance),
-            quality=lambda mean, y: 1 - (mean - y).abs().mean(),
+            judge=self._off,
             target=1 - self.target_accuracy,
             rounds=None,
             batch_size=self.batch_size,
             max_neighbors=self.max_neighbors,
         )
+
+    def _off(self, mean: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return ~((mean - y).square().sum(1).sqrt() < self.tolerance), 1 - (mean - y).abs().mean()
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B V"]:
         """The weighted mean of the centers' values, differentiable in x."""
@@ -241,6 +242,11 @@ class DynamicRegressor(RegressorMixin, Dynamic):
     def score(self, X, y, sample_weight=None) -> float:
         """R^2 of the predictions, as scikit-learn's."""
         return r2_score(_array(y), _array(self.predict(X)), sample_weight=sample_weight)
+
+
+def _misclassified(share: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    wrong = share.argmax(1) != y
+    return wrong, (~wrong).float().mean()
 
 
 def _array(values) -> np.ndarray:

@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from nnlib.device import one_thread
-from nnlib.distances import Frame
+from nnlib.frames import Frame
 from nnlib.kernels import InfluenceCone
 from nnlib.stream import MIXED, average_of, with_ones
 
@@ -121,7 +121,7 @@ class _Queries:
     """What a cone needs of its queries: framed columns, the reach, and the cells that it meets."""
 
     def __init__(self, cone: Cone, x, near, exclude):
-        framed, reach = cone.frame(x), cone.kernel.reach(near, cone.frame)
+        framed, reach = cone.frame(x), cone.kernel.reach(near, cone.frame.scale)
         far = (near + reach).double()[:, None] * FURTHER
         self.points, self.near, self.reach = framed.T.contiguous().numpy(), near.numpy(), reach.numpy()
         self.exclude = None if exclude is None else exclude.numpy()

@@ -5,15 +5,13 @@ share may be left out on request: the centers that aren't looked at are counted 
 that was. A pyramid isn't searched: its coarser scales drop features, so that far centers may weigh as much as any.
 """
 
-import math
-
 import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from nnlib.kernels import InfluenceCone, InverseDistance, Kernel, KNearest
 from nnlib.reach import Cone, Tree
-from nnlib.stream import mean_of, streamed, working_dtype
+from nnlib.stream import finite, mean_of, streamed, working_dtype
 
 FEATURES = 3  # up to here few cells of a grid lie within a reach
 MANY = 32  # centers can be measured in the time that a tree takes for one of the nearest
@@ -30,7 +28,7 @@ def hindrance(kernel: Kernel, centers, *others: Tensor, tolerance: float = 0.0) 
     `others` are checked for gradients, and for NaN and infinity, which a tree can't place.
     """
     by = kernel.by if type(kernel) is KNearest else kernel
-    if type(kernel) not in (InfluenceCone, InverseDistance, KNearest) or type(by).distance is not Kernel.distance:
+    if type(kernel) not in (InfluenceCone, InverseDistance, KNearest) or type(by).metric is not Kernel.metric:
         return f"with {kernel}: give InfluenceCone, InverseDistance, or KNearest by a Euclidean distance"
     if type(kernel) is InverseDistance and tolerance == 0:
         return "with InverseDistance leaves out far centers: give the share that it may, as tolerance=0.01"
@@ -62,12 +60,12 @@ def searched(
 ) -> Float[Tensor, "B V"]:
     """The averages that `attend` gives, for a kernel without a `hindrance`."""
     dtype, queries, centers = working_dtype(queries, centers), queries.detach(), centers.detach()
-    frame, centers = kernel.frame(queries, centers, dtype), centers.to(dtype)
+    metric, centers = kernel.metric(queries, centers, dtype), centers.to(dtype)
     if type(kernel) is InfluenceCone:
-        source, most = Cone(centers, values, kernel, frame), ROWS
+        source, most = Cone(centers, values, kernel, metric.frame), ROWS
     else:
         count = kernel.count or COUNTS[-1]
-        source = (_Nearest if kernel.count else _Shares)(centers, values, kernel, frame, tolerance)
+        source = (_Nearest if kernel.count else _Shares)(centers, values, kernel, metric, tolerance)
         most = max(1, min(ROWS, NUMBERS // (count * values.shape[1])))
     parts = [slice(start, start + most) for start in range(0, len(queries), most)]
     skips = [None if exclude is None else exclude[part] for part in parts]
@@ -77,7 +75,7 @@ def searched(
 def tree_nearest(queries, centers, count: int, kernel: Kernel, exclude=None) -> tuple[Tensor, Tensor]:
     """What `nearest` gives, for a kernel by Euclidean distance."""
     dtype, queries, centers = working_dtype(queries, centers), queries.detach(), centers.detach()
-    frame = kernel.frame(queries, centers, dtype)
+    frame = kernel.metric(queries, centers, dtype).frame
     distance, index = Tree(centers.to(dtype), frame).nearest(queries.to(dtype), count, exclude)
     return (distance / frame.scale).to(dtype), index
 
@@ -85,9 +83,9 @@ def tree_nearest(queries, centers, count: int, kernel: Kernel, exclude=None) -> 
 class _Nearest:
     """The plain mean over the nearest centers."""
 
-    def __init__(self, centers, values, kernel: Kernel, frame, tolerance):
-        self.centers, self.values, self.kernel, self.frame = centers, values, kernel, frame
-        self.tree, self.tolerance = Tree(centers, frame), tolerance
+    def __init__(self, centers, values, kernel: Kernel, metric, tolerance):
+        self.centers, self.values, self.kernel, self.metric = centers, values, kernel, metric
+        self.tree, self.tolerance = Tree(centers, metric.frame), tolerance
 
     def averages(self, x, exclude):
         """Means of the values of the nearest centers of each query [B, V]."""
@@ -110,14 +108,14 @@ class _Shares(_Nearest):
                 break  # evenly spread centers would not get there with the most that are tried
         if len(left):
             skip = None if exclude is None else exclude[left]
-            result[left] = streamed(x[left], self.centers, self.values, self.kernel, self.frame, skip)[0]
+            result[left] = streamed(x[left], self.centers, self.values, self.kernel, self.metric, skip)[0]
         return result
 
     def _few(self, x, count: int, exclude) -> tuple[Tensor, Tensor]:
         """The averages over some nearest centers, and no less than the share of the weight that the others have."""
         distance, index = self.tree.nearest(x, count, exclude)
-        scores = self.kernel.log_weight(distance.to(x.dtype), self.frame)
-        others = scores[:, -1] + math.log(len(self.centers) - count)
-        share = torch.exp(others - torch.logaddexp(scores.logsumexp(1), others))
+        distance = distance.to(x.dtype)
+        weights = self.kernel.weigh(distance, finite(distance[:, 0]).clone(), self.metric.scale)
+        total, others = weights.sum(1, keepdim=True), weights[:, -1] * (len(self.centers) - count)
         picked = self.values[index.flatten()].to(x.dtype).unflatten(0, index.shape)
-        return (scores.softmax(1)[:, None] @ picked)[:, 0], share
+        return (weights / total)[:, None].matmul(picked)[:, 0], others / (total[:, 0] + others)

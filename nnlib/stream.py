@@ -1,6 +1,6 @@
 """Blocks of queries against blocks of centers: running sums, nearest centers, and nothing larger than a block.
 
-An online maximum keeps the exponentials in range, so that the averages are exactly normalised at any scale.
+Weights are taken beside that of the nearest center so far, so that the averages are exactly normalised at any scale.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from nnlib.distances import Frame
 from nnlib.kernels import Kernel
 
 BLOCK = {"cpu": (1024, 1024), "other": (2048, 4096)}  # queries x centers at a time
 BLOCK_FEATURES = 1 << 22  # and no more numbers than this in a block's own rows
 MIXED = 128  # centers whose values are summed in a row: longer float32 sums drop many small weights beside a large one
 WIDE = 32  # columns of values
+FEW = 1 << 14  # weights
+LANES = 16  # columns that a processor multiplies at once: narrow products take as long, or several times longer
 
 
 class Labels:
@@ -32,35 +33,34 @@ class Labels:
 
 
 class RunningAverage:
-    """Sums of exp(s) v and of exp(s) under a running maximum of s, for a block of queries."""
+    """Sums of w v and of w for a block of queries, the weights w taken beside that of the nearest center so far."""
 
-    def __init__(self, queries: int, values: int, like: Tensor):
-        self.top = like.new_full((queries,), -torch.inf)
+    def __init__(self, kernel: Kernel, queries: int, values: int, like: Tensor, scale: float = 1.0):
+        self.kernel, self.scale = kernel, scale
+        self.near = like.new_full((queries,), torch.inf)
         self.sums = like.new_zeros(queries, values + 1)  # the last column is the sum of the weights
 
     def add(
         self,
-        scores: Float[Tensor, "B M"],
+        distance: Float[Tensor, "B M"],
         values: Float[Tensor, "M V"],
         rows: slice | Int64[Tensor, " B"] = slice(None),
     ) -> None:
-        """Take in more centers, for the queries of `rows`. Overwrites `scores`."""
-        if scores.numel() == 0:
+        """Take in more centers, for the queries of `rows`. Overwrites `distance`."""
+        if distance.numel() == 0:
             return
-        before = self.top[rows]
-        top = torch.maximum(before, scores.amax(1))
-        weights = scores.sub_(finite(top)[:, None]).exp_()
-        sums = self.sums[rows].mul_(torch.exp(before - finite(top))[:, None])
-        add_products(sums, weights, values)
-        self.sums[rows], self.top[rows] = sums, top
+        before, sums = self.near[rows], self.sums[rows]
+        near = torch.minimum(before, distance.amin(1))
+        beside = finite(near)
+        sums *= self.kernel.weigh(before[:, None].clone(), beside, self.scale)
+        add_products(sums, self.kernel.weigh(distance, beside, self.scale), values)
+        self.near[rows] = near
+        if not isinstance(rows, slice):  # which would have been a view
+            self.sums[rows] = sums
 
     def value(self, rows: slice = slice(None)) -> Float[Tensor, "B V"]:
         """The average so far; 0 for a query without any weight."""
         return average_of(self.sums[rows])
-
-    def log_total(self) -> Float[Tensor, " B"]:
-        """log of the sum of the weights."""
-        return self.top + self.sums[:, -1].log()
 
 
 def with_ones(values: Float[Tensor, "M V"]) -> Float[Tensor, "M W"]:
@@ -69,19 +69,25 @@ def with_ones(values: Float[Tensor, "M V"]) -> Float[Tensor, "M W"]:
 
 
 def add_products(sums: Float[Tensor, "B W"], weights: Float[Tensor, "B M"], values: Float[Tensor, "M V"]) -> None:
-    """Add weights @ values to the sums and the weights' own sum to their last column, some centers at a time."""
-    wide = values.shape[1] >= WIDE  # a copy with ones beside wide values costs more than one more pass over the weights
-    products = sums.new_zeros(len(sums), values.shape[1]) if wide else sums
-    values = values if wide else with_ones(values)
-    step = MIXED if values.device.type == "cpu" or not wide else 16 * MIXED  # a GPU adds up in parts itself
-    for part in range(0, len(values), step):
-        if wide:
-            products.addmm_(weights[:, part : part + step], values[part : part + step])
-        else:  # added apart, the sums of all classes agree with their total to the last digits
-            products += weights[:, part : part + step] @ values[part : part + step]
-    if wide:
-        sums[:, :-1] += products
+    """Add weights @ values to the sums, and the weights' own sum to their last column."""
+    if values.shape[1] < WIDE:
+        sums += products(weights, with_ones(values))
+    else:  # a copy with ones beside wide values costs more than one more pass over the weights
+        sums[:, :-1] += products(weights, values)
         sums[:, -1] += weights.sum(1)
+
+
+def products(weights: Float[Tensor, "B M"], values: Float[Tensor, "M V"]) -> Float[Tensor, "B V"]:
+    """weights @ values, some centers at a time on a processor, which adds up in a row, and in full lanes."""
+    width = values.shape[1]
+    if values.device.type != "cpu" or weights.numel() < FEW:
+        return weights @ values
+    if width % LANES:
+        values = torch.nn.functional.pad(values, (0, -width % LANES))
+    result = values.new_zeros(len(weights), values.shape[1])
+    for part in range(0, len(values), MIXED):
+        result.addmm_(weights[:, part : part + MIXED], values[part : part + MIXED])
+    return result[:, :width]
 
 
 def average_of(sums: Float[Tensor, "B W"]) -> Float[Tensor, "B V"]:
@@ -89,38 +95,33 @@ def average_of(sums: Float[Tensor, "B W"]) -> Float[Tensor, "B V"]:
     return sums[:, :-1] / torch.where(sums[:, -1:] > 0, sums[:, -1:], 1)
 
 
-def accumulate(
-    state: RunningAverage, queries: Tensor, centers, values, kernel: Kernel, frame: Frame, near=None, exclude=None
-) -> RunningAverage:
-    """Take all centers into the running average of one block of queries, a block of centers at a time."""
+def accumulate(state: RunningAverage, x, centers, values, metric, exclude=None) -> RunningAverage:
+    """Take all centers into the running average of one block of prepared queries, a block of centers at a time."""
     for cols in column_blocks(centers):
-        distance = kernel.distance(queries, centers[cols].to(queries.dtype), frame)
-        scores = without(kernel.log_weight(distance, frame, near), exclude, cols)
-        state.add(scores, values[cols].to(queries.dtype))
+        distance, _ = metric.measure(x, metric.rows(centers[cols].to(state.sums.dtype)))
+        state.add(without(distance, exclude, cols), values[cols].to(state.sums.dtype))
     return state
 
 
-def streamed(queries, centers, values, kernel: Kernel, frame: Frame, exclude=None) -> tuple[Tensor, Tensor]:
-    """The averages [B, V] and the logarithms of the total weights [B], a block of queries and of centers at a time."""
+def streamed(queries, centers, values, kernel: Kernel, metric, exclude=None) -> tuple[Tensor, Tensor, Tensor]:
+    """The averages [B, V], the nearest distances [B], and the total weights [B] beside the nearest one's."""
     dtype = working_dtype(queries, centers)
     result = torch.empty(len(queries), values.shape[1], dtype=dtype, device=queries.device)
-    log_total = result.new_empty(len(queries))
+    near, total = result.new_empty(2, len(queries))
     for rows in row_blocks(queries):
-        x, skip = queries[rows].to(dtype), None if exclude is None else exclude[rows]
-        near, _ = nearest_one(queries, rows, centers, kernel, frame, exclude)
-        state = RunningAverage(len(x), values.shape[1], x)
-        accumulate(state, x, centers, values, kernel, frame, near, skip)
-        result[rows], log_total[rows] = state.value(), state.log_total()
-    return result, log_total
+        x, skip = metric.rows(queries[rows].to(dtype)), None if exclude is None else exclude[rows]
+        state = RunningAverage(kernel, rows.stop - rows.start, values.shape[1], result, metric.scale)
+        if kernel.needs_nearest:
+            state.near = nearest_of(queries[rows], centers, 1, metric, skip)[0][:, 0]
+        accumulate(state, x, centers, values, metric, skip)
+        result[rows], near[rows], total[rows] = state.value(), state.near, state.sums[:, -1]
+    return result, near, total
 
 
-def average_nearest(queries, centers, values, kernel: Kernel, frame: Frame, exclude=None) -> Float[Tensor, "B V"]:
+def average_nearest(queries, centers, values, kernel: Kernel, metric, exclude=None) -> Float[Tensor, "B V"]:
     """The plain mean over each query's `kernel.count` nearest centers."""
-    parts = []
-    for rows in row_blocks(queries):
-        with torch.no_grad():
-            _, index = nearest_rows(queries, rows, centers, kernel.count, kernel, frame, exclude)
-        parts.append(mean_of(values, index, working_dtype(queries, centers)))
+    index = nearest_of(queries, centers, kernel.count, metric, exclude)[1]
+    parts = [mean_of(values, index[rows], working_dtype(queries, centers)) for rows in row_blocks(queries)]
     return torch.cat(parts)
 
 
@@ -131,23 +132,37 @@ def mean_of(values, index: Int64[Tensor, "B K"], dtype: torch.dtype) -> Float[Te
     return (picked * found[..., None]).sum(1) / found.sum(1).clamp(min=1)[:, None]
 
 
-def nearest_of(queries, centers, count, kernel, frame, exclude) -> tuple[Tensor, Tensor]:
-    found = [nearest_rows(queries, rows, centers, count, kernel, frame, exclude) for rows in row_blocks(queries)]
+@torch.no_grad()
+def nearest_of(queries, centers, count: int, metric, exclude=None) -> tuple[Tensor, Tensor]:
+    """Distances and indices [B, count] of the nearest centers, nearest first; inf and -1 where none is left."""
+    found = []
+    for rows in row_blocks(queries):
+        x, skip = queries[rows].to(working_dtype(queries, centers)), None if exclude is None else exclude[rows]
+        found.append(_nearest_rows(x, centers, count, metric, skip))
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 
-def nearest_rows(queries, rows, centers, count, kernel, frame, exclude):
-    """Distances and indices of the nearest centers for one block of queries; inf and -1 where none is left."""
-    x = queries[rows].to(working_dtype(queries, centers))
-    skip = None if exclude is None else exclude[rows]
+def _nearest_rows(x: Float[Tensor, "B D"], centers, count: int, metric, exclude) -> tuple[Tensor, Tensor]:
     distance = x.new_full((len(x), count), torch.inf)
-    index = torch.full((len(x), count), -1, device=x.device)
+    index = torch.full_like(distance, -1, dtype=torch.int64)
+    prepared = metric.rows(x)
     for cols in column_blocks(centers):
-        block = without(kernel.distance(x, centers[cols].to(x.dtype), frame), skip, cols, torch.inf)
-        near, place = _nearer(block, distance)
-        distance, order = torch.cat([distance, near], 1).topk(count, largest=False)
-        index = torch.cat([index, place + cols.start], 1).gather(1, order)
+        block, _ = metric.measure(prepared, metric.rows(centers[cols].to(x.dtype)))
+        _take_nearer(distance, index, without(block, exclude, cols), cols.start)
     return distance, index.masked_fill_(distance.isinf(), -1)
+
+
+def _take_nearer(distance: Float[Tensor, "B K"], index: Int64[Tensor, "B K"], block: Float[Tensor, "B M"], start: int):
+    """Put what is nearer in a block among the nearest so far: after some blocks, few rows have any."""
+    count = distance.shape[1]
+    low, place = block.min(1) if count == 1 else (block.amin(1), None)
+    rows = (low < distance[:, -1]).nonzero()[:, 0]
+    if count == 1:
+        distance[rows, 0], index[rows, 0] = low[rows], place[rows] + start
+    elif len(rows):
+        near, place = _nearer(block if len(rows) == len(block) else block[rows], distance[rows])
+        distance[rows], order = torch.cat([distance[rows], near], 1).topk(count, largest=False)
+        index[rows] = torch.cat([index[rows], place + start], 1).gather(1, order)
 
 
 def _nearer(block: Float[Tensor, "B M"], than: Float[Tensor, "B K"]) -> tuple[Tensor, Tensor]:
@@ -165,30 +180,23 @@ def _nearer(block: Float[Tensor, "B M"], than: Float[Tensor, "B K"]) -> tuple[Te
     return near, places
 
 
-def nearest_one(queries, rows, centers, kernel, frame, exclude):
-    """The nearest center's distance and index for one block of queries, for kernels that ask for it."""
-    if not kernel.needs_nearest:
-        return None, None
-    distance, index = nearest_rows(queries, rows, centers, 1, kernel, frame, exclude)
-    return distance[:, 0], index[:, 0]
-
-
 def working_dtype(*tensors) -> torch.dtype:
     """float64 where anything is, float32 for all else."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def without(scores: Tensor, exclude: Tensor | None, cols: slice, value: float = -torch.inf) -> Tensor:
-    """The scores with each query's excluded center set to `value`. Overwrites them."""
+def without(distance: Float[Tensor, "B M"], exclude: Int64[Tensor, " B"] | None, cols: slice) -> Tensor:
+    """The distances, inf to each query's excluded center. Overwrites them."""
     if exclude is None:
-        return scores
+        return distance
     inside = (exclude >= cols.start) & (exclude < cols.stop)
-    scores[inside.nonzero()[:, 0], exclude[inside] - cols.start] = value
-    return scores
+    distance[inside.nonzero()[:, 0], exclude[inside] - cols.start] = torch.inf
+    return distance
 
 
-def finite(top: Tensor) -> Tensor:
-    return torch.where(top == -torch.inf, 0, top)
+def finite(near: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """The nearest distances, 0 where there is no center yet."""
+    return near.masked_fill(near == torch.inf, 0)
 
 
 def row_blocks(queries) -> Iterator[slice]:

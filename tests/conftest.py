@@ -6,7 +6,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 CORE = (
-    *("attend", "condense", "distances", "kernels", "reach", "rows", "search", "stream"),
+    *("attend", "condense", "cosine", "euclidean", "frames", "kernels", "reach", "rows", "search", "stream"),
     *("contexts", "evidence", "gate", "recall"),
     "shards",
 )
