@@ -39,7 +39,14 @@ def predict(x: Tensor, centers: Tensor, labels: Tensor, kernel_type: str, classe
         distance = 1 - (unit[0] @ unit[1].T).abs()
     else:
         distance = (x[:, None] - centers[None]).norm(dim=2)
-    weights = (distance + InverseDistance.epsilon) ** InverseDistance.exponent
+    distance = distance + InverseDistance.epsilon
+    weights = distance**InverseDistance.exponent
+    if kernel_type == "influence_cone":
+        weights = (InfluenceCone.influence_cone_factor * distance.amin(1, keepdim=True) - distance).clamp(min=0)
+    elif kernel_type == "euclidian_pyramid":
+        for step in (2, 4, 8):
+            coarse = (x[:, None, ::step] - centers[None, :, ::step]).norm(dim=2)
+            weights = weights + (coarse + InverseDistance.epsilon) ** InverseDistance.exponent
     sums = [weights[:, labels == label].sum(1) for label in range(classes)]
     return torch.stack(sums, 1).argmax(1)
 

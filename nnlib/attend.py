@@ -6,28 +6,29 @@ Nothing larger than a block of queries and centers is ever held; the backward pa
 keeping them.
 """
 
+import importlib.util
+import os
+import shutil
+
 import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from nnlib.frames import Room
-from nnlib.kernels import Kernel, KNearest
+from nnlib.euclidean import DIRECT_FEATURES
+from nnlib.gradients import Gradients
+from nnlib.kernels import InfluenceCone, InverseDistance, Kernel, KNearest
 from nnlib.search import hindrance, pays, searched, tree_nearest
 from nnlib.stream import (
     Labels,
     average_nearest,
-    column_blocks,
     exact_products,
-    finite,
     nearest_of,
-    products,
-    row_blocks,
     streamed,
-    without,
     working_dtype,
 )
 
-BACKENDS = ("auto", "blocks", "search")
+BACKENDS = ("auto", "blocks", "search", "fused")
+FUSED_WIDTH = 128  # columns of values that a GPU's cores can hold the sums of
 
 
 def attend(
@@ -44,10 +45,11 @@ def attend(
     queries [B, D], centers [M, D], values [M, V] of any real type: computed in float64 where queries or centers are, in
     float32 otherwise. values may be Labels: the result is each class's share of the weight.
     exclude [B]: the index of a center to leave out, -1 for none. A query that is left without any weight gets 0.
-    backend: "blocks" measures all distances; "search" finds the few centers that matter, for at most 3 features on a
-    CPU, without gradients: as exactly for InfluenceCone and for KNearest by a Euclidean distance. "auto" takes the
-    quicker one. tolerance: the share of the weight that a search with InverseDistance may leave out, which moves an
-    average by at most this share of the values' range.
+    backend: "blocks" measures all distances, a block at a time; "fused" does so in one kernel on a CUDA GPU, for
+    InverseDistance and InfluenceCone of at most 16 features; "search" finds the few centers that matter, for at most 3
+    features on a CPU, without gradients: as exactly for InfluenceCone and for KNearest by a Euclidean distance. "auto"
+    takes the quickest one. tolerance: the share of the weight that a search with InverseDistance may leave out, which
+    moves an average by at most this share of the values' range.
     Differentiable in queries, centers and values (KNearest: in values alone). Raises ValueError where shapes, devices
     or `backend` don't fit.
     """
@@ -65,7 +67,8 @@ def attend(
             metric = kernel.metric(queries.detach(), centers.detach(), working_dtype(queries, centers))
             return average_nearest(queries, centers, values, kernel, metric, exclude)
         labels = values if isinstance(values, Labels) else None
-        return _Attend.apply(queries, centers, None if labels else values, labels, kernel, exclude)
+        fused = _fuses(queries, centers, values, kernel, backend)
+        return _Attend.apply(queries, centers, None if labels else values, labels, kernel, exclude, fused)
 
 
 def class_log_probabilities(
@@ -96,9 +99,12 @@ def nearest(
 ) -> tuple[Float[Tensor, "B K"], Int64[Tensor, "B K"]]:
     """Distances and indices of the `count` nearest centers, nearest first, by the kernel's own distance.
 
-    A place that no center is left for (excluded, or fewer than `count`) has distance inf and index -1.
+    backend: as `attend` has them; "fused" is for averages alone. A place that no center is left for (excluded, or fewer
+    than `count`) has distance inf and index -1.
     """
     _check(queries, centers, None, exclude, backend)
+    if backend == "fused":
+        raise ValueError("backend='fused' gives averages, and no nearest centers: give 'auto', 'blocks' or 'search'")
     if _searches(queries, centers, None, KNearest(count, kernel), backend):
         return tree_nearest(queries, centers, count, kernel, exclude)
     with exact_products():
@@ -110,7 +116,9 @@ def nearest(
 def _searches(queries, centers, values, kernel: Kernel, backend: str, tolerance: float = 0.0) -> bool:
     """Whether to search; raises ValueError where that was asked for and can't be done."""
     width = 1 if values is None else values.shape[1] + 1
-    if backend == "blocks" or (backend == "auto" and not pays(len(queries), len(centers), width, kernel.count)):
+    if backend in ("blocks", "fused") or (
+        backend == "auto" and not pays(len(queries), len(centers), width, kernel.count)
+    ):
         return False
     given = [part for part in (queries, centers, values) if isinstance(part, Tensor)]
     reason = hindrance(kernel, centers, *given, tolerance=tolerance)
@@ -119,13 +127,42 @@ def _searches(queries, centers, values, kernel: Kernel, backend: str, tolerance:
     return reason is None
 
 
+def _fuses(queries, centers, values, kernel: Kernel, backend: str) -> bool:
+    """Whether one kernel does it all; raises ValueError where that was asked for and can't be done."""
+    where, interpreted = queries.device.type, os.environ.get("TRITON_INTERPRET") == "1"
+    if backend not in ("auto", "fused") or (backend == "auto" and where != "cuda"):
+        return False
+    reason = None
+    if importlib.util.find_spec("triton") is None or not (where == "cuda" or interpreted):
+        reason = f"runs on CUDA, by Triton, and queries lie on {where}: use a GPU"
+    elif not (interpreted or any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))):
+        reason = "needs a C compiler, and finds none: install gcc"
+    elif type(kernel) not in (InverseDistance, InfluenceCone):
+        reason = f"with {kernel}: give InverseDistance or InfluenceCone"
+    elif queries.shape[1] > DIRECT_FEATURES or values.shape[1] > FUSED_WIDTH:
+        given = f"{queries.shape[1]} features and {values.shape[1]} columns of values"
+        reason = f"with {given}: give at most {DIRECT_FEATURES} and {FUSED_WIDTH}"
+    elif working_dtype(queries, centers) != torch.float32 or max(*centers.shape, 1) * values.shape[1] >= 2**31:
+        reason = "computes in float32, and counts to 2^31: give smaller tensors, none in float64"
+    if reason and backend == "fused":
+        raise ValueError(f"backend='fused' {reason}, or backend='auto'")
+    return reason is None
+
+
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, queries, centers, values, labels, kernel, exclude):
+    def forward(ctx, queries, centers, values, labels, kernel, exclude, fused):
         """The averages [B, V]; of the weights only their totals are kept, beside that of the nearest center."""
         metric = kernel.metric(queries, centers, working_dtype(queries, centers))
-        source = values if labels is None else labels
-        result, near, total = streamed(queries, centers, source, kernel, metric, exclude)
+        ctx.fused = None
+        if fused:
+            from nnlib.fused import Fused  # Triton comes with PyTorch where there are GPUs, and takes a second to load
+
+            ctx.fused = Fused(queries, centers, values, labels, kernel, metric.scale, exclude)
+            result, near, total = ctx.fused.averages()
+        else:
+            source = values if labels is None else labels
+            result, near, total = streamed(queries, centers, source, kernel, metric, exclude)
         ctx.save_for_backward(queries, centers, values, result, near, total, exclude)
         ctx.labels, ctx.kernel, ctx.metric = labels, kernel, metric
         return result
@@ -134,68 +171,7 @@ class _Attend(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         with exact_products():
-            return (*_Backward(ctx, gradient).run(), None, None, None)
-
-
-class _Backward:
-    """Gradients to queries, centers and values, the blocks computed again."""
-
-    def __init__(self, ctx, gradient):
-        self.queries, self.centers, self.values, result, self.near, total, self.exclude = ctx.saved_tensors
-        self.kernel, self.metric, self.room = ctx.kernel, ctx.metric, Room()
-        self.source = self.values if ctx.labels is None else ctx.labels
-        self.gradient = gradient / torch.where(total > 0, total, 1)[:, None]
-        self.mean, self.pulled = (self.gradient * result).sum(1, keepdim=True), any(ctx.needs_input_grad[:2])
-        self.inputs = (self.queries, self.centers, self.values)
-        self.to_queries, self.to_centers, self.to_values = (
-            torch.zeros(like.shape, dtype=gradient.dtype, device=like.device) if needed else None
-            for needed, like in zip(ctx.needs_input_grad[:3], self.inputs, strict=True)
-        )
-
-    def run(self):
-        """The gradients to queries, centers and values, None for those that need none."""
-        for rows in row_blocks(self.queries):
-            x = self.metric.rows(self.queries[rows].to(self.gradient.dtype))
-            near, to_near = finite(self.near[rows]), torch.zeros_like(self.near[rows])
-            for cols in column_blocks(self.centers):
-                self._block(x, rows, cols, near, to_near)
-            if self.kernel.needs_nearest and self.pulled:
-                self._spread_nearest(rows, to_near)
-        found = zip((self.to_queries, self.to_centers, self.to_values), self.inputs, strict=True)
-        return tuple(None if gradient is None else gradient.to(like.dtype) for gradient, like in found)
-
-    def _block(self, x, rows, cols, near, to_near):
-        c = self.metric.rows(self.centers[cols].to(self.gradient.dtype))
-        distance, kept = self.metric.measure(x, c, keep=True)
-        skip = None if self.exclude is None else self.exclude[rows]
-        weights = self.room.beside("weights", distance).copy_(distance) if self.pulled else distance
-        self.kernel.weigh(without(weights, skip, cols), near, self.metric.scale)
-        gradient, v = self.gradient[rows], self.source[cols].to(self.gradient.dtype)
-        if self.to_values is not None:
-            self.to_values[cols] += products(weights.T, gradient)
-        if self.pulled:
-            pull = torch.mm(gradient, v.T, out=self.room.beside("pull", distance)).sub_(self.mean[rows]).mul_(weights)
-            self.kernel.steepen(pull, distance, near, self.metric.scale, weights)
-            if self.kernel.needs_nearest:
-                to_near -= self.kernel.influence_cone_factor * pull.sum(1)
-            to_queries, to_centers = self.metric.pull(x, c, distance, kept, pull)
-            if self.to_queries is not None:
-                self.to_queries[rows] += to_queries
-            if self.to_centers is not None:
-                self.to_centers[cols] += to_centers
-
-    def _spread_nearest(self, rows, to_near):
-        """The nearest distance is itself one of the distances: pass its gradient on to that pair."""
-        skip = None if self.exclude is None else self.exclude[rows]
-        index = nearest_of(self.queries[rows], self.centers, 1, self.metric, skip)[1][:, 0].clamp(min=0)
-        x, c = (part.to(self.gradient.dtype) for part in (self.queries[rows], self.centers[index]))
-        difference = (x - c) * self.metric.scale
-        length = torch.linalg.vector_norm(difference, dim=1)
-        pull = difference * (to_near * self.metric.scale / torch.where(length > 0, length, 1))[:, None]
-        if self.to_queries is not None:
-            self.to_queries[rows] += pull
-        if self.to_centers is not None:
-            self.to_centers.index_add_(0, index, pull, alpha=-1)
+            return (*Gradients(ctx, gradient).run(), None, None, None, None)
 
 
 def _check(queries, centers, values, exclude, backend: str) -> None:

@@ -1,15 +1,20 @@
 """Every test runs with the shapes in the signatures of the core checked."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 CORE = (
-    *("attend", "condense", "cosine", "euclidean", "frames", "kernels", "reach", "rows", "search", "stream"),
+    *("attend", "condense", "cosine", "euclidean", "frames", "gradients", "kernels"),
+    *("reach", "rows", "search", "stream"),
     *("contexts", "evidence", "gate", "recall"),
     "shards",
 )
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels for a GPU run here too, slowly
 install_import_hook([f"nnlib.{name}" for name in CORE], "shapes.check")
 
 

@@ -1,0 +1,156 @@
+"""Every way to compute the weighted average against the naive float64 oracle: kernels, types, shapes and backends.
+
+What is allocated is filled with NaN first, so that nothing that is read was left unwritten.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import oracle
+import pytest
+import torch
+
+from nnlib import stream
+from nnlib.attend import Labels, attend, nearest
+from nnlib.kernels import CosineInverseDistance, CosineSoftmax, EuclideanPyramid, InfluenceCone, InverseDistance
+
+pytestmark = pytest.mark.filterwarnings("ignore:divide by zero")  # in the interpreter: a weight of 0
+pytest.importorskip("triton", reason="Triton comes with PyTorch where it may meet a GPU")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+KERNELS = {
+    "inverse distance": (InverseDistance(), "euclidean", {}),
+    "odd exponent": (InverseDistance(-3.0), "euclidean", {"exponent": -3.0}),
+    "broken exponent": (InverseDistance(-2.5), "euclidean", {"exponent": -2.5}),
+    "no epsilon": (InverseDistance(epsilon=0.0), "euclidean", {"epsilon": 0.0}),
+    "cone": (InfluenceCone(), "influence_cone", {}),
+    "narrow cone": (InfluenceCone(1.05), "influence_cone", {"factor": 1.05}),
+    "pyramid": (EuclideanPyramid(), "euclidian_pyramid", {}),
+    "cosine": (CosineInverseDistance(), "cosine", {}),
+    "signed cosine": (CosineInverseDistance(signed=True), "cosine_signed", {}),
+    "softmax": (CosineSoftmax(), "cosine_softmax", {}),
+}
+FUSED = ("inverse distance", "odd exponent", "broken exponent", "no epsilon", "cone", "narrow cone")
+SHAPES = {
+    "one of each": (1, 1, 3),
+    "a few": (5, 7, 3),
+    "many": (70, 150, 2),
+    "wide": (9, 130, 24),
+    "wider": (20, 70, 70),
+}
+CASES = [(kernel, "blocks") for kernel in KERNELS] + [(kernel, "fused") for kernel in FUSED]
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """Fill what is allocated with NaN, and cut even small inputs into blocks."""
+    monkeypatch.setitem(stream.BLOCK, "cpu", (32, 64))
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def inputs(shape, dtype, seed):
+    queries, centers, features = SHAPES[shape]
+    generator = torch.Generator().manual_seed(seed)
+    sizes = ((queries, features), (centers, features), (centers, 5))
+    return [torch.randn(size, generator=generator).to(dtype) for size in sizes]
+
+
+def wanted(x, c, v, kernel, exclude, pull):
+    """The oracle's averages and gradients, by autograd in float64."""
+    leaves = [part.double().requires_grad_() for part in (x, c, v)]
+    _, name, settings = KERNELS[kernel]
+    weights = oracle.weights(*leaves[:2], name, exclude, **settings)
+    average = torch.where(weights.isnan(), 0, weights) @ leaves[2]
+    return average.detach(), torch.autograd.grad(average, leaves, pull.double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("kernel", "backend"), CASES)
+def test_averages_and_gradients(kernel, backend, shape, dtype):
+    x, c, v = inputs(shape, dtype, seed=len(kernel) + len(shape))
+    if backend == "fused" and (dtype == torch.float64 or x.shape[1] > 16):
+        with pytest.raises(ValueError, match="or backend='auto'"):
+            attend(*(part.to(DEVICE) for part in (x, c, v)), KERNELS[kernel][0], backend=backend)
+        return
+    exclude = torch.arange(len(x)) % len(c) if shape == "many" else None
+    pull = torch.randn(len(x), 5, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    average, gradients = wanted(x, c, v, kernel, exclude, pull)
+    leaves = [part.to(DEVICE).requires_grad_() for part in (x, c, v)]
+    skip = None if exclude is None else exclude.to(DEVICE)
+    found = attend(*leaves, KERNELS[kernel][0], exclude=skip, backend=backend)
+    found.backward(pull.to(DEVICE))
+    tight = {torch.float32: (1e-5, 1e-3), torch.float64: (1e-11, 1e-7), torch.bfloat16: (1e-5, 1e-2)}[dtype]
+    assert (found.cpu() - average).abs().max() <= tight[0] * v.abs().max()
+    for leaf, gradient in zip(leaves, gradients, strict=True):
+        assert (leaf.grad.cpu() - gradient).norm() <= tight[1] * gradient.norm() + 1e-5
+
+
+@pytest.mark.parametrize("kernel", ["inverse distance", "cone"])
+def test_fused_labels_are_one_hot_rows(kernel):
+    x, c, _ = inputs("many", torch.float32, 1)
+    labels = torch.arange(len(c)) % 7
+    given = [part.to(DEVICE) for part in (x, c, labels)]
+    share = attend(*given[:2], Labels(given[2], 9), KERNELS[kernel][0], backend="fused").cpu()
+    average, _ = wanted(x, c, torch.nn.functional.one_hot(labels, 9), kernel, None, torch.ones(len(x), 9))
+    assert (share - average).abs().max() <= 1e-5 and (share[:, 7:] == 0).all()
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+@pytest.mark.parametrize("offset", [0, 1000])
+def test_fused_at_any_scale_and_place(scale, offset):
+    x, c, v = inputs("many", torch.float32, 2)
+    x, c = (x + offset) * scale, (c + offset) * scale
+    average, _ = wanted(x, c, v, "inverse distance", None, torch.ones(len(x), 5))
+    found = attend(*(part.to(DEVICE) for part in (x, c, v)), InverseDistance(), backend="fused").cpu()
+    assert (found - average).abs().max() <= 1e-5 * v.abs().max()
+
+
+def test_fused_without_any_center_left():
+    one = torch.ones(1, 2, device=DEVICE, requires_grad=True)
+    found = attend(one, one, one, InverseDistance(), exclude=torch.zeros(1, dtype=torch.int64), backend="fused")
+    found.sum().backward()
+    assert found.tolist() == [[0, 0]] and one.grad.tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("kernel", [CosineInverseDistance(), EuclideanPyramid()])
+def test_what_cannot_be_fused_says_what_would_do(kernel):
+    x, c, v = (part.to(DEVICE) for part in inputs("a few", torch.float32, 3))
+    with pytest.raises(ValueError, match="give InverseDistance or InfluenceCone, or backend='auto'"):
+        attend(x, c, v, kernel, backend="fused")
+    with pytest.raises(ValueError, match="no nearest centers"):
+        nearest(x, c, 2, InverseDistance(), backend="fused")
+
+
+def test_kernels_compile_for_gpus_that_are_not_here():
+    """The interpreter takes what a compiler does not: machine code is made for two generations of GPUs."""
+    script = "from test_backends import compiled; [print(*compiled(*each)) for each in ((80, 0), (90, 1))]"
+    here = Path(__file__).parent
+    environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 6 and min(map(int, done.stdout.split())) > 1000
+
+
+def compiled(capability: int, kind: int) -> list[int]:
+    """Bytes of machine code of each kernel, for 3 features and labels of 10 classes."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from nnlib import fused
+
+    sizes, known = [], {"v": "*i64", "skip": "*i64", "index": "*i64", "B": "i32", "M": "i32"}
+    known |= dict.fromkeys(("exponent", "epsilon", "factor"), "fp32")
+    constants = {"D": 3, "P": 4, "V": 10, "W": 16, "LABELS": True, "KIND": kind, "BLOCK": fused.BLOCK}
+    for kernel in (fused._forward, fused._to_queries, fused._to_centers):
+        names = kernel.arg_names
+        signature = {name: "constexpr" if name in constants else known.get(name, "*fp32") for name in names}
+        fixed = {(names.index(name),): value for name, value in constants.items() if name in names}
+        source = ASTSource(kernel, signature, constexprs=fixed)
+        sizes.append(len(triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]))
+    return sizes
