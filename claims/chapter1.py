@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from claims import naive
 from claims.memory import within
 from claims.table import NotMeasured, claim
+from nnbook import naive
 from nnlib.data import DataError, Dataset, load
 from nnlib.neighbors import DynamicClassifier
 

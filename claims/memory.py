@@ -5,21 +5,17 @@ Each piece runs in a process of its own, so that nothing before it has raised th
 
 import subprocess
 import sys
-import threading
-import time
-from pathlib import Path
 
 import torch
 
 from claims.table import NotMeasured
+from nnbook.speed import STATUS, Peak
 from nnlib.attend import Labels, attend
 from nnlib.data import load, photo
 from nnlib.images import decode, encode
 from nnlib.kernels import CosineInverseDistance, InfluenceCone, InverseDistance
 from nnlib.nca import MemoryBank, nca_loss
 from nnlib.neighbors import DynamicClassifier
-
-STATUS = Path("/proc/self/status")
 
 
 def extra_megabytes(work: str) -> float:
@@ -36,29 +32,6 @@ def within(*works: str) -> tuple[str, bool]:
         raise NotMeasured("resident memory is read from Linux's /proc")
     found = {work: extra_megabytes(work) for work in works}
     return ", ".join(f"{work} {size:.0f} MB" for work, size in found.items()), max(found.values()) <= 256
-
-
-def _resident() -> float:
-    return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("VmRSS")) / 1024
-
-
-class Peak:
-    """The largest resident memory while the block runs, looked at every few milliseconds, above that at its start."""
-
-    def __enter__(self):
-        self.before, self.most, self.running = _resident(), 0.0, True
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def _watch(self):
-        while self.running:
-            self.most = max(self.most, _resident() - self.before)
-            time.sleep(0.002)
-
-    def __exit__(self, *_):
-        self.running = False
-        self.thread.join()
 
 
 def _fit(name: str, kernel: str) -> float:

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from claims import naive
 from claims.memory import within
 from claims.table import claim
+from nnbook import naive
 from nnlib import images
 from nnlib.data import photo
 from nnlib.neighbors import DynamicRegressor

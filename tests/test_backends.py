@@ -87,7 +87,9 @@ def test_averages_and_gradients(kernel, backend, shape, dtype):
     tight = {torch.float32: (1e-5, 1e-3), torch.float64: (1e-11, 1e-7), torch.bfloat16: (1e-5, 1e-2)}[dtype]
     assert (found.cpu() - average).abs().max() <= tight[0] * v.abs().max()
     for leaf, gradient in zip(leaves, gradients, strict=True):
-        assert (leaf.grad.cpu() - gradient).norm() <= tight[1] * gradient.norm() + 1e-5
+        assert leaf.grad.isfinite().all()
+        known = gradient.isfinite()  # not where coarse types put two in one place
+        assert (leaf.grad.cpu() - gradient)[known].norm() <= tight[1] * gradient[known].norm() + 1e-5
 
 
 @pytest.mark.parametrize("kernel", ["inverse distance", "cone"])
