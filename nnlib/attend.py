@@ -14,18 +14,13 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
+from nnlib.blocks import exact_products, working_dtype
 from nnlib.euclidean import DIRECT_FEATURES
 from nnlib.gradients import Gradients
 from nnlib.kernels import InfluenceCone, InverseDistance, Kernel, KNearest
+from nnlib.nearby import average_nearest, nearest_of
 from nnlib.search import hindrance, pays, searched, tree_nearest
-from nnlib.stream import (
-    Labels,
-    average_nearest,
-    exact_products,
-    nearest_of,
-    streamed,
-    working_dtype,
-)
+from nnlib.stream import Labels, streamed
 
 BACKENDS = ("auto", "blocks", "search", "fused")
 FUSED_WIDTH = 128  # columns of values that a GPU's cores can hold the sums of

@@ -9,9 +9,9 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from nnlib.blocks import working_dtype
 from nnlib.inputs import require_count
 from nnlib.shards import gathered, share, world
-from nnlib.stream import working_dtype
 
 DRAWN = 1 << 16  # rows drawn at a time
 LATE = ((80 / 130, 0.8), (120 / 130, 0.9))  # from which share of the training on, and at least how much, is kept

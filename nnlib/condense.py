@@ -12,21 +12,15 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
+from nnlib.blocks import exact_products
 from nnlib.device import one_thread
 from nnlib.frames import take
 from nnlib.kernels import InfluenceCone, Kernel
+from nnlib.nearby import average_nearest
 from nnlib.reach import Cone
 from nnlib.rows import Chosen, Copied
 from nnlib.search import hindrance, pays
-from nnlib.stream import (
-    RunningAverage,
-    accumulate,
-    add_products,
-    average_nearest,
-    average_of,
-    exact_products,
-    streamed,
-)
+from nnlib.stream import RunningAverage, accumulate, add_products, average_of, streamed
 
 BLOCK_ROWS = 2048  # samples compared with all centers at once
 AHEAD = 256  # samples that meet a new center as soon as it is one

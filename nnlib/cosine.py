@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
+from nnlib.euclidean import Measured
 from nnlib.frames import (
     CANCELS,
     CROWDED,
@@ -23,7 +24,7 @@ from nnlib.frames import (
 )
 
 
-class Cosine:
+class Cosine(Measured):
     """1 - |cos(x, c)|, or 1 - cos where signed. A row of zeros has cosine 0 to all; its gradient is 0."""
 
     scale = 1.0

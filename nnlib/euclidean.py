@@ -57,11 +57,22 @@ class Euclidean:
 
         same: (i, j) of pairs known to be one and the same row, which need no measuring.
         """
+        squares, pairs = self._squares(x, c, same)
+        return squares.sqrt_(), pairs
+
+    def order(self, x: Rows, c: Rows) -> Float[Tensor, "B M"]:
+        """What sorts as the distances do: their squares, until it is asked again."""
+        return self._squares(x, c)[0]
+
+    def distance_of(self, order: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The distances that belong to what `order` gave."""
+        return order.sqrt()
+
+    def _squares(self, x: Rows, c: Rows, same=None) -> tuple[Tensor, object]:
         squares = self.room("distance", x.plain, len(x.plain), len(c.plain))
         if x.squares is None:
-            return _direct_squares(x.framed, c.framed, squares, self.room.beside("spare", squares)).sqrt_(), None
-        pairs = _product_squares(x, c, squares, same)
-        return squares.sqrt_(), pairs
+            return _direct_squares(x.framed, c.framed, squares, self.room.beside("spare", squares)), None
+        return squares, _product_squares(x, c, squares, same)
 
     def pull(self, x: Rows, c: Rows, distance: Tensor, kept, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients to the rows of x and of c; a pair at distance 0 pulls at neither. Overwrites `gradient`."""
@@ -75,7 +86,19 @@ class Euclidean:
         return tuple(part if self.scale == 1 else part * self.scale for part in parts)
 
 
-class Pyramid:
+class Measured:
+    """A metric whose distances are quick to have, and are sorted themselves."""
+
+    def order(self, x, c) -> Float[Tensor, "B M"]:
+        """The distances."""
+        return self.measure(x, c)[0]
+
+    def distance_of(self, order: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The distances that belong to what `order` gave."""
+        return order
+
+
+class Pyramid(Measured):
     """The distance whose inverse power is the mean of those over the scales i, each of every 2^i-th feature."""
 
     def __init__(self, levels: list[Euclidean], exponent: float, epsilon: float):
@@ -117,7 +140,7 @@ class Pyramid:
         return tuple(whole)
 
 
-class Inner:
+class Inner(Measured):
     """Minus the inner product: nearer is smaller."""
 
     scale = 1.0

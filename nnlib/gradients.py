@@ -2,8 +2,10 @@
 
 import torch
 
+from nnlib.blocks import column_blocks, finite, row_blocks, without
 from nnlib.frames import Room
-from nnlib.stream import column_blocks, finite, nearest_of, products, row_blocks, without
+from nnlib.nearby import nearest_of
+from nnlib.stream import products
 
 
 class Gradients:

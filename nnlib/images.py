@@ -19,10 +19,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from nnlib.bitstream import MAX_PIXELS, base, displayed, parts_of, texture, unpack
+from nnlib.blocks import exact_products
 from nnlib.data import photo
 from nnlib.encoder import Encoder
 from nnlib.files import written_whole
-from nnlib.stream import exact_products
 
 SIDE = 65_535  # pixels along one side, at most
 ZOOM = 64  # at most: a tile's samples are drawn together

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from nnlib.bank import MemoryBank, UnitRows
+from nnlib.blocks import exact_products, working_dtype
 from nnlib.euclidean import Inner
 from nnlib.inputs import require_count
+from nnlib.nearby import nearest_of
 from nnlib.shards import gathered, own, summed
-from nnlib.stream import exact_products, nearest_of, working_dtype
 
 VOTES = 1 << 22  # compared at a time
 Rows = tuple[Float[Tensor, "N D"], Int64[Tensor, " N"]]

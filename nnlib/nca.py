@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
 from nnlib.bank import MemoryBank, UnitRows
+from nnlib.blocks import exact_products, finite, without, working_dtype
 from nnlib.kernels import DotProduct
 from nnlib.knn import embed, knn_evaluate, knn_predict, require_samples
 from nnlib.shards import gathered, largest, own, summed, world
-from nnlib.stream import RunningAverage, average_of, exact_products, finite, with_ones, without, working_dtype
+from nnlib.stream import RunningAverage, average_of, with_ones
 
 __all__ = ["MemoryBank", "embed", "knn_evaluate", "knn_predict", "nca_loss"]
 BLOCK_PAIRS = {"cpu": 1 << 21, "other": 1 << 22}  # of a query and a row, scored at a time

@@ -9,9 +9,11 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
+from nnlib.blocks import finite, working_dtype
 from nnlib.kernels import InfluenceCone, InverseDistance, Kernel, KNearest
+from nnlib.nearby import mean_of
 from nnlib.reach import Cone, Tree
-from nnlib.stream import finite, mean_of, streamed, working_dtype
+from nnlib.stream import streamed
 
 FEATURES = 3  # up to here few cells of a grid lie within a reach
 MANY = 32  # centers can be measured in the time that a tree takes for one of the nearest

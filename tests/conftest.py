@@ -8,8 +8,8 @@ import torch
 from jaxtyping import install_import_hook
 
 CORE = (
-    *("attend", "condense", "cosine", "euclidean", "frames", "gradients", "kernels"),
-    *("reach", "rows", "search", "stream"),
+    *("attend", "blocks", "condense", "cosine", "euclidean", "frames", "gradients", "kernels"),
+    *("nearby", "reach", "rows", "search", "stream"),
     *("contexts", "evidence", "gate", "recall"),
     "shards",
 )

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnlib import stream
+from nnlib import blocks
 from nnlib.attend import Labels, attend, class_log_probabilities, nearest
 from nnlib.data import load
 from nnlib.kernels import (
@@ -74,7 +74,8 @@ def seed():
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks in both directions, so that the running maximum and the seams are what is tested."""
-    monkeypatch.setitem(stream.BLOCK, "cpu", (32, 96))
+    monkeypatch.setitem(blocks.BLOCK, "cpu", (32, 96))
+    monkeypatch.setitem(blocks.NEAREST, "cpu", (16, 150))
 
 
 def split(data, name):

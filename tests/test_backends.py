@@ -12,7 +12,7 @@ import oracle
 import pytest
 import torch
 
-from nnlib import stream
+from nnlib import blocks
 from nnlib.attend import Labels, attend, nearest
 from nnlib.kernels import CosineInverseDistance, CosineSoftmax, EuclideanPyramid, InfluenceCone, InverseDistance
 
@@ -45,7 +45,8 @@ CASES = [(kernel, "blocks") for kernel in KERNELS] + [(kernel, "fused") for kern
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
     """Fill what is allocated with NaN, and cut even small inputs into blocks."""
-    monkeypatch.setitem(stream.BLOCK, "cpu", (32, 64))
+    monkeypatch.setitem(blocks.BLOCK, "cpu", (32, 64))
+    monkeypatch.setitem(blocks.NEAREST, "cpu", (16, 150))
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.empty(3).isnan().all()
     yield
