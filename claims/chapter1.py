@@ -1,15 +1,11 @@
 """What chapter 1 and the README state of the dynamic classifier."""
 
 import statistics
-import time
 from functools import cache
 from typing import NamedTuple
 
-import torch
-
 from claims.memory import within
 from claims.table import NotMeasured, claim
-from nnbook import naive
 from nnlib.data import DataError, Dataset, load
 from nnlib.neighbors import DynamicClassifier
 
@@ -84,49 +80,6 @@ def cifar100():
     return f"{fits[0].neighbors:,} centers, {_percent(fit.test for fit in fits)}", True
 
 
-@cache
-def race(kernel: str, rounds: int) -> tuple[list[float], list[float], bool]:
-    """Seconds of our fit and of the plain loop's, in turn, and whether both chose the same centers in order."""
-    data = _data("mnist")
-    x, y = data.train_images.flatten(1).float() / 255, data.train_labels
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    DynamicClassifier(kernel, progress=False).fit(x[:2000], y[:2000])
-    ours, plain, same = [], [], True
-    for _ in range(rounds):
-        start = time.perf_counter()
-        model = DynamicClassifier(kernel, seed=0, progress=False).fit(x, y)
-        ours.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        centers, labels, chosen = naive.fit(x, y, order, kernel)
-        plain.append(time.perf_counter() - start)
-        same &= torch.equal(chosen, model.indices_) and torch.equal(centers, model.centers_)
-        same &= torch.equal(labels, model.values_)
-    return ours, plain, same
-
-
-def _faster(kernel: str, rounds: int, bar: float) -> tuple[str, bool]:
-    ours, plain, _ = race(kernel, rounds)
-    ratio = statistics.median(slow / quick for quick, slow in zip(ours, plain, strict=True))
-    told = f"{statistics.median(ours):.2f} s against {statistics.median(plain):.1f} s (medians of {rounds})"
-    return f"{ratio:.1f} times faster: {told}", ratio >= bar
-
-
-@claim("MNIST fit, cosine, against the plain published loop in one run", "at least 3 times faster", "slow")
-def cosine_speed():
-    return _faster("cosine", 5, 3)
-
-
-@claim("MNIST fit, Euclidean, against the plain published loop in one run", "at least 60 times faster", "slow")
-def euclidean_speed():
-    return _faster("euclidean", 1, 60)
-
-
-@claim("MNIST: the plain loop's centers, in its order (cosine and Euclidean)", "the same", "slow")
-def same_centers():
-    same = race("cosine", 5)[2] and race("euclidean", 1)[2]
-    return "the same" if same else "others", same
-
-
 @claim("extra memory while fitting and predicting, inputs and model aside", "at most 256 MB", "slow")
 def mnist_memory():
     return within("fit mnist cosine", "fit mnist euclidean", "fit mnist cone")
@@ -141,18 +94,3 @@ def cifar_memory():
 @claim("extra memory of attend, 60,000 x 60,000 x 784, inputs and results aside", "at most 256 MB", "slow")
 def attend_memory():
     return within("attend euclidean", "attend cosine", "attend cone", "attend and gradient")
-
-
-@claim("MNIST fit on a GPU, cosine", "as on the CPU: 2,800 to 3,100 centers", "gpu")
-def gpu_fit():
-    if not torch.cuda.is_available():
-        raise NotMeasured("no GPU here")
-    data = _data("mnist")
-    x, y = data.train_images.cuda(), data.train_labels.cuda()
-    DynamicClassifier(progress=False).fit(x[:2000], y[:2000])
-    start = time.perf_counter()
-    model = DynamicClassifier(progress=False).fit(x, y)
-    torch.cuda.synchronize()
-    seconds, test = time.perf_counter() - start, model.score(data.test_images, data.test_labels)
-    told = f"{model.num_neighbors:,} centers, {100 * test:.2f} %, {seconds:.2f} s"
-    return told, 2800 <= model.num_neighbors <= 3100

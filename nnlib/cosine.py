@@ -17,6 +17,7 @@ from nnlib.frames import (
     chunks,
     close_pairs,
     offset_of,
+    product,
     sample_of,
     spread,
     squared,
@@ -28,6 +29,7 @@ class Cosine(Measured):
     """1 - |cos(x, c)|, or 1 - cos where signed. A row of zeros has cosine 0 to all; its gradient is 0."""
 
     scale = 1.0
+    coarse = False  # whether products may be of rows in bfloat16
 
     def __init__(self, offset: Float[Tensor, " D"] | None, signed: bool = False):
         self.frame, self.signed, self.room = Frame(1.0, offset), signed, Room()
@@ -53,8 +55,7 @@ class Cosine(Measured):
         same: (i, j) of pairs known to be one and the same row, which need no measuring.
         """
         distance = self.room("distance", x.plain, len(x.plain), len(c.plain))
-        torch.addmm(c.squares.expand_as(distance), x.framed, c.framed.T, alpha=-1, out=distance)
-        distance.add_(x.squares[:, None])
+        product(x.framed, c.framed, -1, c.squares, distance, self.coarse).add_(x.squares[:, None])
         limit, cancels = (x.squares + c.squares.max()) / CANCELS[distance.dtype], 1 / CANCELS[distance.dtype]
         negative = None
         if not self.signed and (most := float(distance.amax())) > 1:

@@ -18,6 +18,7 @@ from nnlib.frames import (
     chunks,
     close_pairs,
     offset_of,
+    product,
     sample_of,
     spread,
     squared,
@@ -29,6 +30,8 @@ DIRECT_FEATURES = 16  # up to here, differences feature by feature are as quick 
 
 class Euclidean:
     """|x - c| times the frame's scale, between prepared rows."""
+
+    coarse = False  # whether products may be of rows in bfloat16
 
     def __init__(self, frame: Frame):
         self.frame, self.scale, self.room = frame, frame.scale, Room()
@@ -72,7 +75,7 @@ class Euclidean:
         squares = self.room("distance", x.plain, len(x.plain), len(c.plain))
         if x.squares is None:
             return _direct_squares(x.framed, c.framed, squares, self.room.beside("spare", squares)), None
-        return squares, _product_squares(x, c, squares, same)
+        return squares, _product_squares(x, c, squares, same, self.coarse)
 
     def pull(self, x: Rows, c: Rows, distance: Tensor, kept, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients to the rows of x and of c; a pair at distance 0 pulls at neither. Overwrites `gradient`."""
@@ -192,9 +195,9 @@ def _direct_pull(x: Tensor, c: Tensor, pull: Tensor, spare: Tensor) -> tuple[Ten
     return to_x, to_c
 
 
-def _product_squares(x: Rows, c: Rows, squares: Tensor, same) -> tuple[Tensor, Tensor] | None:
+def _product_squares(x: Rows, c: Rows, squares: Tensor, same, coarse: bool) -> tuple[Tensor, Tensor] | None:
     """Fill in squared distances; which pairs (i, j) were measured again, None where that was the whole block."""
-    torch.addmm(c.squares.expand_as(squares), x.framed, c.framed.T, alpha=-2, out=squares).add_(x.squares[:, None])
+    product(x.framed, c.framed, -2, c.squares, squares, coarse).add_(x.squares[:, None])
     if same is not None:
         squares[same] = torch.inf
     pairs = close_pairs(squares, (x.squares + c.squares.max()) / CANCELS[squares.dtype])  # a little too many

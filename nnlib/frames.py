@@ -55,6 +55,20 @@ class Room:
         return self(name, block, *block.shape)
 
 
+def product(
+    x: Float[Tensor, "B D"],
+    c: Float[Tensor, "M D"],
+    scale: float,
+    beside: Float[Tensor, " M"],
+    out: Tensor,
+    coarse: bool,
+) -> Float[Tensor, "B M"]:
+    """beside_j + scale x_i.c_j into `out`; coarse: of rows in bfloat16, which some processors multiply faster."""
+    if coarse:
+        return out.copy_(x.bfloat16() @ c.bfloat16().T).mul_(scale).add_(beside)
+    return torch.addmm(beside.expand_as(out), x, c.T, alpha=scale, out=out)
+
+
 def take(rows, index: slice | Int[Tensor, " K"]):
     """Some of prepared rows, whatever they are made of."""
     if rows is None or isinstance(rows, Tensor):

@@ -129,6 +129,21 @@ def test_what_cannot_be_fused_says_what_would_do(kernel):
         nearest(x, c, 2, InverseDistance(), backend="fused")
 
 
+@pytest.mark.parametrize("kernel", ["inverse distance", "signed cosine"])
+def test_coarse_products_are_coarse_and_near_pairs_are_not(kernel):
+    x, c, v = inputs("wider", torch.float32, 4)
+    x[0] = c[3] * (1 + 1e-4)
+    average, gradients = wanted(x, c, v, kernel, None, torch.ones(len(x), 5))
+    leaves = [part.to(DEVICE).requires_grad_() for part in (x, c, v)]
+    found = attend(*leaves, KERNELS[kernel][0], products="bfloat16")
+    found.sum().backward()
+    error = (found.detach().cpu() - average).abs()
+    assert 1e-5 < error.max() <= 0.03 * v.abs().max() and error[0].max() <= 1e-4
+    assert (leaves[2].grad.cpu() - gradients[2]).norm() <= 0.03 * gradients[2].norm()
+    with pytest.raises(ValueError, match="products='float8' is not known: give one of float32, bfloat16"):
+        attend(x, c, v, KERNELS[kernel][0], products="float8")
+
+
 def test_kernels_compile_for_gpus_that_are_not_here():
     """The interpreter takes what a compiler does not: machine code is made for two generations of GPUs."""
     script = "from test_backends import compiled; [print(*compiled(*each)) for each in ((80, 0), (90, 1))]"
