@@ -24,7 +24,7 @@ def averages(features: int) -> dict[str, Callable | None]:
     return {
         "nnlib": lambda x, c, v: attend(x, c, v, InverseDistance(), backend="blocks" if x.is_cpu else "auto"),
         "cdist + softmax": lambda x, c, v: torch.cat([_softmax(part, c, v) for part in x.split(CHUNK)]),
-        "scikit-learn": _by_sklearn,
+        "scikit-learn": None if torch.cuda.is_available() else _by_sklearn,
         "KeOps": _by_keops if _has("pykeops") and features <= FEW else None,
     }
 
@@ -59,8 +59,6 @@ def _softmax(x: Tensor, c: Tensor, v: Tensor) -> Tensor:
 
 
 def _by_sklearn(x: Tensor, c: Tensor, v: Tensor) -> Tensor:
-    if x.requires_grad or not x.is_cpu:
-        return None
     values = v.numpy()
 
     def reduced(distance, start):

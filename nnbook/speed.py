@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from operator import truediv
 from pathlib import Path
 
 import pandas as pd
@@ -91,11 +92,7 @@ def rows_of(works: dict[str, Callable | None], repeats: int, error: Callable | N
         extra = peak.most - (result.nbytes / 2**20 if isinstance(result, Tensor) else 0)
         row |= {"seconds": statistics.median(times[name]), "least": min(times[name]), "most": max(times[name])}
         row |= {"runs": repeats, "extra_mb": max(0.0, extra), "error": error(result) if error else None}
-        yield row | {"over_nnlib": statistics.median(map(_quotient, times[name], times["nnlib"]))}
-
-
-def _quotient(other: float, own: float) -> float:
-    return other / own
+        yield row | {"over_nnlib": statistics.median(map(truediv, times[name], times["nnlib"]))}
 
 
 def _device() -> str:
@@ -209,7 +206,7 @@ def fit(kernel: str, repeats: int = 1) -> list[dict]:
         size
         | {"peer": name, "device": _device(), "seconds": statistics.median(found), "least": min(found)}
         | {"most": max(found), "runs": repeats}
-        | {"over_nnlib": statistics.median(map(_quotient, found, times["nnlib"]))}
+        | {"over_nnlib": statistics.median(map(truediv, found, times["nnlib"]))}
         for name, found in times.items()
     ]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from nnlib.blocks import exact_products, working_dtype
 from nnlib.euclidean import DIRECT_FEATURES
 from nnlib.gradients import Gradients
-from nnlib.kernels import InfluenceCone, InverseDistance, Kernel, KNearest
+from nnlib.kernels import DotProduct, InfluenceCone, InverseDistance, Kernel, KNearest
 from nnlib.nearby import average_nearest, nearest_of
 from nnlib.search import hindrance, pays, searched, tree_nearest
 from nnlib.stream import Labels, streamed
@@ -42,7 +42,7 @@ def attend(
     queries [B, D], centers [M, D], values [M, V] of any real type: computed in float64 where queries or centers are, in
     float32 otherwise. values may be Labels: the result is each class's share of the weight.
     exclude [B]: the index of a center to leave out, -1 for none. A query that is left without any weight gets 0.
-    backend: "blocks" measures all distances, a block at a time; "fused" does so in one kernel on a CUDA GPU, for
+    backend: "blocks" measures all distances, a block at a time; "fused" does so in a few kernels on a CUDA GPU, for
     InverseDistance and InfluenceCone of at most 16 features; "search" finds the few centers that matter, for at most 3
     features on a CPU, without gradients: as exactly for InfluenceCone and for KNearest by a Euclidean distance. "auto"
     takes the quickest one. tolerance: the share of the weight that a search with InverseDistance may leave out, which
@@ -54,6 +54,8 @@ def attend(
     _check(queries, centers, values, exclude, backend)
     if products not in PRODUCTS:
         raise ValueError(f"products={products!r} is not known: give one of {', '.join(PRODUCTS)}")
+    if products != "float32" and (kernel.count is not None or type(kernel) is DotProduct):
+        raise ValueError(f"products={products!r} with {kernel}: give 'float32'")
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance={tolerance!r} can't be used: give a share in [0, 1)")
     if len(values.shape) != 2:
@@ -63,11 +65,11 @@ def attend(
     with exact_products():
         if _searches(queries, centers, values, kernel, backend, tolerance):
             return searched(queries, centers, values, kernel, exclude, tolerance)
+        fused = _fuses(queries, centers, values, kernel, backend)
         if kernel.count is not None:
             metric = kernel.metric(queries.detach(), centers.detach(), working_dtype(queries, centers))
             return average_nearest(queries, centers, values, kernel, metric, exclude)
         labels = values if isinstance(values, Labels) else None
-        fused = _fuses(queries, centers, values, kernel, backend)
         return _Attend.apply(queries, centers, None if labels else values, labels, kernel, exclude, fused, products)
 
 
@@ -103,6 +105,8 @@ def nearest(
     than `count`) has distance inf and index -1.
     """
     _check(queries, centers, None, exclude, backend)
+    if len(queries) == 0:
+        return nearest_of(queries.to(working_dtype(queries, centers)), centers, count, None)
     if backend == "fused":
         raise ValueError("backend='fused' gives averages, and no nearest centers: give 'auto', 'blocks' or 'search'")
     if _searches(queries, centers, None, KNearest(count, kernel), backend):
@@ -142,11 +146,16 @@ def _fuses(queries, centers, values, kernel: Kernel, backend: str) -> bool:
     elif queries.shape[1] > DIRECT_FEATURES or values.shape[1] > FUSED_WIDTH:
         given = f"{queries.shape[1]} features and {values.shape[1]} columns of values"
         reason = f"with {given}: give at most {DIRECT_FEATURES} and {FUSED_WIDTH}"
-    elif working_dtype(queries, centers) != torch.float32 or max(*centers.shape, 1) * values.shape[1] >= 2**31:
+    elif working_dtype(queries, centers) != torch.float32 or _numbers(queries, centers, values) >= 2**31:
         reason = "computes in float32, and counts to 2^31: give smaller tensors, none in float64"
     if reason and backend == "fused":
         raise ValueError(f"backend='fused' {reason}, or backend='auto'")
     return reason is None
+
+
+def _numbers(queries, centers, values) -> int:
+    """How many there are in the largest of inputs and results."""
+    return max(len(queries), centers.shape[0]) * max(centers.shape[1], values.shape[1])
 
 
 class _Attend(torch.autograd.Function):

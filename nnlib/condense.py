@@ -155,6 +155,7 @@ class RankedVotes:
             index = distance.topk(min(self.kernel.count, distance.shape[1]), largest=False).indices
             return values[index].mean(1)
         state = RunningAverage(self.kernel, len(distance), values.shape[1], distance, self.metric.scale)
+        state.near = distance.amin(1)
         state.add(distance, values)
         return state.value()
 

@@ -56,7 +56,8 @@ class Cosine(Measured):
         """
         distance = self.room("distance", x.plain, len(x.plain), len(c.plain))
         product(x.framed, c.framed, -1, c.squares, distance, self.coarse).add_(x.squares[:, None])
-        limit, cancels = (x.squares + c.squares.max()) / CANCELS[distance.dtype], 1 / CANCELS[distance.dtype]
+        cancels = 1 / CANCELS[torch.float32 if self.coarse else distance.dtype]
+        limit = (x.squares + c.squares.max()) * cancels
         negative = None
         if not self.signed and (most := float(distance.amax())) > 1:
             negative = distance > 1 if keep else None

@@ -116,6 +116,16 @@ class Pyramid(Measured):
         levels = [Euclidean(Frame(frame.scale, offset)) for offset in offsets]
         return Pyramid(levels, exponent, max(epsilon * frame.scale, torch.finfo(dtype).tiny))
 
+    @property
+    def coarse(self) -> bool:
+        """Whether products may be of rows in bfloat16."""
+        return self.levels[0].coarse
+
+    @coarse.setter
+    def coarse(self, may: bool) -> None:
+        for level in self.levels:
+            level.coarse = may
+
     def rows(self, rows: Float[Tensor, "N D"]) -> tuple[Rows, ...]:
         """Prepared rows of each scale."""
         return tuple(level.rows(rows[:, :: 2**i].contiguous()) for i, level in enumerate(self.levels))
@@ -200,9 +210,10 @@ def _product_squares(x: Rows, c: Rows, squares: Tensor, same, coarse: bool) -> t
     product(x.framed, c.framed, -2, c.squares, squares, coarse).add_(x.squares[:, None])
     if same is not None:
         squares[same] = torch.inf
-    pairs = close_pairs(squares, (x.squares + c.squares.max()) / CANCELS[squares.dtype])  # a little too many
+    cancels = CANCELS[torch.float32 if coarse else squares.dtype]
+    pairs = close_pairs(squares, (x.squares + c.squares.max()) / cancels)  # a little too many
     if len(pairs[0]) > CROWDED * squares.numel():
-        pairs = (squares * CANCELS[squares.dtype] < x.squares[:, None] + c.squares).nonzero(as_tuple=True)
+        pairs = (squares * cancels < x.squares[:, None] + c.squares).nonzero(as_tuple=True)
     if len(pairs[0]) > CROWDED * squares.numel():
         squares.copy_(torch.cdist(x.plain, c.plain, compute_mode="donot_use_mm_for_euclid_dist").square_())
         return None

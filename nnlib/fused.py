@@ -1,4 +1,4 @@
-"""The hot path in one Triton kernel a direction, for few features: only inputs and results leave a GPU's cores.
+"""The hot path in a few Triton kernels, for few features: only inputs and results leave a GPU's cores.
 
 Distances are direct differences, weights are taken beside that of the nearest center so far, and the backward pass
 measures again. Runs on CUDA, or anywhere in Triton's interpreter (TRITON_INTERPRET=1), where it is tested.
@@ -168,7 +168,8 @@ class Fused:
         self.v = (values.detach().float() if labels is None else labels.labels).contiguous()
         (self.features, self.queries), self.centers = self.x.shape, self.c.shape[1]
         self.width = values.shape[1] if labels is None else labels.shape[1]
-        self.skip = self._new(self.queries, dtype=torch.int64).fill_(-1) if exclude is None else exclude
+        none = self._new(self.queries, dtype=torch.int64).fill_(-1)
+        self.skip = none if exclude is None else exclude.contiguous()
         cone = isinstance(kernel, InfluenceCone)
         self.kind, self.scale = CONE if cone else POWER, scale
         tiny = torch.finfo(torch.float32).tiny

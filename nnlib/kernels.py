@@ -136,7 +136,7 @@ class InfluenceCone(Kernel):
 
     def weigh(self, distance, near, scale=1.0):
         """(factor * d_min - d) / (factor * d_min - d_min), exact for factors near 1 too; 0 out of reach."""
-        return distance.sub_(near[:, None]).div_(-self.reach(near, scale)[:, None]).add_(1).clamp_(min=0)
+        return distance.sub_(near[:, None]).div_(-self.reach(near, scale)[:, None]).add_(1).clamp_(min=0).nan_to_num_(0)
 
     def steepen(self, pull, distance, near, scale, spare):
         torch.sub(distance, near[:, None], out=spare).sub_(self.reach(near, scale)[:, None])

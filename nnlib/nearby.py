@@ -27,7 +27,7 @@ def mean_of(values, index: Int64[Tensor, "B K"], dtype: torch.dtype) -> Float[Te
 @torch.no_grad()
 def nearest_of(queries, centers, count: int, metric, exclude=None) -> tuple[Tensor, Tensor]:
     """Distances and indices [B, count] of the nearest centers, nearest first; inf and -1 where none is left."""
-    found = []
+    found = [] if len(queries) else [(queries.new_empty(0, count), queries.new_empty(0, count, dtype=torch.int64))]
     for rows in blocks(len(queries), NEAREST, 0, queries):
         x, skip = queries[rows].to(working_dtype(queries, centers)), None if exclude is None else exclude[rows]
         found.append(_nearest_rows(x, centers, count, metric, skip))
@@ -47,7 +47,10 @@ def _nearest_rows(x: Float[Tensor, "B D"], centers, count: int, metric, exclude)
 def _take_nearer(near: Float[Tensor, "B K"], index: Int64[Tensor, "B K"], block: Float[Tensor, "B M"], start: int):
     """Put what is nearer in a block among the nearest so far."""
     count = near.shape[1]
-    rows = (block.amin(1) < near[:, -1]).nonzero()[:, 0]
+    low = block.amin(1)
+    if bool(low.isnan().any()):  # what is nowhere is near nothing
+        low = block.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).amin(1)
+    rows = (low < near[:, -1]).nonzero()[:, 0]
     if len(rows) == 0:
         return
     some = block if len(rows) == len(block) else block[rows]

@@ -117,7 +117,7 @@ class _Shares(_Nearest):
         """The averages over some nearest centers, and no less than the share of the weight that the others have."""
         distance, index = self.tree.nearest(x, count, exclude)
         distance = distance.to(x.dtype)
-        weights = self.kernel.weigh(distance, finite(distance[:, 0]).clone(), self.metric.scale)
+        weights = self.kernel.weigh(distance, finite(distance[:, 0]), self.metric.scale)
         total, others = weights.sum(1, keepdim=True), weights[:, -1] * (len(self.centers) - count)
         picked = self.values[index.flatten()].to(x.dtype).unflatten(0, index.shape)
         return (weights / total)[:, None].matmul(picked)[:, 0], others / (total[:, 0] + others)

@@ -23,6 +23,8 @@ class Labels:
     def __init__(self, labels: Int64[Tensor, " M"], classes: int):
         if labels.ndim != 1 or labels.dtype != torch.int64:
             raise ValueError(f"labels is {labels.dtype} {tuple(labels.shape)}: give int64 [M]")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            raise ValueError(f"labels holds {int(labels.min())} ... {int(labels.max())}: give 0 ... {classes - 1}")
         self.labels, self.shape, self.dtype, self.device = labels, (len(labels), classes), labels.dtype, labels.device
 
     def __getitem__(self, cols) -> Tensor:
@@ -47,7 +49,7 @@ class RunningAverage:
         if distance.numel() == 0:
             return
         before, sums = self.near[rows], self.sums[rows]
-        near = torch.minimum(before, distance.amin(1))
+        near = before if self.kernel.needs_nearest else torch.minimum(before, distance.amin(1))
         beside = finite(near)
         sums *= self.kernel.weigh(before[:, None].clone(), beside, self.scale)
         add_products(sums, self.kernel.weigh(distance, beside, self.scale), values)

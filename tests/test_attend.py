@@ -207,6 +207,28 @@ def test_nearest_agrees_with_sorting(seed):
     assert torch.allclose(distance.double(), wanted.values[:, :7], rtol=1e-5)
 
 
+@pytest.mark.parametrize("count", [1, 3, 200])
+def test_what_is_nowhere_is_near_nothing_and_hides_nothing(count, seed):
+    x, c = torch.randn(20, 5, generator=seed), torch.randn(400, 5, generator=seed)
+    c[7] = torch.nan
+    known = torch.cat([torch.arange(7), torch.arange(8, 400)])
+    wanted = oracle.euclidean(x.double(), c[known].double()).sort(1).indices[:, :count]
+    assert torch.equal(nearest(x, c, count, KERNELS["euclidean"])[1], known[wanted])
+    found = attend(x, c, torch.ones(400, 1), KERNELS["influence_cone"], backend="blocks")
+    assert torch.allclose(found, torch.ones(20, 1))
+
+
+def test_no_queries_have_no_neighbors():
+    distance, index = nearest(torch.empty(0, 3), torch.ones(4, 3), 2, KERNELS["euclidean"])
+    assert distance.shape == index.shape == (0, 2)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_outside_the_classes_are_refused(label):
+    with pytest.raises(ValueError, match=r"give 0 ... 2"):
+        Labels(torch.tensor([0, label]), 3)
+
+
 def test_nearest_says_where_no_center_is_left():
     one = torch.ones(1, 3)
     distance, index = nearest(one, one, 2, KERNELS["cosine"], exclude=torch.tensor([0]))

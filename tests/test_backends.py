@@ -14,7 +14,14 @@ import torch
 
 from nnlib import blocks
 from nnlib.attend import Labels, attend, nearest
-from nnlib.kernels import CosineInverseDistance, CosineSoftmax, EuclideanPyramid, InfluenceCone, InverseDistance
+from nnlib.kernels import (
+    CosineInverseDistance,
+    CosineSoftmax,
+    EuclideanPyramid,
+    InfluenceCone,
+    InverseDistance,
+    KNearest,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:divide by zero")  # in the interpreter: a weight of 0
 pytest.importorskip("triton", reason="Triton comes with PyTorch where it may meet a GPU")
@@ -113,6 +120,13 @@ def test_fused_at_any_scale_and_place(scale, offset):
     assert (found - average).abs().max() <= 1e-5 * v.abs().max()
 
 
+def test_fused_takes_strided_exclusions():
+    x, c, v = (part.to(DEVICE) for part in inputs("a few", torch.float32, 5))
+    exclude = torch.arange(10, device=DEVICE)[::2] % 7
+    found = [attend(x, c, v, InverseDistance(), exclude=exclude, backend=backend) for backend in ("fused", "blocks")]
+    assert (found[0] - found[1]).abs().max() <= 1e-5
+
+
 def test_fused_without_any_center_left():
     one = torch.ones(1, 2, device=DEVICE, requires_grad=True)
     found = attend(one, one, one, InverseDistance(), exclude=torch.zeros(1, dtype=torch.int64), backend="fused")
@@ -120,7 +134,7 @@ def test_fused_without_any_center_left():
     assert found.tolist() == [[0, 0]] and one.grad.tolist() == [[0, 0]]
 
 
-@pytest.mark.parametrize("kernel", [CosineInverseDistance(), EuclideanPyramid()])
+@pytest.mark.parametrize("kernel", [CosineInverseDistance(), EuclideanPyramid(), KNearest(2)])
 def test_what_cannot_be_fused_says_what_would_do(kernel):
     x, c, v = (part.to(DEVICE) for part in inputs("a few", torch.float32, 3))
     with pytest.raises(ValueError, match="give InverseDistance or InfluenceCone, or backend='auto'"):
@@ -140,6 +154,10 @@ def test_coarse_products_are_coarse_and_near_pairs_are_not(kernel):
     error = (found.detach().cpu() - average).abs()
     assert 1e-5 < error.max() <= 0.03 * v.abs().max() and error[0].max() <= 1e-4
     assert (leaves[2].grad.cpu() - gradients[2]).norm() <= 0.03 * gradients[2].norm()
+    near = attend(x.double() + 1e-3, x.double(), v[: len(x)], KERNELS[kernel][0], products="bfloat16").cpu()
+    assert (near - v[: len(x)]).abs().max() <= 0.03 * v.abs().max()
+    with pytest.raises(ValueError, match="give 'float32'"):
+        attend(x, c, v, KNearest(2), products="bfloat16")
     with pytest.raises(ValueError, match="products='float8' is not known: give one of float32, bfloat16"):
         attend(x, c, v, KERNELS[kernel][0], products="float8")
 
