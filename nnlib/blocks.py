@@ -8,7 +8,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 BLOCK = {"cpu": (1024, 1024), "other": (2048, 4096)}  # queries x centers at a time
-NEAREST = {"cpu": (1024, 2048), "other": (2048, 16384)}  # the same where the nearest are picked out
 BLOCK_FEATURES = 1 << 22  # and no more numbers than this in a block's own rows
 
 
@@ -32,16 +31,16 @@ def finite(near: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
 
 
 def row_blocks(queries) -> Iterator[slice]:
-    return blocks(len(queries), BLOCK, 0, queries)
+    return _blocks(len(queries), 0, queries)
 
 
 def column_blocks(centers) -> Iterator[slice]:
-    return blocks(centers.shape[0], BLOCK, 1, centers)
+    return _blocks(centers.shape[0], 1, centers)
 
 
-def blocks(length: int, sizes: dict, side: int, rows) -> Iterator[slice]:
+def _blocks(length: int, side: int, rows) -> Iterator[slice]:
     """Slices of a length: of queries (side 0) or centers (side 1) that lie where `rows` do."""
-    most = sizes["cpu" if rows.device.type == "cpu" else "other"][side]
+    most = BLOCK["cpu" if rows.device.type == "cpu" else "other"][side]
     size = max(1, min(most, BLOCK_FEATURES // max(1, rows.shape[1])))
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 

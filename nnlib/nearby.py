@@ -4,10 +4,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from nnlib.blocks import NEAREST, blocks, row_blocks, without, working_dtype
+from nnlib.blocks import column_blocks, row_blocks, without, working_dtype
 from nnlib.kernels import Kernel
-
-GROUP = 64  # centers of which the smallest distance stands for all at first
 
 
 def average_nearest(queries, centers, values, kernel: Kernel, metric, exclude=None) -> Float[Tensor, "B V"]:
@@ -28,7 +26,7 @@ def mean_of(values, index: Int64[Tensor, "B K"], dtype: torch.dtype) -> Float[Te
 def nearest_of(queries, centers, count: int, metric, exclude=None) -> tuple[Tensor, Tensor]:
     """Distances and indices [B, count] of the nearest centers, nearest first; inf and -1 where none is left."""
     found = [] if len(queries) else [(queries.new_empty(0, count), queries.new_empty(0, count, dtype=torch.int64))]
-    for rows in blocks(len(queries), NEAREST, 0, queries):
+    for rows in row_blocks(queries):
         x, skip = queries[rows].to(working_dtype(queries, centers)), None if exclude is None else exclude[rows]
         found.append(_nearest_rows(x, centers, count, metric, skip))
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
@@ -38,14 +36,14 @@ def _nearest_rows(x: Float[Tensor, "B D"], centers, count: int, metric, exclude)
     near = x.new_full((len(x), count), torch.inf)
     index = torch.full_like(near, -1, dtype=torch.int64)
     prepared = metric.rows(x)
-    for cols in blocks(centers.shape[0], NEAREST, 1, centers):
+    for cols in column_blocks(centers):
         block = metric.order(prepared, metric.rows(centers[cols].to(x.dtype)))
         _take_nearer(near, index, without(block, exclude, cols), cols.start)
     return metric.distance_of(near), index.masked_fill_(near.isinf(), -1)
 
 
 def _take_nearer(near: Float[Tensor, "B K"], index: Int64[Tensor, "B K"], block: Float[Tensor, "B M"], start: int):
-    """Put what is nearer in a block among the nearest so far."""
+    """Put what is nearer in a block among the nearest so far: after some blocks, few queries have any."""
     count = near.shape[1]
     low = block.amin(1)
     if bool(low.isnan().any()):  # what is nowhere is near nothing
@@ -58,22 +56,6 @@ def _take_nearer(near: Float[Tensor, "B K"], index: Int64[Tensor, "B K"], block:
         near[rows], place = some.min(1, keepdim=True)
         index[rows] = place + start
         return
-    values, place = _smallest(some, min(count, some.shape[1]))
+    values, place = some.topk(min(count, some.shape[1]), largest=False)
     near[rows], order = torch.cat([near[rows], values], 1).topk(count, largest=False)
     index[rows] = torch.cat([index[rows], place + start], 1).gather(1, order)
-
-
-def _smallest(block: Float[Tensor, "B M"], count: int) -> tuple[Float[Tensor, "B K"], Int64[Tensor, "B K"]]:
-    """The smallest of each row: they are in the groups of the smallest minima, so that few have to be sorted."""
-    groups = block.shape[1] // GROUP
-    if groups < 2 * count:
-        return tuple(block.topk(count, largest=False))
-    grouped = block[:, : groups * GROUP].view(len(block), groups, GROUP)
-    best = grouped.amin(2).topk(count, largest=False).indices
-    among = grouped.gather(1, best[:, :, None].expand(-1, -1, GROUP)).flatten(1)
-    place = (best[:, :, None] * GROUP + torch.arange(GROUP, device=block.device)).flatten(1)
-    rest = torch.arange(groups * GROUP, block.shape[1], device=block.device)
-    among = torch.cat([among, block[:, groups * GROUP :]], 1)
-    found = among.topk(count, largest=False)
-    place = torch.cat([place, rest.expand(len(block), -1)], 1).gather(1, found.indices)
-    return found.values, place

@@ -75,7 +75,6 @@ def seed():
 def small_blocks(monkeypatch):
     """Several blocks in both directions, so that the running maximum and the seams are what is tested."""
     monkeypatch.setitem(blocks.BLOCK, "cpu", (32, 96))
-    monkeypatch.setitem(blocks.NEAREST, "cpu", (16, 150))
 
 
 def split(data, name):
