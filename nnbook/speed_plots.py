@@ -62,8 +62,10 @@ def bars(table: pd.DataFrame):
         axis.bar_label(drawn, [f"{each:.3g} s" for each in rows.seconds], padding=3)
     middle = [group * (len(peers) + 1) + 0.5 for group in reversed(range(len(works)))]
     axis.set_yticks(middle, works)
-    axis.set(xscale="log", xlabel="seconds", xlim=(None, float(table.seconds.max()) * 4))
-    axis.legend(loc="lower right")
+    axis.set(xlabel="seconds")
+    if table.seconds.max() > 20 * table.seconds.min():
+        axis.set(xscale="log", xlim=(None, float(table.seconds.max()) * 3))
+    figure.legend(loc="outside upper right", ncols=len(peers))
     return figure
 
 
@@ -95,5 +97,5 @@ def far_away(power: float):
     axis.plot(at, curves["float64"], color="#9ca3af", lw=5, label="float64")
     axis.plot(at, curves["nnlib"], color="#c2410c", lw=1.2, label="nnlib")
     axis.set(xlabel=f"from one center to another, {10**power:,.0f} from the origin", ylabel="average")
-    axis.legend(loc="upper right")
+    axis.legend(loc="lower right")
     return figure
