@@ -24,6 +24,7 @@ SMALL = {  # parameters with which a chapter's Run All takes seconds
     "02": {"image_path": '"chelsea"', "side": "96", "steps": "30", "rates": '"0.5, 1.0"', "tolerance": "0.4"},
     "03": {"max_neighbors": "2000", "test_characters": "2000"},
     "04": {"n_train": "300", "n_test": "200", "epochs": "2"},
+    "05": {"n_centers": "5000", "repeats": "1"},
 }
 TRACKER = "jupyter/lab/user-settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
 PROMPTS = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map((prompt) => prompt.textContent)"
