@@ -23,7 +23,7 @@ def averages(features: int) -> dict[str, Callable | None]:
     """(queries, centers, values) -> averages weighted by inverse fourth powers of distances, by name."""
     return {
         "nnlib": lambda x, c, v: attend(x, c, v, InverseDistance(), backend="blocks" if x.is_cpu else "auto"),
-        "cdist + softmax": lambda x, c, v: torch.cat([_softmax(part, c, v) for part in x.split(CHUNK)]),
+        "cdist + softmax": lambda x, c, v: torch.cat([softmax_averages(part, c, v) for part in x.split(CHUNK)]),
         "scikit-learn": None if torch.cuda.is_available() else _by_sklearn,
         "KeOps": _by_keops if _has("pykeops") and features <= FEW else None,
     }
@@ -51,7 +51,8 @@ def _has(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _softmax(x: Tensor, c: Tensor, v: Tensor) -> Tensor:
+def softmax_averages(x: Tensor, c: Tensor, v: Tensor) -> Tensor:
+    """Averages [B, V] by whole rows of distances and a softmax, in place where no gradient is asked for."""
     distance = torch.cdist(x, c)
     if torch.is_grad_enabled() and x.requires_grad:
         return torch.softmax((distance + InverseDistance.epsilon).log() * InverseDistance.exponent, 1) @ v

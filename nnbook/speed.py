@@ -148,7 +148,7 @@ def _chunked(given, weights) -> None:
     for part in given:
         part.grad = None
     for x, pull in zip(given[0].split(peers.CHUNK), weights.split(peers.CHUNK), strict=True):
-        (peers._softmax(x, *given[1:]) * pull).sum().backward()
+        (peers.softmax_averages(x, *given[1:]) * pull).sum().backward()
 
 
 def growth(queries: int, centers: int, features: int, repeats: int = 5) -> list[dict]:

@@ -52,14 +52,7 @@ def attend(
     or `backend` don't fit.
     """
     _check(queries, centers, values, exclude, backend)
-    if products not in PRODUCTS:
-        raise ValueError(f"products={products!r} is not known: give one of {', '.join(PRODUCTS)}")
-    if products != "float32" and (kernel.count is not None or type(kernel) is DotProduct):
-        raise ValueError(f"products={products!r} with {kernel}: give 'float32'")
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance={tolerance!r} can't be used: give a share in [0, 1)")
-    if len(values.shape) != 2:
-        raise ValueError(f"values has shape {tuple(values.shape)}: give [M, V], or Labels")
+    _check_averages(values, kernel, tolerance, products)
     if len(queries) == 0:
         return torch.zeros(0, values.shape[1], dtype=working_dtype(queries, centers), device=queries.device)
     with exact_products():
@@ -182,6 +175,17 @@ class _Attend(torch.autograd.Function):
     def backward(ctx, gradient):
         with exact_products():
             return (*Gradients(ctx, gradient).run(), None, None, None, None, None)
+
+
+def _check_averages(values, kernel: Kernel, tolerance: float, products: str) -> None:
+    if len(values.shape) != 2:
+        raise ValueError(f"values has shape {tuple(values.shape)}: give [M, V], or Labels")
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance={tolerance!r} can't be used: give a share in [0, 1)")
+    if products not in PRODUCTS:
+        raise ValueError(f"products={products!r} is not known: give one of {', '.join(PRODUCTS)}")
+    if products != "float32" and (kernel.count is not None or type(kernel) is DotProduct):
+        raise ValueError(f"products={products!r} with {kernel}: give 'float32'")
 
 
 def _check(queries, centers, values, exclude, backend: str) -> None:

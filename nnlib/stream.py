@@ -23,8 +23,9 @@ class Labels:
     def __init__(self, labels: Int64[Tensor, " M"], classes: int):
         if labels.ndim != 1 or labels.dtype != torch.int64:
             raise ValueError(f"labels is {labels.dtype} {tuple(labels.shape)}: give int64 [M]")
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-            raise ValueError(f"labels holds {int(labels.min())} ... {int(labels.max())}: give 0 ... {classes - 1}")
+        low, high = map(int, torch.aminmax(labels)) if len(labels) else (0, 0)
+        if low < 0 or high >= max(1, classes):
+            raise ValueError(f"labels holds {low} ... {high}: give 0 ... {classes - 1}")
         self.labels, self.shape, self.dtype, self.device = labels, (len(labels), classes), labels.dtype, labels.device
 
     def __getitem__(self, cols) -> Tensor:
