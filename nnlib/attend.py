@@ -16,8 +16,9 @@ from torch import Tensor
 
 from nnlib.blocks import exact_products, working_dtype
 from nnlib.euclidean import DIRECT_FEATURES
+from nnlib.flash import WIDEST, softmax_averages
 from nnlib.gradients import Gradients
-from nnlib.kernels import DotProduct, InfluenceCone, InverseDistance, Kernel, KNearest
+from nnlib.kernels import CosineSoftmax, DotProduct, InfluenceCone, InverseDistance, Kernel, KNearest
 from nnlib.nearby import average_nearest, nearest_of
 from nnlib.search import hindrance, pays, searched, tree_nearest
 from nnlib.stream import Labels, streamed
@@ -43,11 +44,13 @@ def attend(
     float32 otherwise. values may be Labels: the result is each class's share of the weight.
     exclude [B]: the index of a center to leave out, -1 for none. A query that is left without any weight gets 0.
     backend: "blocks" measures all distances, a block at a time; "fused" does so in a few kernels on a CUDA GPU, for
-    InverseDistance and InfluenceCone of at most 16 features; "search" finds the few centers that matter, for at most 3
-    features on a CPU, without gradients: as exactly for InfluenceCone and for KNearest by a Euclidean distance. "auto"
-    takes the quickest one. tolerance: the share of the weight that a search with InverseDistance may leave out, which
-    moves an average by at most this share of the values' range. products: "bfloat16" for coarse products of many
-    features, where Euclidean or cosine distances are to a per cent or two; some processors do them in half the time.
+    InverseDistance and InfluenceCone of at most 16 features, and for CosineSoftmax by PyTorch's attention, on any
+    device, with coarse products, no `exclude`, and at most 256 features and columns of values; "search" finds the few
+    centers that matter, for at most 3 features on a CPU, without gradients: as exactly for InfluenceCone and for
+    KNearest by a Euclidean distance. "auto" takes the quickest one. tolerance: the share of the weight that a search
+    with InverseDistance may leave out, which moves an average by at most this share of the values' range. products:
+    "bfloat16" for coarse products of many features, where Euclidean or cosine distances are to a per cent or two; some
+    processors do them in half the time.
     Differentiable in queries, centers and values (KNearest: in values alone). Raises ValueError where shapes, devices
     or `backend` don't fit.
     """
@@ -58,6 +61,9 @@ def attend(
     with exact_products():
         if _searches(queries, centers, values, kernel, backend, tolerance):
             return searched(queries, centers, values, kernel, exclude, tolerance)
+        if _flashes(queries, values, kernel, exclude, backend, products):
+            rows, dtype = values[:] if isinstance(values, Labels) else values, working_dtype(queries, centers)
+            return softmax_averages(queries, centers, rows, kernel.temperature, dtype)
         fused = _fuses(queries, centers, values, kernel, backend)
         if kernel.count is not None:
             metric = kernel.metric(queries.detach(), centers.detach(), working_dtype(queries, centers))
@@ -124,6 +130,13 @@ def _searches(queries, centers, values, kernel: Kernel, backend: str, tolerance:
     return reason is None
 
 
+def _flashes(queries, values, kernel: Kernel, exclude, backend: str, products: str) -> bool:
+    """Whether PyTorch's own attention does it: coarse products of cosines, all centers counting."""
+    wanted = backend == "fused" or (backend == "auto" and queries.device.type == "cuda")
+    fits = exclude is None and max(queries.shape[1], values.shape[1]) <= WIDEST
+    return wanted and fits and products == "bfloat16" and type(kernel) is CosineSoftmax
+
+
 def _fuses(queries, centers, values, kernel: Kernel, backend: str) -> bool:
     """Whether one kernel does it all; raises ValueError where that was asked for and can't be done."""
     where, interpreted = queries.device.type, os.environ.get("TRITON_INTERPRET") == "1"
@@ -135,7 +148,7 @@ def _fuses(queries, centers, values, kernel: Kernel, backend: str) -> bool:
     elif not (interpreted or any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))):
         reason = "needs a C compiler, and finds none: install gcc"
     elif type(kernel) not in (InverseDistance, InfluenceCone):
-        reason = f"with {kernel}: give InverseDistance or InfluenceCone"
+        reason = f"with {kernel}: give InverseDistance or InfluenceCone, or CosineSoftmax with products='bfloat16'"
     elif queries.shape[1] > DIRECT_FEATURES or values.shape[1] > FUSED_WIDTH:
         given = f"{queries.shape[1]} features and {values.shape[1]} columns of values"
         reason = f"with {given}: give at most {DIRECT_FEATURES} and {FUSED_WIDTH}"

@@ -11,12 +11,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from nnlib.attend import nearest
-from nnlib.condense import Batch, Rule, block_rows, condense
+from nnlib.condense import Batch, block_rows, condense
 from nnlib.device import device_of
 from nnlib.inputs import answer, features_of, gathered, require_count, stored_type
 from nnlib.kernels import Kernel, KNearest, kernel_of
 from nnlib.models import Saved
 from nnlib.rows import Chosen, Copied
+from nnlib.votes import Rule
 
 PREDICTORS = ("interpolation", "nearest")
 PREDICT_ROWS = 8192  # at least

@@ -12,10 +12,10 @@ from sklearn.utils.validation import check_array, check_consistent_length, colum
 from torch import Tensor
 
 from nnlib.attend import Labels, attend, class_log_probabilities
-from nnlib.condense import Rule
 from nnlib.dynamic import Dynamic
 from nnlib.inputs import answer, features_of, is_stream, require_finite
 from nnlib.kernels import Kernel
+from nnlib.votes import Rule
 
 
 class DynamicClassifier(ClassifierMixin, Dynamic):

@@ -137,7 +137,7 @@ def test_fused_without_any_center_left():
 @pytest.mark.parametrize("kernel", [CosineInverseDistance(), EuclideanPyramid(), KNearest(2)])
 def test_what_cannot_be_fused_says_what_would_do(kernel):
     x, c, v = (part.to(DEVICE) for part in inputs("a few", torch.float32, 3))
-    with pytest.raises(ValueError, match="give InverseDistance or InfluenceCone, or backend='auto'"):
+    with pytest.raises(ValueError, match="give InverseDistance or InfluenceCone, or"):
         attend(x, c, v, kernel, backend="fused")
     with pytest.raises(ValueError, match="no nearest centers"):
         nearest(x, c, 2, InverseDistance(), backend="fused")
@@ -190,3 +190,27 @@ def compiled(capability: int, kind: int) -> list[int]:
         source = ASTSource(kernel, signature, constexprs=fixed)
         sizes.append(len(triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]))
     return sizes
+
+
+@pytest.mark.parametrize(("features", "width"), [(128, 10), (5, 30), (256, 256)])
+def test_attention_in_bfloat16_is_the_softmax_average(features, width):
+    generator = torch.Generator().manual_seed(features)
+    x, c, v = (torch.randn(n, m, generator=generator) for n, m in ((40, features), (300, features), (300, width)))
+    kernel, leaves = CosineSoftmax(0.2), [part.to(DEVICE).requires_grad_() for part in (x, c, v)]
+    found = attend(*leaves, kernel, backend="fused", products="bfloat16")
+    exact = [part.detach().double().cpu().requires_grad_() for part in leaves]
+    weights = oracle.weights(*exact[:2], "cosine_softmax", None, temperature=0.2)
+    average = weights @ exact[2]
+    assert found.dtype == torch.float32 and (found.detach().cpu() - average).abs().max() <= 2e-2 * v.abs().max()
+    pull = torch.randn(average.shape, generator=generator)
+    wanted = torch.autograd.grad(average, exact, pull.double())
+    for got, to in zip(torch.autograd.grad(found, leaves, pull.to(DEVICE)), wanted, strict=True):
+        assert (got.cpu() - to).abs().max() <= 5e-2 * to.abs().max()
+    shares = attend(x, c, Labels(torch.arange(300) % 7, 7), kernel, backend="fused", products="bfloat16")
+    assert torch.allclose(shares.sum(1), torch.ones(40), atol=1e-2)
+
+
+def test_attention_in_bfloat16_leaves_nothing_out():
+    x, index = torch.randn(20, 8, generator=torch.Generator().manual_seed(0)), torch.arange(20)
+    with pytest.raises(ValueError, match="CosineSoftmax with products='bfloat16'"):
+        attend(x, x, x, CosineSoftmax(), exclude=index, backend="fused", products="bfloat16")
