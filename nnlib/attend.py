@@ -15,7 +15,6 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from nnlib.blocks import exact_products, working_dtype
-from nnlib.euclidean import DIRECT_FEATURES
 from nnlib.flash import WIDEST, softmax_averages
 from nnlib.gradients import Gradients
 from nnlib.kernels import CosineSoftmax, DotProduct, InfluenceCone, InverseDistance, Kernel, KNearest
@@ -25,7 +24,7 @@ from nnlib.stream import Labels, streamed
 
 BACKENDS = ("auto", "blocks", "search", "fused")
 PRODUCTS = ("float32", "bfloat16")
-FUSED_WIDTH = 128  # columns of values that a GPU's cores can hold the sums of
+FUSED_FEATURES, FUSED_WIDTH = 16, 128  # what a GPU's cores can hold the differences and the sums of
 
 
 def attend(
@@ -149,9 +148,9 @@ def _fuses(queries, centers, values, kernel: Kernel, backend: str) -> bool:
         reason = "needs a C compiler, and finds none: install gcc"
     elif type(kernel) not in (InverseDistance, InfluenceCone):
         reason = f"with {kernel}: give InverseDistance or InfluenceCone, or CosineSoftmax with products='bfloat16'"
-    elif queries.shape[1] > DIRECT_FEATURES or values.shape[1] > FUSED_WIDTH:
+    elif queries.shape[1] > FUSED_FEATURES or values.shape[1] > FUSED_WIDTH:
         given = f"{queries.shape[1]} features and {values.shape[1]} columns of values"
-        reason = f"with {given}: give at most {DIRECT_FEATURES} and {FUSED_WIDTH}"
+        reason = f"with {given}: give at most {FUSED_FEATURES} and {FUSED_WIDTH}"
     elif working_dtype(queries, centers) != torch.float32 or _numbers(queries, centers, values) >= 2**31:
         reason = "computes in float32, and counts to 2^31: give smaller tensors, none in float64"
     if reason and backend == "fused":

@@ -237,7 +237,7 @@ def test_nearest_says_where_no_center_is_left():
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
-    features=st.sampled_from([1, 2, 16, 17, 33]),
+    features=st.sampled_from([1, 2, 8, 9, 16, 33]),
     queries=st.integers(1, 70),
     centers=st.integers(1, 200),
     scale=st.floats(-20, 20),
