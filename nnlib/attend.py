@@ -36,6 +36,7 @@ def attend(
     backend: str = "auto",
     tolerance: float = 0.0,
     products: str = "float32",
+    sharpness: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, "B V"]:
     """The weighted average of `values` over all centers, for each query.
 
@@ -50,9 +51,12 @@ def attend(
     with InverseDistance may leave out, which moves an average by at most this share of the values' range. products:
     "bfloat16" for coarse products of many features, where Euclidean or cosine distances are to a per cent or two; some
     processors do them in half the time.
-    Differentiable in queries, centers and values (KNearest: in values alone). Raises ValueError where shapes, devices
-    or `backend` don't fit.
+    sharpness: a power of all weights, a number in a tensor, for InverseDistance and cosine kernels.
+    Differentiable in queries, centers, values and sharpness (KNearest: in values alone). Raises ValueError where
+    shapes, devices or `backend` don't fit.
     """
+    if sharpness is not None:
+        return _sharpened(queries, centers, values, kernel, exclude, products, sharpness)
     _check(queries, centers, values, exclude, backend)
     _check_averages(values, kernel, tolerance, products)
     if len(queries) == 0:
@@ -68,7 +72,20 @@ def attend(
             metric = kernel.metric(queries.detach(), centers.detach(), working_dtype(queries, centers))
             return average_nearest(queries, centers, values, kernel, metric, exclude)
         labels = values if isinstance(values, Labels) else None
-        return _Attend.apply(queries, centers, None if labels else values, labels, kernel, exclude, fused, products)
+        rows = None if labels else values
+        return _Attend.apply(queries, centers, rows, None, labels, kernel, exclude, fused, products)
+
+
+def _sharpened(queries, centers, values, kernel: Kernel, exclude, products: str, sharpness: Tensor) -> Tensor:
+    """The average by the power of a kernel, whose gradient in that power only blocks give."""
+    _check(queries, centers, values, exclude, "blocks")
+    _check_averages(values, kernel, 0.0, products)
+    if sharpness.numel() != 1 or not float(sharpness.detach()) > 0:
+        raise ValueError(f"sharpness={sharpness!r} can't be used: give one positive number")
+    labels = values if isinstance(values, Labels) else None
+    rows, sharp = None if labels else values, kernel.sharpened(float(sharpness.detach()))
+    with exact_products():
+        return _Attend.apply(queries, centers, rows, sharpness, labels, sharp, exclude, False, products)
 
 
 def class_log_probabilities(
@@ -165,7 +182,7 @@ def _numbers(queries, centers, values) -> int:
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, queries, centers, values, labels, kernel, exclude, fused, products):
+    def forward(ctx, queries, centers, values, sharpness, labels, kernel, exclude, fused, products):
         """The averages [B, V]; of the weights only their totals are kept, beside that of the nearest center."""
         metric = kernel.metric(queries, centers, working_dtype(queries, centers))
         metric.coarse = products == "bfloat16"
@@ -179,7 +196,7 @@ class _Attend(torch.autograd.Function):
             source = values if labels is None else labels
             result, near, total = streamed(queries, centers, source, kernel, metric, exclude)
         ctx.save_for_backward(queries, centers, values, result, near, total, exclude)
-        ctx.labels, ctx.kernel, ctx.metric = labels, kernel, metric
+        ctx.labels, ctx.kernel, ctx.metric, ctx.sharpness = labels, kernel, metric, sharpness
         return result
 
     @staticmethod

@@ -7,9 +7,11 @@ from nnlib.frames import Room
 from nnlib.nearby import nearest_of
 from nnlib.stream import products
 
+TINY = torch.finfo(torch.float32).tiny  # where a weight is 0, so is its pull
+
 
 class Gradients:
-    """Gradients to queries, centers and values, for what the forward pass has kept in `ctx`."""
+    """Gradients to queries, centers, values and sharpness, for what the forward pass has kept in `ctx`."""
 
     def __init__(self, ctx, gradient):
         self.queries, self.centers, self.values, result, self.near, total, self.exclude = ctx.saved_tensors
@@ -17,6 +19,8 @@ class Gradients:
         self.source = self.values if ctx.labels is None else ctx.labels
         self.gradient = gradient / torch.where(total > 0, total, 1)[:, None]
         self.mean, self.pulled = (self.gradient * result).sum(1, keepdim=True), any(ctx.needs_input_grad[:2])
+        self.sharpness = ctx.sharpness if ctx.needs_input_grad[3] else None
+        self.to_sharpness = None if self.sharpness is None else torch.zeros_like(self.mean[:1, 0]).sum()
         self.inputs = (self.queries, self.centers, self.values)
         self.to_queries, self.to_centers, self.to_values = (
             torch.zeros(like.shape, dtype=gradient.dtype, device=like.device) if needed else None
@@ -24,11 +28,11 @@ class Gradients:
         )
 
     def run(self):
-        """The gradients to queries, centers and values, None for those that need none."""
+        """The gradients to queries, centers, values and sharpness, None for those that need none."""
         if self.fused:
             found = self.fused.gradients(self.gradient, self.mean[:, 0], self.near)
             pairs = zip(found, (self.to_queries, self.to_centers, self.to_values), self.inputs, strict=True)
-            return tuple(None if to is None else gradient.to(like.dtype) for gradient, to, like in pairs)
+            return *(None if to is None else gradient.to(like.dtype) for gradient, to, like in pairs), None
         for rows in row_blocks(self.queries):
             x = self.metric.rows(self.queries[rows].to(self.gradient.dtype))
             near, to_near = finite(self.near[rows]), torch.zeros_like(self.near[rows])
@@ -37,19 +41,25 @@ class Gradients:
             if self.kernel.needs_nearest and self.pulled:
                 self._spread_nearest(rows, to_near)
         found = zip((self.to_queries, self.to_centers, self.to_values), self.inputs, strict=True)
-        return tuple(None if gradient is None else gradient.to(like.dtype) for gradient, like in found)
+        sharp = None if self.sharpness is None else self.to_sharpness.to(self.sharpness).view_as(self.sharpness)
+        return *(None if gradient is None else gradient.to(like.dtype) for gradient, like in found), sharp
 
     def _block(self, x, rows, cols, near, to_near):
         c = self.metric.rows(self.centers[cols].to(self.gradient.dtype))
         distance, kept = self.metric.measure(x, c, keep=True)
         skip = None if self.exclude is None else self.exclude[rows]
-        weights = self.room.beside("weights", distance).copy_(distance) if self.pulled else distance
+        apart = self.pulled or self.sharpness is not None
+        weights = self.room.beside("weights", distance).copy_(distance) if apart else distance
         self.kernel.weigh(without(weights, skip, cols), near, self.metric.scale)
         gradient, v = self.gradient[rows], self.source[cols].to(self.gradient.dtype)
         if self.to_values is not None:
             self.to_values[cols] += products(weights.T, gradient)
+        if not apart:
+            return
+        pull = torch.mm(gradient, v.T, out=self.room.beside("pull", distance)).sub_(self.mean[rows]).mul_(weights)
+        if self.sharpness is not None:  # a weight's logarithm grows with the power by that logarithm over the power
+            self.to_sharpness += torch.xlogy(pull, weights.clamp(min=TINY)).sum() / self.sharpness
         if self.pulled:
-            pull = torch.mm(gradient, v.T, out=self.room.beside("pull", distance)).sub_(self.mean[rows]).mul_(weights)
             self.kernel.steepen(pull, distance, near, self.metric.scale, weights)
             if self.kernel.needs_nearest:
                 to_near -= self.kernel.influence_cone_factor * pull.sum(1)

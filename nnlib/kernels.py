@@ -6,7 +6,7 @@ A kernel says how distances are measured (`metric`) and what a center that far w
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -36,6 +36,10 @@ class Kernel:
     def metric(self, queries: Tensor, centers: Tensor, dtype: torch.dtype):
         """What measures the distances, in a frame that is chosen once for all blocks; smaller is nearer."""
         return Euclidean.of(queries, centers, dtype)
+
+    def sharpened(self, sharpness: float) -> "Kernel":
+        """The kernel whose weights are this one's to the power of `sharpness`; raises ValueError where none is."""
+        raise ValueError(f"sharpness with {self}: give InverseDistance, CosineInverseDistance or CosineSoftmax")
 
     def weigh(
         self, distance: Float[Tensor, "B M"], near: Float[Tensor, " B"], scale: float = 1.0
@@ -68,6 +72,9 @@ class InverseDistance(Kernel):
     def __post_init__(self):
         _require(-math.inf < self.exponent < 0, "exponent", self.exponent, "a negative number, such as -4")
         _require(0 <= self.epsilon < math.inf, "epsilon", self.epsilon, "a small number that is not negative, as 1e-6")
+
+    def sharpened(self, sharpness):
+        return replace(self, exponent=self.exponent * sharpness)
 
     def weigh(self, distance, near, scale=1.0):
         epsilon = self._epsilon(distance, scale)
@@ -104,6 +111,9 @@ class EuclideanPyramid(InverseDistance):
     def __post_init__(self):
         super().__post_init__()
         _require(self.scales >= 1, "scales", self.scales, "a whole number, 1 or more")
+
+    def sharpened(self, sharpness):
+        return Kernel.sharpened(self, sharpness)  # its distance depends on the exponent
 
     def metric(self, queries, centers, dtype):
         """The distance whose weight is the mean of the scales' weights."""
@@ -155,6 +165,9 @@ class CosineSoftmax(Kernel):
     def metric(self, queries, centers, dtype):
         """One minus the cosine."""
         return Cosine.of(centers, dtype, signed=True)
+
+    def sharpened(self, sharpness):
+        return CosineSoftmax(self.temperature / sharpness)
 
     def weigh(self, distance, near, scale=1.0):
         return torch.sub(near[:, None], distance, out=distance).div_(self.temperature).exp_()

@@ -1,0 +1,71 @@
+"""What pixels give before anything is learned from labels: straight digits, blur, shifted copies, mirrored copies.
+
+Tensors in, tensors out, on the device they lie on.
+"""
+
+import torch
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample, pad
+from torchvision.transforms.v2.functional import gaussian_blur
+
+ROWS = 4096  # pictures at a time
+
+
+def deskewed(images: Shaped[Tensor, "N H W"]) -> Float[Tensor, "N H W"]:
+    """Grey pictures sheared and moved until their mass is upright and in the middle; an empty one stays empty.
+
+    The shear is that of least squares: the covariance of the rows and columns of ink over the rows' variance.
+    Raises ValueError for another shape. Source: LeCun, Bottou, Bengio, Haffner 1998.
+    """
+    if images.ndim != 3:
+        raise ValueError(f"images has shape {tuple(images.shape)}: give grey pictures [N, H, W]")
+    return torch.cat([_upright(part.float()) for part in images.split(ROWS)] or [images.float()])
+
+
+def _upright(images: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
+    height, width = images.shape[1:]
+    down, across = (torch.linspace(-1, 1, n, device=images.device) for n in (height, width))
+    ink = images / images.sum((1, 2), keepdim=True).clamp(min=1e-6)
+    down_mean, across_mean = ink.sum(2) @ down, ink.sum(1) @ across
+    below, beside = down - down_mean[:, None], across - across_mean[:, None]
+    both = torch.einsum("bhw,bh,bw->b", ink, below, beside)
+    shear = both / (ink.sum(2) * below.square()).sum(1).clamp(min=1e-6)
+    one, none = torch.ones_like(shear), torch.zeros_like(shear)
+    moves = torch.stack([one, shear, across_mean, none, one, down_mean], 1).view(-1, 2, 3)
+    grid = affine_grid(moves, [len(images), 1, height, width], align_corners=True)
+    return grid_sample(images[:, None], grid, align_corners=True)[:, 0]
+
+
+def blurred(images: Shaped[Tensor, "N H W"], sigma: float = 1.0) -> Float[Tensor, "N H W"]:
+    """Grey pictures under a Gaussian of `sigma` pixels, so that small shifts change distances little."""
+    if not sigma > 0:
+        raise ValueError(f"sigma={sigma!r} can't be used: give a positive number of pixels, such as 1.0")
+    size = 2 * round(3 * sigma) + 1
+    parts = [gaussian_blur(part.float()[:, None], size, sigma)[:, 0] for part in images.split(ROWS)]
+    return torch.cat(parts or [images.float()])
+
+
+def shifted(
+    images: Shaped[Tensor, "N H W *C"], labels: Int64[Tensor, " N"], pixels: int = 1
+) -> tuple[Shaped[Tensor, "K H W *C"], Int64[Tensor, " K"]]:
+    """More to train on: the pictures, and copies moved by up to so many pixels each way, (2 pixels + 1)^2 in all.
+
+    The pictures themselves come first, then all copies by one shift after the other, with 0 where nothing was.
+    """
+    moves = [(i, j) for i in range(-pixels, pixels + 1) for j in range(-pixels, pixels + 1)]
+    moves.sort(key=lambda move: move != (0, 0))
+    return torch.cat([_moved(images, *move) for move in moves]), labels.repeat(len(moves))
+
+
+def _moved(images: Tensor, down: int, right: int) -> Tensor:
+    """Every picture so many pixels lower and farther to the right."""
+    height, width = images.shape[1:3]
+    tail = [0, 0] * (images.ndim - 3)
+    frame = pad(images, [*tail, max(right, 0), max(-right, 0), max(down, 0), max(-down, 0)])
+    return frame[:, max(-down, 0) :][:, :height, max(-right, 0) :][:, :, :width]
+
+
+def mirrored(images: Shaped[Tensor, "N H W *C"]) -> Shaped[Tensor, "N H W *C"]:
+    """Every picture seen in a mirror beside it."""
+    return images.flip(2)

@@ -1,0 +1,124 @@
+"""Features of pictures that no label has touched: how much of each of many random patches is where.
+
+Source: A. Coates, A. Ng, "The importance of encoding versus training with sparse coding and vector quantization", 2011.
+"""
+
+import torch
+from jaxtyping import Float, Shaped
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+from torch.nn.functional import normalize, unfold
+
+from nnlib.device import device_of
+from nnlib.inputs import answer, require_count
+from nnlib.rows import GATHERED
+
+SAMPLE = 100_000  # patches that the whitening is measured on
+BLOCK_NUMBERS = 1 << 23  # responses at a time
+STORED = torch.bfloat16
+
+
+class PatchFeatures(TransformerMixin, BaseEstimator):
+    """Pictures [N, H, W] or [N, H, W, C] in 0..255 to non-negative features [N, 2 x count x pool x pool].
+
+    Every patch of size x size pixels is freed of its brightness and contrast, whitened, and compared with `count`
+    whitened patches drawn from the training pictures; what exceeds `threshold`, on either side, is averaged over each
+    of pool x pool parts of the picture. mirror: a picture and its mirror image have the same features, the mean of
+    both. softening: added to contrasts' squares, in grey levels squared; floor: to the whitening's variances.
+    products: "bfloat16" for quicker, coarser products. Needs no labels. Features are stored in bfloat16 if `compact`.
+    """
+
+    def __init__(
+        self,
+        count: int = 400,
+        size: int = 6,
+        pool: int = 2,
+        threshold: float = 1.0,
+        softening: float = 10.0,
+        floor: float = 0.1,
+        mirror: bool = False,
+        compact: bool = False,
+        products: str = "float32",
+        seed: int = 0,
+        device: str = "auto",
+    ):
+        self.count, self.size, self.pool, self.threshold = count, size, pool, threshold
+        self.softening, self.floor, self.mirror, self.compact = softening, floor, mirror, compact
+        self.products, self.seed, self.device = products, seed, device
+
+    def fit(self, X, y=None):
+        """Measure the whitening and draw the patches; raises ValueError for shapes or settings without sense."""
+        images = self._checked(X)
+        generator = torch.Generator().manual_seed(self.seed)
+        rows = torch.cat([self._drawn(images, generator) for _ in range(-(-SAMPLE // max(1, len(images))))])[:SAMPLE]
+        rows = self._even(rows.to(device_of(self.device)))
+        self.mean_ = rows.mean(0)
+        spread, axes = torch.linalg.eigh(torch.cov((rows - self.mean_).T.double()))
+        self.whitening_ = (axes * (spread.clamp(min=0) + self.floor).rsqrt() @ axes.T).float()
+        chosen = torch.randperm(len(rows), generator=generator)[: self.count].to(rows.device)
+        self.filters_ = normalize((rows[chosen] - self.mean_) @ self.whitening_, dim=1)
+        self.shape_ = tuple(images.shape[1:])
+        return self
+
+    def transform(self, X) -> Float[Tensor, "N F"]:
+        """The features, on the device where X lies."""
+        check_is_fitted(self)
+        images = self._checked(X)
+        if tuple(images.shape[1:]) != self.shape_:
+            raise ValueError(f"X holds pictures {tuple(images.shape[1:])}: give {self.shape_}, as it was fitted on")
+        height, width = (side - self.size + 1 for side in self.shape_[:2])
+        rows = max(1, BLOCK_NUMBERS // (height * width * self.count))
+        parts = [self._both(part).to(STORED if self.compact else torch.float32) for part in images.split(rows)]
+        return answer(torch.cat(parts), X)
+
+    def _both(self, images: Tensor) -> Float[Tensor, "B F"]:
+        images = images.to(self.filters_.device)
+        seen = self._features(images)
+        return (seen + self._features(images.flip(2))) / 2 if self.mirror else seen
+
+    def _features(self, images: Tensor) -> Float[Tensor, "B F"]:
+        rows = (self._even(self._cut(images).flatten(0, 1)) - self.mean_) @ self.whitening_
+        if self.products == "bfloat16":
+            found = rows.bfloat16() @ self.filters_.bfloat16().T
+        else:
+            found = rows @ self.filters_.T
+        height, width = (side - self.size + 1 for side in self.shape_[:2])
+        found = found.view(len(images), height, width, -1)
+        parts = [
+            [torch.relu(s * part - self.threshold).sum((1, 2), dtype=torch.float32) for s in (1, -1)]
+            for strip in found.tensor_split(self.pool, 1)
+            for part in strip.tensor_split(self.pool, 2)
+        ]
+        return torch.cat([both for pair in parts for both in pair], 1) * (self.pool**2 / (height * width))
+
+    def _cut(self, images: Shaped[Tensor, "B H W *C"]) -> Float[Tensor, "B P S"]:
+        """All patches of each picture."""
+        planes = images.float().movedim(3, 1) if images.ndim == 4 else images.float()[:, None]
+        return unfold(planes, self.size).transpose(1, 2)
+
+    def _drawn(self, images: Tensor, generator: torch.Generator) -> Float[Tensor, "K S"]:
+        """One patch of each of some pictures, anywhere in it."""
+        picked = images[torch.randperm(len(images), generator=generator)[:SAMPLE]]
+        parts = []
+        for part in picked.split(GATHERED // 4):
+            patches = self._cut(part)
+            place = torch.randint(patches.shape[1], (len(part),), generator=generator).to(patches.device)
+            parts.append(patches[torch.arange(len(part), device=patches.device), place])
+        return torch.cat(parts)
+
+    def _even(self, rows: Float[Tensor, "K S"]) -> Float[Tensor, "K S"]:
+        """Patches without their brightness and contrast."""
+        rows = rows - rows.mean(1, keepdim=True)
+        return rows / (rows.var(1, keepdim=True) + self.softening).sqrt()
+
+    def _checked(self, X) -> Shaped[Tensor, "N H W *C"]:
+        for name in ("count", "size", "pool"):
+            require_count(name, getattr(self, name))
+        images = torch.as_tensor(X)
+        if images.ndim not in (3, 4) or len(images) == 0 or min(images.shape[1:3]) < self.size + self.pool - 1:
+            least = self.size + self.pool - 1
+            raise ValueError(
+                f"X has shape {tuple(images.shape)}: give pictures [N, H, W] or [N, H, W, C], {least} wide"
+            )
+        return images
