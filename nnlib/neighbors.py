@@ -7,13 +7,12 @@ import torch
 from jaxtyping import Float
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.metrics import r2_score
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
+from sklearn.utils.validation import check_array, check_consistent_length
 from torch import Tensor
 
 from nnlib.attend import Labels, attend, class_log_probabilities
 from nnlib.dynamic import Dynamic
-from nnlib.inputs import answer, features_of, is_stream, require_finite
+from nnlib.inputs import answer, array_of, features_of, is_stream, labels_of, places_of, require_finite
 from nnlib.kernels import Kernel
 from nnlib.votes import Rule
 
@@ -65,7 +64,7 @@ class DynamicClassifier(ClassifierMixin, Dynamic):
     def partial_fit(self, X, y=None, classes: Sequence | None = None):
         """Go on learning: what the model gets wrong of X, y joins its centers. The first call needs `classes`."""
         more = self.centers_ is not None
-        if more and classes is not None and not np.array_equal(np.unique(_array(classes)), self.classes_):
+        if more and classes is not None and not np.array_equal(np.unique(array_of(classes)), self.classes_):
             raise ValueError(f"classes={list(classes)!r} is not what it was fitted on: give {self.classes_.tolist()}")
         if not more and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit: give all labels there will be")
@@ -76,27 +75,19 @@ class DynamicClassifier(ClassifierMixin, Dynamic):
         if is_stream(X):
             if not more and classes is None:
                 raise ValueError("classes=None with a stream of batches: give all labels there will be")
-            self.classes_ = self.classes_ if more else np.unique(_array(classes))
+            self.classes_ = self.classes_ if more else np.unique(array_of(classes))
             self._learn_stream(X, more)
             return self
         x = features_of(self, X, reset=not more)
-        y = _labels(y)
+        y = labels_of(y)
         check_consistent_length(x, y)
         if not more:
-            self.classes_ = np.unique(y if classes is None else _array(classes))
+            self.classes_ = np.unique(y if classes is None else array_of(classes))
         self._learn(x, self._encoded(y), more)
         return self
 
     def _encoded(self, y) -> Tensor:
-        y = _labels(y)
-        place = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
-        outside = self.classes_[place] != y
-        if outside.any():
-            raise ValueError(
-                f"y holds {y[outside][0]!r}, which is outside the classes {self.classes_.tolist()}: "
-                "drop such samples, or fit anew with all classes"
-            )
-        return torch.from_numpy(place.astype(np.int64))
+        return places_of(y, self.classes_)
 
     def _rule(self) -> Rule:
         classes = len(self.classes_)
@@ -134,7 +125,7 @@ class DynamicClassifier(ClassifierMixin, Dynamic):
 
     def score(self, X, y, sample_weight=None) -> float:
         """The share of X [N, D] whose predicted label is y's [N]."""
-        guess, y = _array(self.predict(X)), _labels(y)
+        guess, y = array_of(self.predict(X)), labels_of(y)
         check_consistent_length(guess, y)
         right = guess == y
         return float(np.average(right, weights=sample_weight))
@@ -241,21 +232,9 @@ class DynamicRegressor(RegressorMixin, Dynamic):
 
     def score(self, X, y, sample_weight=None) -> float:
         """R^2 of the predictions, as scikit-learn's."""
-        return r2_score(_array(y), _array(self.predict(X)), sample_weight=sample_weight)
+        return r2_score(array_of(y), array_of(self.predict(X)), sample_weight=sample_weight)
 
 
 def _misclassified(share: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     wrong = share.argmax(1) != y
     return wrong, (~wrong).float().mean()
-
-
-def _array(values) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-
-
-def _labels(y) -> np.ndarray:
-    if y is None:
-        raise ValueError("requires y to be passed, but the target y is None")
-    y = column_or_1d(_array(y), warn=True)
-    check_classification_targets(y)
-    return y
