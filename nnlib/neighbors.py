@@ -1,6 +1,7 @@
 """The dynamic classifier and regressor: scikit-learn estimators that are also torch modules."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,9 +13,12 @@ from torch import Tensor
 
 from nnlib.attend import Labels, attend, class_log_probabilities
 from nnlib.dynamic import Dynamic
+from nnlib.fcnn import fcnn
 from nnlib.inputs import answer, array_of, features_of, is_stream, labels_of, places_of, require_finite
 from nnlib.kernels import Kernel
 from nnlib.votes import Rule
+
+CONDENSING = ("batches", "fcnn")
 
 
 class DynamicClassifier(ClassifierMixin, Dynamic):
@@ -23,8 +27,13 @@ class DynamicClassifier(ClassifierMixin, Dynamic):
     kernel: a published kernel_type ("cosine", "euclidean", "euclidian_pyramid", "influence_cone") or a Kernel, with
     `exponent`, `epsilon`, `influence_cone_factor` and `scales` for those that have them. predictor: "interpolation", or
     "nearest" for the class of the largest weight. A batch of `batch_size` is learned until `target_accuracy` of it is
-    right, in at most `max_count` rounds; the pass ends once there are more than `max_neighbors` centers.
-    The rule and its settings: Dynamic and Deep Nearest Neighbors (J. Loverich, 2023).
+    right, in at most `max_count` rounds; learning ends once there are more than `max_neighbors` centers. passes: over
+    the data, each in another order where they are shuffled, until one adds nothing; with predictor="nearest" and
+    batch_size=1 that is P. Hart's condensed nearest neighbor rule (1968). condensing: "batches", or "fcnn" for centers
+    that don't depend on the data's order, until nothing is wrong or there are `max_neighbors`, which does without
+    `batch_size`, `target_accuracy`, `max_count`, `passes`, `shuffle` and `seed`, and takes no streams.
+    The rule and its settings: Dynamic and Deep Nearest Neighbors (J. Loverich, 2023); FCNN: F. Angiulli, Fast condensed
+    nearest neighbor rule (ICML 2005).
     """
 
     saved_attributes = ("n_features_in_", "classes_")
@@ -45,6 +54,8 @@ class DynamicClassifier(ClassifierMixin, Dynamic):
         seed: int | None = 0,
         device: str = "auto",
         progress: bool = True,
+        condensing: str = "batches",
+        passes: int = 1,
     ):
         super().__init__()
         self.kernel, self.exponent, self.epsilon = kernel, exponent, epsilon
@@ -52,9 +63,10 @@ class DynamicClassifier(ClassifierMixin, Dynamic):
         self.batch_size, self.target_accuracy, self.max_count = batch_size, target_accuracy, max_count
         self.max_neighbors, self.shuffle, self.seed = max_neighbors, shuffle, seed
         self.device, self.progress = device, progress
+        self.condensing, self.passes = condensing, passes
 
     def fit(self, X, y=None, classes: Sequence | None = None):
-        """Learn from X [N, D] and labels y [N] of any kind, in one pass over shuffled batches.
+        """Learn from X [N, D] and labels y [N] of any kind, in one pass over shuffled batches, or as the settings say.
 
         X may be a DataLoader of (x, y) batches, taken in its own order; `classes` then names all labels there are.
         Raises ValueError for NaN or infinity, lengths that differ, labels outside `classes`, settings without sense.
@@ -73,6 +85,8 @@ class DynamicClassifier(ClassifierMixin, Dynamic):
     def _fit(self, X, y, classes, more: bool):
         self._check_settings()
         if is_stream(X):
+            if self.condensing == "fcnn":
+                raise ValueError("condensing='fcnn' over a stream: give X and y whole, or condensing='batches'")
             if not more and classes is None:
                 raise ValueError("classes=None with a stream of batches: give all labels there will be")
             self.classes_ = self.classes_ if more else np.unique(array_of(classes))
@@ -88,6 +102,16 @@ class DynamicClassifier(ClassifierMixin, Dynamic):
 
     def _encoded(self, y) -> Tensor:
         return places_of(y, self.classes_)
+
+    def _check_settings(self):
+        super()._check_settings()
+        if self.condensing not in CONDENSING:
+            raise ValueError(f"condensing={self.condensing!r} is not known: give one of {', '.join(CONDENSING)}")
+
+    def _learner(self, x, y, centers):
+        if self.condensing == "batches":
+            return super()._learner(x, y, centers)
+        return partial(fcnn, x, y, centers, self._kernel(), len(self.classes_), self.max_neighbors)
 
     def _rule(self) -> Rule:
         classes = len(self.classes_)
@@ -157,13 +181,14 @@ class DynamicRegressor(RegressorMixin, Dynamic):
         seed: int | None = 0,
         device: str = "auto",
         progress: bool = True,
+        passes: int = 1,
     ):
         super().__init__()
         self.kernel, self.exponent, self.epsilon = kernel, exponent, epsilon
         self.influence_cone_factor, self.scales, self.predictor = influence_cone_factor, scales, predictor
         self.tolerance, self.batch_size, self.target_accuracy = tolerance, batch_size, target_accuracy
         self.max_neighbors, self.shuffle, self.seed = max_neighbors, shuffle, seed
-        self.device, self.progress = device, progress
+        self.device, self.progress, self.passes = device, progress, passes
 
     def fit(self, X, y=None):
         """Learn from X [N, D] and targets y [N] or [N, V], in one pass over shuffled batches.
