@@ -44,7 +44,7 @@ class Pruned:
         labelled, allowed = Labels(labels, len(self.classes_)), self._wrong(x, y) + most
         for kept in reversed(stages(x, y, all_centers, labelled, kernel, most, rounds)):
             self.centers_, self.values_ = all_centers[kept], labels[kept]
-            self.indices_ = None if numbers is None else numbers[kept]
+            self.indices_ = None if numbers is None else numbers[kept.to(numbers.device)]
             if self._wrong(x, y) <= allowed:  # by rounding, a last digit may have decided otherwise before
                 break
         self._grown = None
