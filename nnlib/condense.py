@@ -22,6 +22,22 @@ SEARCH_ROWS = 4096  # where centers are searched: enough to sort them for, few e
 BLOCK_BYTES = 64 << 20  # for their distances, where a kernel needs them kept
 
 Batch = tuple[Float[Tensor, "S D"], Shaped[Tensor, "S *V"], Int64[Tensor, " S"] | None]
+Watch = Callable[[int, int], None]  # told how many samples more were seen, and how many centers there are
+
+
+def condense_in_passes(
+    passes: Iterable[Iterable[Batch]],
+    centers: Chosen | Copied,
+    kernel: Kernel,
+    rule: Rule,
+    watch: Watch = lambda samples, neighbors: None,
+) -> None:
+    """Condense pass after pass, each the blocks of a set, until one adds nothing or the centers are too many."""
+    for blocks in passes:
+        before = len(centers)
+        condense(blocks, centers, kernel, rule, watch)
+        if len(centers) == before or len(centers) > rule.max_neighbors:
+            return
 
 
 def condense(
@@ -29,7 +45,7 @@ def condense(
     centers: Chosen | Copied,
     kernel: Kernel,
     rule: Rule,
-    watch: Callable[[int, int], None] = lambda samples, neighbors: None,
+    watch: Watch = lambda samples, neighbors: None,
 ) -> None:
     """Learn (x, y, numbers) blocks in their order, a batch at a time: what the model gets wrong joins `centers`.
 

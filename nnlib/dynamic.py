@@ -1,7 +1,8 @@
-"""What the dynamic classifier and regressor share: one pass of condensing, over data at hand or over a stream."""
+"""What the dynamic classifier and regressor share: condensing, of data at hand or of a stream."""
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from functools import partial
+from itertools import chain, repeat
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -11,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from nnlib.attend import nearest
-from nnlib.condense import Batch, block_rows, condense
+from nnlib.condense import Batch, Watch, block_rows, condense_in_passes
 from nnlib.device import device_of
 from nnlib.inputs import answer, features_of, gathered, require_count, stored_type
 from nnlib.kernels import Kernel, KNearest, kernel_of
@@ -28,7 +29,8 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
     """A weighted average over centers, which are the samples that it got wrong while it learned.
 
     Fitted, it has the buffers `centers_` [M, D] and `values_` [M, ...]; `indices_` [M]: which samples of a set at hand
-    became centers (None after a stream or `partial_fit`); `growth_`: how many there were after each batch.
+    became centers (None after a stream or `partial_fit`); `growth_`: how many there were after each batch,
+    of all passes.
     """
 
     def __init__(self):
@@ -72,7 +74,7 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
 
     def _check_settings(self) -> None:
         self._kernel()
-        for name in ("batch_size", "max_neighbors", "max_count"):
+        for name in ("batch_size", "max_neighbors", "max_count", "passes"):
             require_count(name, getattr(self, name, 1))
         if not 0 < self.target_accuracy <= 1:
             raise ValueError(f"target_accuracy={self.target_accuracy!r} can't be used: give a number in (0, 1]")
@@ -86,31 +88,40 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
         device = device_of(self.device)
         if x.device != device:
             x = x.to(device=device, dtype=stored_type(x))
-        y, order = y.to(device), self._order(len(x)).to(device)
+        y = y.to(device)
         centers = self._copied(device, stored_type(x)) if more else Chosen(x, y)
-        self._condense(_blocks(x, y, order, self._block_rows(centers)), centers, len(x))
+        self._grow(self._learner(x, y, centers), centers, len(x) * self.passes)
+
+    def _learner(self, x, y, centers: Chosen | Copied) -> Callable[[Watch], None]:
+        """What adds samples of a set at hand to the centers, and tells `watch` how it goes on."""
+        passes = (_blocks(x, y, order.to(x.device), self._block_rows(centers)) for order in self._orders(len(x)))
+        return partial(condense_in_passes, passes, centers, self._kernel(), self._rule())
 
     def _learn_stream(self, batches: Iterable, more: bool) -> None:
         """The same from (x, y) batches, in the order they come; only the centers are kept."""
-        device, batches = device_of(self.device), iter(batches)
-        first = next(batches, None)
+        if self.passes > 1 and isinstance(batches, Iterator):
+            raise ValueError(f"passes={self.passes!r} over an iterator, which ends: give a DataLoader, or passes=1")
+        device, once = device_of(self.device), iter(batches)
+        first = next(once, None)
         if first is None:
             raise ValueError("X hands out no batches: give at least one")
-        encoded = ((x, self._encoded(y)) for x, y in chain([first], batches))
         x, y = features_of(self, torch.as_tensor(first[0]), reset=not more), self._encoded(first[1])
         kept = stored_type(x)
         centers = self._copied(device, kept) if more else Copied(x[:0].to(device, kept), y[:0].to(device))
 
-        def blocks():
+        def blocks(batches):
             """Batches as the rule takes them, each on the device and held to the first one's type."""
+            encoded = ((x, self._encoded(y)) for x, y in batches)
             for x, y in gathered(encoded, self._block_rows(centers)):
                 if stored_type(x) != kept:
                     raise ValueError(f"X hands out {x.dtype} after {kept}: give all batches in one type")
                 yield features_of(self, x, reset=False).to(device, torch.float32), y.to(device), None
 
-        self._condense(blocks(), centers, None)
+        passes = map(blocks, chain([chain([first], once)], repeat(batches, self.passes - 1)))
+        self._grow(partial(condense_in_passes, passes, centers, self._kernel(), self._rule()), centers, None)
 
-    def _condense(self, blocks: Iterable, centers: Chosen | Copied, samples: int | None) -> None:
+    def _grow(self, learn: Callable[[Watch], None], centers: Chosen | Copied, samples: int | None) -> None:
+        """Let centers be added, and take them over."""
         growth = []
         with tqdm(total=samples, unit=" samples", delay=5, leave=False, disable=not self.progress) as bar:
 
@@ -119,21 +130,21 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
                 bar.set_postfix(neighbors=neighbors, refresh=False)
                 bar.update(samples)
 
-            condense(blocks, centers, self._kernel(), self._rule(), watch)
+            learn(watch)
         self.growth_ = torch.tensor(growth)
         self._grown = centers if isinstance(centers, Copied) else None
         self.indices_ = None if self._grown is not None else centers.numbers.clone()
         self.centers_, self.values_ = centers.finished(stored_type(centers.x))
 
-    def _order(self, samples: int) -> Int64[Tensor, " N"]:
-        if not self.shuffle:
-            return torch.arange(samples)
+    def _orders(self, samples: int) -> Iterator[Int64[Tensor, " N"]]:
+        """The samples' order in each pass: their own, or each time another."""
         generator = torch.Generator()
         if self.seed is None:
             generator.seed()
         else:
             generator.manual_seed(self.seed)
-        return torch.randperm(samples, generator=generator)
+        for _ in range(self.passes):
+            yield torch.randperm(samples, generator=generator) if self.shuffle else torch.arange(samples)
 
     def _copied(self, device: torch.device, dtype: torch.dtype) -> Copied:
         """The centers there are, with the room that an earlier call left behind them, in a type that holds new ones."""

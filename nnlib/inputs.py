@@ -6,8 +6,9 @@ from numbers import Integral
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
-from sklearn.utils.validation import validate_data
+from jaxtyping import Int64, Shaped
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d, validate_data
 from torch import Tensor
 
 KEPT = (torch.uint8, torch.bfloat16, torch.float16, torch.float32)  # what centers are stored in; else float32
@@ -62,6 +63,33 @@ def require_finite(name: str, rows: Shaped[Tensor, "N *D"]) -> None:
                 f"{name} holds NaN or infinity (in float32), first in row {start + int(good.long().argmin())}: "
                 "give finite numbers, or drop such rows"
             )
+
+
+def array_of(values) -> np.ndarray:
+    """Labels or targets of any kind as an array."""
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def labels_of(y) -> np.ndarray:
+    """Class labels as an array [N]; raises ValueError for none, for columns, and for what are no classes."""
+    if y is None:
+        raise ValueError("requires y to be passed, but the target y is None")
+    y = column_or_1d(array_of(y), warn=True)
+    check_classification_targets(y)
+    return y
+
+
+def places_of(y, classes: np.ndarray) -> Int64[Tensor, " N"]:
+    """The place of each label in the sorted `classes`; raises ValueError for one that isn't among them."""
+    y = labels_of(y)
+    place = np.searchsorted(classes, y).clip(max=len(classes) - 1)
+    outside = classes[place] != y
+    if outside.any():
+        raise ValueError(
+            f"y holds {y[outside][0]!r}, which is outside the classes {classes.tolist()}: "
+            "drop such samples, or fit anew with all classes"
+        )
+    return torch.from_numpy(place.astype(np.int64))
 
 
 def require_count(name: str, given, least: int = 1) -> int:

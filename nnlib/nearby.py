@@ -38,11 +38,11 @@ def _nearest_rows(x: Float[Tensor, "B D"], centers, count: int, metric, exclude)
     prepared = metric.rows(x)
     for cols in column_blocks(centers):
         block = metric.order(prepared, metric.rows(centers[cols].to(x.dtype)))
-        _take_nearer(near, index, without(block, exclude, cols), cols.start)
+        take_nearer(near, index, without(block, exclude, cols), cols.start)
     return metric.distance_of(near), index.masked_fill_(near.isinf(), -1)
 
 
-def _take_nearer(near: Float[Tensor, "B K"], index: Int64[Tensor, "B K"], block: Float[Tensor, "B M"], start: int):
+def take_nearer(near: Float[Tensor, "B K"], index: Int64[Tensor, "B K"], block: Float[Tensor, "B M"], start: int):
     """Put what is nearer in a block among the nearest so far: after some blocks, few queries have any."""
     count = near.shape[1]
     low = block.amin(1)

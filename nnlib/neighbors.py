@@ -1,31 +1,41 @@
 """The dynamic classifier and regressor: scikit-learn estimators that are also torch modules."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.base import ClassifierMixin, RegressorMixin
-from sklearn.metrics import r2_score
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
+from sklearn.base import ClassifierMixin
+from sklearn.utils.validation import check_consistent_length
 from torch import Tensor
 
 from nnlib.attend import Labels, attend, class_log_probabilities
 from nnlib.dynamic import Dynamic
-from nnlib.inputs import answer, features_of, is_stream, require_finite
+from nnlib.fcnn import fcnn
+from nnlib.inputs import answer, array_of, features_of, is_stream, labels_of, places_of
 from nnlib.kernels import Kernel
+from nnlib.prune import Pruned
+from nnlib.regressor import DynamicRegressor
 from nnlib.votes import Rule
 
+__all__ = ["DynamicClassifier", "DynamicRegressor"]
+CONDENSING = ("batches", "fcnn")
 
-class DynamicClassifier(ClassifierMixin, Dynamic):
+
+class DynamicClassifier(ClassifierMixin, Pruned, Dynamic):
     """Classes by the summed weight of all centers, which are the samples that it got wrong while it learned.
 
     kernel: a published kernel_type ("cosine", "euclidean", "euclidian_pyramid", "influence_cone") or a Kernel, with
     `exponent`, `epsilon`, `influence_cone_factor` and `scales` for those that have them. predictor: "interpolation", or
     "nearest" for the class of the largest weight. A batch of `batch_size` is learned until `target_accuracy` of it is
-    right, in at most `max_count` rounds; the pass ends once there are more than `max_neighbors` centers.
-    The rule and its settings: Dynamic and Deep Nearest Neighbors (J. Loverich, 2023).
+    right, in at most `max_count` rounds; learning ends once there are more than `max_neighbors` centers. passes: over
+    the data, each in another order where they are shuffled, until one adds nothing; with predictor="nearest" and
+    batch_size=1 that is P. Hart's condensed nearest neighbor rule (1968). condensing: "batches", or "fcnn" for centers
+    that don't depend on the data's order, until nothing is wrong or there are `max_neighbors`, which does without
+    `batch_size`, `target_accuracy`, `max_count`, `passes`, `shuffle` and `seed`, and takes no streams.
+    The rule and its settings: Dynamic and Deep Nearest Neighbors (J. Loverich, 2023); FCNN: F. Angiulli, Fast condensed
+    nearest neighbor rule (ICML 2005).
     """
 
     saved_attributes = ("n_features_in_", "classes_")
@@ -46,6 +56,8 @@ class DynamicClassifier(ClassifierMixin, Dynamic):
         seed: int | None = 0,
         device: str = "auto",
         progress: bool = True,
+        condensing: str = "batches",
+        passes: int = 1,
     ):
         super().__init__()
         self.kernel, self.exponent, self.epsilon = kernel, exponent, epsilon
@@ -53,9 +65,10 @@ class DynamicClassifier(ClassifierMixin, Dynamic):
         self.batch_size, self.target_accuracy, self.max_count = batch_size, target_accuracy, max_count
         self.max_neighbors, self.shuffle, self.seed = max_neighbors, shuffle, seed
         self.device, self.progress = device, progress
+        self.condensing, self.passes = condensing, passes
 
     def fit(self, X, y=None, classes: Sequence | None = None):
-        """Learn from X [N, D] and labels y [N] of any kind, in one pass over shuffled batches.
+        """Learn from X [N, D] and labels y [N] of any kind, in one pass over shuffled batches, or as the settings say.
 
         X may be a DataLoader of (x, y) batches, taken in its own order; `classes` then names all labels there are.
         Raises ValueError for NaN or infinity, lengths that differ, labels outside `classes`, settings without sense.
@@ -65,7 +78,7 @@ class DynamicClassifier(ClassifierMixin, Dynamic):
     def partial_fit(self, X, y=None, classes: Sequence | None = None):
         """Go on learning: what the model gets wrong of X, y joins its centers. The first call needs `classes`."""
         more = self.centers_ is not None
-        if more and classes is not None and not np.array_equal(np.unique(_array(classes)), self.classes_):
+        if more and classes is not None and not np.array_equal(np.unique(array_of(classes)), self.classes_):
             raise ValueError(f"classes={list(classes)!r} is not what it was fitted on: give {self.classes_.tolist()}")
         if not more and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit: give all labels there will be")
@@ -74,29 +87,33 @@ class DynamicClassifier(ClassifierMixin, Dynamic):
     def _fit(self, X, y, classes, more: bool):
         self._check_settings()
         if is_stream(X):
+            if self.condensing == "fcnn":
+                raise ValueError("condensing='fcnn' over a stream: give X and y whole, or condensing='batches'")
             if not more and classes is None:
                 raise ValueError("classes=None with a stream of batches: give all labels there will be")
-            self.classes_ = self.classes_ if more else np.unique(_array(classes))
+            self.classes_ = self.classes_ if more else np.unique(array_of(classes))
             self._learn_stream(X, more)
             return self
         x = features_of(self, X, reset=not more)
-        y = _labels(y)
+        y = labels_of(y)
         check_consistent_length(x, y)
         if not more:
-            self.classes_ = np.unique(y if classes is None else _array(classes))
+            self.classes_ = np.unique(y if classes is None else array_of(classes))
         self._learn(x, self._encoded(y), more)
         return self
 
     def _encoded(self, y) -> Tensor:
-        y = _labels(y)
-        place = np.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
-        outside = self.classes_[place] != y
-        if outside.any():
-            raise ValueError(
-                f"y holds {y[outside][0]!r}, which is outside the classes {self.classes_.tolist()}: "
-                "drop such samples, or fit anew with all classes"
-            )
-        return torch.from_numpy(place.astype(np.int64))
+        return places_of(y, self.classes_)
+
+    def _check_settings(self):
+        super()._check_settings()
+        if self.condensing not in CONDENSING:
+            raise ValueError(f"condensing={self.condensing!r} is not known: give one of {', '.join(CONDENSING)}")
+
+    def _learner(self, x, y, centers):
+        if self.condensing == "batches":
+            return super()._learner(x, y, centers)
+        return partial(fcnn, x, y, centers, self._kernel(), len(self.classes_), self.max_neighbors)
 
     def _rule(self) -> Rule:
         classes = len(self.classes_)
@@ -134,128 +151,12 @@ class DynamicClassifier(ClassifierMixin, Dynamic):
 
     def score(self, X, y, sample_weight=None) -> float:
         """The share of X [N, D] whose predicted label is y's [N]."""
-        guess, y = _array(self.predict(X)), _labels(y)
+        guess, y = array_of(self.predict(X)), labels_of(y)
         check_consistent_length(guess, y)
         right = guess == y
         return float(np.average(right, weights=sample_weight))
 
 
-class DynamicRegressor(RegressorMixin, Dynamic):
-    """Values by the weighted mean over all centers, which are the samples whose error reached `tolerance`.
-
-    A batch is learned until nothing is wrong or its mean absolute error is at most `target_accuracy`, as published (at
-    0.8 that is mostly one round). The other settings are DynamicClassifier's; pictures are published with
-    kernel="influence_cone", tolerance=0.2.
-    """
-
-    saved_attributes = ("n_features_in_", "y_ndim_")
-
-    def __init__(
-        self,
-        kernel: str | Kernel = "euclidean",
-        exponent: float = -4.0,
-        epsilon: float = 1e-6,
-        influence_cone_factor: float = 4.0,
-        scales: int = 4,
-        predictor: str = "interpolation",
-        tolerance: float = 0.05,
-        batch_size: int = 256,
-        target_accuracy: float = 0.8,
-        max_neighbors: int = 100_000,
-        shuffle: bool = True,
-        seed: int | None = 0,
-        device: str = "auto",
-        progress: bool = True,
-    ):
-        super().__init__()
-        self.kernel, self.exponent, self.epsilon = kernel, exponent, epsilon
-        self.influence_cone_factor, self.scales, self.predictor = influence_cone_factor, scales, predictor
-        self.tolerance, self.batch_size, self.target_accuracy = tolerance, batch_size, target_accuracy
-        self.max_neighbors, self.shuffle, self.seed = max_neighbors, shuffle, seed
-        self.device, self.progress = device, progress
-
-    def fit(self, X, y=None):
-        """Learn from X [N, D] and targets y [N] or [N, V], in one pass over shuffled batches.
-
-        X may be a DataLoader of (x, y) batches, taken in its own order. Raises ValueError as DynamicClassifier.fit.
-        """
-        return self._fit(X, y, more=False)
-
-    def partial_fit(self, X, y=None):
-        """Go on learning: samples whose error reaches the tolerance join the centers."""
-        return self._fit(X, y, more=self.centers_ is not None)
-
-    def _fit(self, X, y, more: bool):
-        self._check_settings()
-        if is_stream(X):
-            self._learn_stream(X, more)
-            return self
-        x = features_of(self, X, reset=not more)
-        values = self._encoded(y)
-        check_consistent_length(x, values)
-        self._learn(x, values, more)
-        return self
-
-    def _encoded(self, y) -> Tensor:
-        if y is None:
-            raise ValueError("requires y to be passed, but the target y is None")
-        if not isinstance(y, Tensor):
-            y = torch.from_numpy(check_array(y, ensure_2d=False, dtype=np.float32, input_name="y"))
-        require_finite("y", y)
-        self.y_ndim_ = y.ndim
-        return y.detach().to(torch.float32).reshape(len(y), -1)
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags
-
-    def _check_settings(self):
-        super()._check_settings()
-        if not self.tolerance > 0:
-            raise ValueError(f"tolerance={self.tolerance!r} can't be used: give a positive number")
-
-    def _rule(self) -> Rule:
-        return Rule(
-            values=lambda y: y,
-            judge=self._off,
-            target=1 - self.target_accuracy,
-            rounds=None,
-            batch_size=self.batch_size,
-            max_neighbors=self.max_neighbors,
-        )
-
-    def _off(self, mean: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return ~((mean - y).square().sum(1).sqrt() < self.tolerance), 1 - (mean - y).abs().mean()
-
-    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B V"]:
-        """The weighted mean of the centers' values, differentiable in x."""
-        self._require_fitted()
-        return attend(x.flatten(1), self.centers_, self.values_, self._kernel())
-
-    def predict(self, X):
-        """The weighted mean of the centers' values, [N] or [N, V] as the targets were."""
-        mean = self._averages(X, self)
-        mean = answer(mean[:, 0] if self.y_ndim_ == 1 else mean, X)
-        return mean if isinstance(X, Tensor) else mean.astype(np.float64)  # as scikit-learn's regressors answer
-
-    def score(self, X, y, sample_weight=None) -> float:
-        """R^2 of the predictions, as scikit-learn's."""
-        return r2_score(_array(y), _array(self.predict(X)), sample_weight=sample_weight)
-
-
 def _misclassified(share: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     wrong = share.argmax(1) != y
     return wrong, (~wrong).float().mean()
-
-
-def _array(values) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-
-
-def _labels(y) -> np.ndarray:
-    if y is None:
-        raise ValueError("requires y to be passed, but the target y is None")
-    y = column_or_1d(_array(y), warn=True)
-    check_classification_targets(y)
-    return y

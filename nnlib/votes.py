@@ -108,7 +108,7 @@ class KeptVotes(NearVotes):
 
     def _meet(self, centers, rule):
         self.before = rule.values(centers.y[:]) if len(centers) else self.values[:0]
-        self.distance = _distances(self.rows, centers, self.metric, self.x)
+        self.distance = distances(self.rows, centers.x, self.metric, self.x)
         self.near = self.distance.amin(1) if len(centers) else self.x.new_full((len(self.x),), torch.inf)
 
     def _sums(self, index, near):
@@ -139,7 +139,7 @@ class CountedVotes:
     def __init__(self, x, values, centers, kernel, rule):
         self.count, self.metric, self.own = kernel.count, kernel.metric(x, x, x.dtype), values
         self.rows, self.picked = self.metric.rows(x), torch.empty(0, dtype=torch.int64, device=x.device)
-        self.distance = _distances(self.rows, centers, self.metric, x)
+        self.distance = distances(self.rows, centers.x, self.metric, x)
         self.before = rule.values(centers.y[:]) if len(centers) else values[:0]
 
     def add(self, picked, start):
@@ -155,12 +155,13 @@ class CountedVotes:
         return torch.cat([self.before, self.own[self.picked]])[index].mean(1)
 
 
-def _distances(rows, centers, metric, like: Tensor) -> Float[Tensor, "N M"]:
-    """All distances from a block's samples to the centers."""
-    kept = like.new_empty(len(like), len(centers))
-    for start in range(0, len(centers), BLOCK_ROWS):
-        cols = slice(start, min(start + BLOCK_ROWS, len(centers)))
-        kept[:, cols], _ = metric.measure(rows, metric.rows(centers.x[cols].to(like.dtype)))
+def distances(rows, centers, metric, like: Tensor) -> Float[Tensor, "N M"]:
+    """All distances from a block's samples `like`, prepared as `rows`, to the centers."""
+    length = centers.shape[0]
+    kept = like.new_empty(len(like), length)
+    for start in range(0, length, BLOCK_ROWS):
+        cols = slice(start, min(start + BLOCK_ROWS, length))
+        kept[:, cols], _ = metric.measure(rows, metric.rows(centers[cols].to(like.dtype)))
     return kept
 
 

@@ -1,0 +1,120 @@
+"""The dynamic regressor: a scikit-learn estimator that is also a torch module."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.base import RegressorMixin
+from sklearn.metrics import r2_score
+from sklearn.utils.validation import check_array, check_consistent_length
+from torch import Tensor
+
+from nnlib.attend import attend
+from nnlib.dynamic import Dynamic
+from nnlib.inputs import answer, array_of, features_of, is_stream, require_finite
+from nnlib.kernels import Kernel
+from nnlib.votes import Rule
+
+
+class DynamicRegressor(RegressorMixin, Dynamic):
+    """Values by the weighted mean over all centers, which are the samples whose error reached `tolerance`.
+
+    A batch is learned until nothing is wrong or its mean absolute error is at most `target_accuracy`, as published (at
+    0.8 that is mostly one round). The other settings are DynamicClassifier's; pictures are published with
+    kernel="influence_cone", tolerance=0.2.
+    """
+
+    saved_attributes = ("n_features_in_", "y_ndim_")
+
+    def __init__(
+        self,
+        kernel: str | Kernel = "euclidean",
+        exponent: float = -4.0,
+        epsilon: float = 1e-6,
+        influence_cone_factor: float = 4.0,
+        scales: int = 4,
+        predictor: str = "interpolation",
+        tolerance: float = 0.05,
+        batch_size: int = 256,
+        target_accuracy: float = 0.8,
+        max_neighbors: int = 100_000,
+        shuffle: bool = True,
+        seed: int | None = 0,
+        device: str = "auto",
+        progress: bool = True,
+        passes: int = 1,
+    ):
+        super().__init__()
+        self.kernel, self.exponent, self.epsilon = kernel, exponent, epsilon
+        self.influence_cone_factor, self.scales, self.predictor = influence_cone_factor, scales, predictor
+        self.tolerance, self.batch_size, self.target_accuracy = tolerance, batch_size, target_accuracy
+        self.max_neighbors, self.shuffle, self.seed = max_neighbors, shuffle, seed
+        self.device, self.progress, self.passes = device, progress, passes
+
+    def fit(self, X, y=None):
+        """Learn from X [N, D] and targets y [N] or [N, V], in one pass over shuffled batches.
+
+        X may be a DataLoader of (x, y) batches, taken in its own order. Raises ValueError as DynamicClassifier.fit.
+        """
+        return self._fit(X, y, more=False)
+
+    def partial_fit(self, X, y=None):
+        """Go on learning: samples whose error reaches the tolerance join the centers."""
+        return self._fit(X, y, more=self.centers_ is not None)
+
+    def _fit(self, X, y, more: bool):
+        self._check_settings()
+        if is_stream(X):
+            self._learn_stream(X, more)
+            return self
+        x = features_of(self, X, reset=not more)
+        values = self._encoded(y)
+        check_consistent_length(x, values)
+        self._learn(x, values, more)
+        return self
+
+    def _encoded(self, y) -> Tensor:
+        if y is None:
+            raise ValueError("requires y to be passed, but the target y is None")
+        if not isinstance(y, Tensor):
+            y = torch.from_numpy(check_array(y, ensure_2d=False, dtype=np.float32, input_name="y"))
+        require_finite("y", y)
+        self.y_ndim_ = y.ndim
+        return y.detach().to(torch.float32).reshape(len(y), -1)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def _check_settings(self):
+        super()._check_settings()
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance={self.tolerance!r} can't be used: give a positive number")
+
+    def _rule(self) -> Rule:
+        return Rule(
+            values=lambda y: y,
+            judge=self._off,
+            target=1 - self.target_accuracy,
+            rounds=None,
+            batch_size=self.batch_size,
+            max_neighbors=self.max_neighbors,
+        )
+
+    def _off(self, mean: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return ~((mean - y).square().sum(1).sqrt() < self.tolerance), 1 - (mean - y).abs().mean()
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B V"]:
+        """The weighted mean of the centers' values, differentiable in x."""
+        self._require_fitted()
+        return attend(x.flatten(1), self.centers_, self.values_, self._kernel())
+
+    def predict(self, X):
+        """The weighted mean of the centers' values, [N] or [N, V] as the targets were."""
+        mean = self._averages(X, self)
+        mean = answer(mean[:, 0] if self.y_ndim_ == 1 else mean, X)
+        return mean if isinstance(X, Tensor) else mean.astype(np.float64)  # as scikit-learn's regressors answer
+
+    def score(self, X, y, sample_weight=None) -> float:
+        """R^2 of the predictions, as scikit-learn's."""
+        return r2_score(array_of(y), array_of(self.predict(X)), sample_weight=sample_weight)
