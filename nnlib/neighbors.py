@@ -6,14 +6,13 @@ from functools import partial
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_consistent_length
 from torch import Tensor
 
-from nnlib.attend import Labels, attend, class_log_probabilities
-from nnlib.dynamic import Dynamic
+from nnlib.attend import Labels, attend
+from nnlib.classifier import Classifier
 from nnlib.fcnn import fcnn
-from nnlib.inputs import answer, array_of, features_of, is_stream, labels_of, places_of
+from nnlib.inputs import array_of, features_of, is_stream, labels_of, places_of
 from nnlib.kernels import Kernel
 from nnlib.prune import Pruned
 from nnlib.regressor import DynamicRegressor
@@ -23,7 +22,7 @@ __all__ = ["DynamicClassifier", "DynamicRegressor"]
 CONDENSING = ("batches", "fcnn")
 
 
-class DynamicClassifier(ClassifierMixin, Pruned, Dynamic):
+class DynamicClassifier(Pruned, Classifier):
     """Classes by the summed weight of all centers, which are the samples that it got wrong while it learned.
 
     kernel: a published kernel_type ("cosine", "euclidean", "euclidian_pyramid", "influence_cone") or a Kernel, with
@@ -37,8 +36,6 @@ class DynamicClassifier(ClassifierMixin, Pruned, Dynamic):
     The rule and its settings: Dynamic and Deep Nearest Neighbors (J. Loverich, 2023); FCNN: F. Angiulli, Fast condensed
     nearest neighbor rule (ICML 2005).
     """
-
-    saved_attributes = ("n_features_in_", "classes_")
 
     def __init__(
         self,
@@ -126,35 +123,8 @@ class DynamicClassifier(ClassifierMixin, Pruned, Dynamic):
             max_neighbors=self.max_neighbors,
         )
 
-    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
-        """Logarithms of the class probabilities, differentiable in x."""
-        self._require_fitted()
-        return class_log_probabilities(x.flatten(1), self.centers_, self.values_, len(self.classes_), self._kernel())
-
-    def _shares(self, x: Tensor) -> Tensor:
+    def _shares(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
         return attend(x, self.centers_, Labels(self.values_, len(self.classes_)), self._kernel())
-
-    def predict_log_proba(self, X):
-        """Logarithms of the class probabilities [N, C]; a class without weight has about -87, not -inf."""
-        return answer(self._averages(X, self), X)
-
-    def predict_proba(self, X):
-        """Each class's share of the weight, [N, C]."""
-        return answer(self._averages(X, self._shares), X)
-
-    def predict(self, X):
-        """The class of the largest share, [N]; a tensor for tensors, where the classes are numbers."""
-        place = self._averages(X, self._shares).argmax(1)
-        if isinstance(X, Tensor) and self.classes_.dtype.kind in "iub":
-            return torch.from_numpy(self.classes_).to(X.device)[place.to(X.device)]
-        return self.classes_[place.cpu().numpy()]
-
-    def score(self, X, y, sample_weight=None) -> float:
-        """The share of X [N, D] whose predicted label is y's [N]."""
-        guess, y = array_of(self.predict(X)), labels_of(y)
-        check_consistent_length(guess, y)
-        right = guess == y
-        return float(np.average(right, weights=sample_weight))
 
 
 def _misclassified(share: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

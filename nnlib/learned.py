@@ -1,0 +1,142 @@
+"""Centers, what they say and how sharply they say it, learned by gradient through the weighted average."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, Shaped
+from sklearn.cluster import KMeans
+from sklearn.utils.validation import check_consistent_length
+from torch import Tensor, nn
+
+from nnlib.attend import attend
+from nnlib.classifier import Classifier
+from nnlib.descent import descend
+from nnlib.device import device_of
+from nnlib.inputs import features_of, labels_of, places_of, require_count
+from nnlib.kernels import CosineSoftmax, Kernel, kernel_of
+from nnlib.neighbors import DynamicClassifier
+
+STARTS = ("kmeans", "condensed")
+CLUSTERED = 20_000  # samples of a class that its first centers are found from
+SURE = 4.0  # the first logit of a center's own class, those of the others being 0
+
+
+class LearnedCenters(Classifier):
+    """A weighted average over `count` centers that gradients have moved, each with class probabilities of its own.
+
+    start: "kmeans" within each class, or "condensed": the first samples that a DynamicClassifier gets wrong. kernel, and
+    its settings, as DynamicClassifier's; its sharpness (the exponent, or one over the temperature) is learned too where
+    it has one. The loss is the mean of -log p(own class): that of neighborhood component analysis, over centers.
+    epochs of batches of `batch_size` under Adam, its rate `lr` beside the data's own spread rising and falling once.
+    Fitted: `centers_` [M, D] and `values_` [M, C], whose rows sum to 1, `sharpness_`, and `losses_`, an epoch each.
+    Sources: M. Kusner et al., Stochastic Neighbor Compression (2014); learning vector quantization (T. Kohonen).
+    """
+
+    saved_attributes = ("n_features_in_", "classes_", "sharpness_")
+
+    def __init__(
+        self,
+        count: int = 300,
+        kernel: str | Kernel = CosineSoftmax(0.1),
+        exponent: float = -4.0,
+        epsilon: float = 1e-6,
+        influence_cone_factor: float = 2.0,
+        scales: int = 4,
+        start: str = "kmeans",
+        epochs: int = 20,
+        batch_size: int = 500,
+        lr: float = 0.02,
+        seed: int = 0,
+        device: str = "auto",
+        progress: bool = True,
+    ):
+        super().__init__()
+        self.count, self.kernel, self.exponent, self.epsilon = count, kernel, exponent, epsilon
+        self.influence_cone_factor, self.scales, self.start = influence_cone_factor, scales, start
+        self.epochs, self.batch_size, self.lr, self.seed = epochs, batch_size, lr, seed
+        self.device, self.progress = device, progress
+
+    def fit(self, X, y=None):
+        """Learn from X [N, D] and labels y [N] of any kind.
+
+        Raises ValueError for NaN or infinity, lengths that differ, fewer centers than classes, settings without sense.
+        """
+        x, y = features_of(self, X, reset=True), labels_of(y)
+        check_consistent_length(x, y)
+        self.classes_ = np.unique(y)
+        y = places_of(y, self.classes_)
+        self._check_settings(len(x))
+        device = device_of(self.device)
+        x, y = x.to(device), y.to(device)
+        centers, owner = self._first(x, y)
+        centers, logits = (
+            nn.Parameter(centers),
+            nn.Parameter(SURE * nn.functional.one_hot(owner, len(self.classes_)).float()),
+        )
+        sharpness = nn.Parameter(torch.zeros((), device=device))  # its logarithm
+        spread = float(x[:: max(1, len(x) // 4096)].float().std(0).square().mean().sqrt()) or 1.0
+        rates = [(centers, self.lr * spread), (logits, 5 * self.lr), (sharpness, self.lr)]
+        sharp = self._sharpens()
+
+        def loss(rows: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
+            power = sharpness.exp() if sharp else None
+            shares = attend(x[rows].float(), centers, logits.softmax(1), self._given(), sharpness=power)
+            own = shares.gather(1, y[rows, None])
+            return -own.clamp(min=torch.finfo(own.dtype).tiny).log().mean()
+
+        self.losses_ = descend(loss, rates, len(x), self.epochs, self.batch_size, self.seed, self.progress)
+        self.sharpness_ = float(sharpness.detach().exp())
+        self.centers_, self.values_ = centers.detach(), logits.detach().softmax(1)
+        return self
+
+    def _first(
+        self, x: Shaped[Tensor, "N D"], y: Int64[Tensor, " N"]
+    ) -> tuple[Float[Tensor, "M D"], Int64[Tensor, " M"]]:
+        if self.start == "condensed":
+            settings = {"kernel": self._given(), "max_neighbors": self.count, "seed": self.seed, "progress": False}
+            model = DynamicClassifier(device=self.device, **settings).fit(x, y)
+            return model.centers_[: self.count].float().clone(), model.values_[: self.count]
+        parts = [self._clusters(x[y == c], share) for c, share in enumerate(shares_of(self.count, y))]
+        owner = torch.arange(len(parts), device=x.device).repeat_interleave(
+            torch.tensor([len(part) for part in parts], device=x.device)
+        )
+        return torch.cat(parts), owner
+
+    def _clusters(self, x: Shaped[Tensor, "N D"], count: int) -> Float[Tensor, "K D"]:
+        count, step = min(count, len(x)), -(-len(x) // CLUSTERED)
+        rows = x[::step].float().cpu().numpy()
+        found = KMeans(min(count, len(rows)), n_init=1, max_iter=20, random_state=self.seed).fit(rows).cluster_centers_
+        return torch.from_numpy(found).to(x.device, torch.float32)
+
+    def _given(self) -> Kernel:
+        """The kernel of the settings, as sharp as they say."""
+        return kernel_of(self.kernel, self.exponent, self.epsilon, self.influence_cone_factor, self.scales)
+
+    def _sharpens(self) -> bool:
+        try:
+            return self._given().sharpened(1.0) is not None
+        except ValueError:
+            return False
+
+    def _kernel(self) -> Kernel:
+        return self._given().sharpened(self.sharpness_) if self._sharpens() else self._given()
+
+    def _shares(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        return attend(x, self.centers_, self.values_, self._kernel())
+
+    def _check_settings(self, samples: int) -> None:
+        for name in ("count", "epochs", "batch_size"):
+            require_count(name, getattr(self, name))
+        if self._given().count is not None:
+            raise ValueError(f"kernel={self.kernel!r} passes no gradient on to centers: give one that weighs them all")
+        if self.start not in STARTS:
+            raise ValueError(f"start={self.start!r} is not known: give one of {', '.join(STARTS)}")
+        if not self.lr > 0:
+            raise ValueError(f"lr={self.lr!r} can't be used: give a positive number, such as 0.02")
+        if self.count < len(self.classes_):
+            raise ValueError(f"count={self.count!r} for {len(self.classes_)} classes: give one center each at least")
+
+
+def shares_of(count: int, y: Int64[Tensor, " N"]) -> list[int]:
+    """How many centers each class gets: nearly the same number, the first ones those left over."""
+    classes = int(y.max()) + 1
+    return [count // classes + (place < count % classes) for place in range(classes)]
