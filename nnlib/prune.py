@@ -64,7 +64,7 @@ def stages(
     more: int,
     rounds: int,
 ) -> list[Int64[Tensor, " K"]]:
-    """Fewer and fewer centers, by number, by which at most `more` samples are wrong that all centers get right."""
+    """Fewer and fewer centers, by number, by which at most `more` samples more are wrong than by all of them."""
     kept = torch.arange(len(centers), device=centers.device)
     found, allowed, right, dropped, size = [kept], None, None, kept[:0], -1
     for _ in range(rounds):
