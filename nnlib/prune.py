@@ -17,7 +17,7 @@ from nnlib.votes import distances
 
 BLOCK_BYTES = 1 << 24  # for the distances of some samples to all centers
 COLUMNS = 1024  # centers whose labels are spread out at a time
-FRACTION = 4  # at first, one center in so many is tried
+FRACTION = 12  # one center in so many is tried at once, and twice as many where all of them may go
 
 
 class Pruned:
@@ -64,9 +64,9 @@ def stages(
     more: int,
     rounds: int,
 ) -> list[Int64[Tensor, " K"]]:
-    """Fewer and fewer centers, by number, by which at most `more` samples are wrong that all centers get right."""
+    """Fewer and fewer centers, by number, by which at most `more` samples more are wrong than by all of them."""
     kept = torch.arange(len(centers), device=centers.device)
-    found, allowed, right, dropped = [kept], None, None, kept[:0]
+    found, allowed, right, dropped, size = [kept], None, None, kept[:0], -1
     for _ in range(rounds):
         with exact_products():
             worth = _Worth(centers[kept], Labels(labels.labels[kept], labels.shape[1]), kernel, x, dropped)
@@ -76,15 +76,16 @@ def stages(
         if wrong <= allowed:
             kept, right = kept[worth.left], now
             found.append(kept)
-            dropped = worth.least(allowed - wrong)[: max(1, len(kept) // FRACTION)]
+            size = 2 * size if len(dropped) == size else max(1, len(kept) // FRACTION)
+            dropped = worth.least(allowed - wrong)[:size]
         else:
-            dropped = dropped[~_to_return(worth.blame[dropped], 2 * (wrong - allowed))]
+            dropped = dropped[~_to_return(worth.blame[dropped], 2 + 1.1 * (wrong - allowed))]  # so few rounds do
         if len(dropped) == 0:
             break
     return found
 
 
-def _to_return(blame: Float[Tensor, " K"], wrong: int) -> Bool[Tensor, " K"]:
+def _to_return(blame: Float[Tensor, " K"], wrong: float) -> Bool[Tensor, " K"]:
     """Which of the dropped centers come back: those that most samples miss, until so many miss none; one stays away."""
     order = blame.sort(descending=True).indices
     missed = blame[order].cumsum(0)
