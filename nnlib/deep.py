@@ -142,7 +142,9 @@ class DeepClassifier(ClassifierMixin, BaseEstimator, torch.nn.Module):
             if (found := len(list(folder.glob(LAYER.format("*"))))) != num_layers:
                 raise ValueError(f"it holds {found} layers for num_layers={num_layers}")
             layers = [DynamicClassifier.load(folder / LAYER.format(n + 1), device) for n in range(num_layers)]
-            return cls(num_layers, splits, **layers[0].get_params(deep=False))._made_of(layers, splits)
+            own, given = cls._get_param_names(), layers[0].get_params(deep=False)
+            settings = {name: value for name, value in given.items() if name in own}
+            return cls(num_layers, splits, **settings)._made_of(layers, splits)
         except ValueError as error:
             raise ModelError(f"folder={str(folder)!r}: {error}; give one that DeepClassifier.save wrote") from None
 

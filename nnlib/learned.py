@@ -17,14 +17,15 @@ from nnlib.neighbors import DynamicClassifier
 
 STARTS = ("kmeans", "condensed")
 CLUSTERED = 20_000  # samples of a class that its first centers are found from
+SOFTMAX = CosineSoftmax(0.1)
 SURE = 4.0  # the first logit of a center's own class, those of the others being 0
 
 
 class LearnedCenters(Classifier):
     """A weighted average over `count` centers that gradients have moved, each with class probabilities of its own.
 
-    start: "kmeans" within each class, or "condensed": the first samples that a DynamicClassifier gets wrong. kernel, and
-    its settings, as DynamicClassifier's; its sharpness (the exponent, or one over the temperature) is learned too where
+    start: "kmeans" within each class, or "condensed": the first samples that a DynamicClassifier gets wrong. kernel and
+    its settings as DynamicClassifier's; its sharpness (the exponent, or one over the temperature) is learned too where
     it has one. The loss is the mean of -log p(own class): that of neighborhood component analysis, over centers.
     epochs of batches of `batch_size` under Adam, its rate `lr` beside the data's own spread rising and falling once.
     Fitted: `centers_` [M, D] and `values_` [M, C], whose rows sum to 1, `sharpness_`, and `losses_`, an epoch each.
@@ -36,7 +37,7 @@ class LearnedCenters(Classifier):
     def __init__(
         self,
         count: int = 300,
-        kernel: str | Kernel = CosineSoftmax(0.1),
+        kernel: str | Kernel = SOFTMAX,
         exponent: float = -4.0,
         epsilon: float = 1e-6,
         influence_cone_factor: float = 2.0,

@@ -28,7 +28,7 @@ class Standard(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + f(x), f a hidden layer that starts at 0: what a metric is learned as in the published code, unfinished there."""
+    """x + f(x), f a hidden layer that starts at 0: the published code's learned transform, unfinished there."""
 
     def __init__(self, features: int, width: int, dropout: float):
         super().__init__()

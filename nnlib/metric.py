@@ -1,0 +1,128 @@
+"""A metric learned before neighbors are chosen: a map after which samples of a class lie together."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, Shaped
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from nnlib.attend import class_log_probabilities
+from nnlib.descent import descend
+from nnlib.device import device_of
+from nnlib.inputs import answer, features_of, labels_of, places_of, require_count
+from nnlib.kernels import CosineSoftmax
+from nnlib.maps import map_of
+
+TRANSFORMED = 8192  # samples at a time
+
+
+class LearnedMetric(TransformerMixin, BaseEstimator, nn.Module):
+    """Samples [N, D] to unit rows [N, dim], in whose cosines those of a class are neighbors.
+
+    map: "linear"; "residual", x + f(x), which keeps the features; or "network" of two hidden layers of `width`, batch
+    norm and `dropout`. drop_inputs: share of the features hidden while learning. The loss is neighborhood component
+    analysis's at `temperature`: against `proxies` centers, as many a class, that learn along and are then left behind
+    (`proxies_`, for who wants to start from them), or, with proxies=0, against the rest of the batch. products:
+    "bfloat16" for the map's products while it learns. Sources: J. Goldberger et al., Neighbourhood Components Analysis
+    (2004); Y. Movshovitz-Attias et al., No Fuss Distance Metric Learning using Proxies (2017); x + f(x): J. Loverich.
+    """
+
+    def __init__(
+        self,
+        map: str = "network",
+        dim: int = 64,
+        proxies: int = 300,
+        temperature: float = 0.1,
+        width: int = 1024,
+        dropout: float = 0.5,
+        drop_inputs: float = 0.2,
+        epochs: int = 30,
+        batch_size: int = 500,
+        lr: float = 2e-3,
+        products: str = "float32",
+        seed: int = 0,
+        device: str = "auto",
+        progress: bool = True,
+    ):
+        super().__init__()
+        self.map, self.dim, self.proxies, self.temperature, self.width = map, dim, proxies, temperature, width
+        self.dropout, self.drop_inputs, self.epochs, self.batch_size = dropout, drop_inputs, epochs, batch_size
+        self.lr, self.products, self.seed, self.device, self.progress = lr, products, seed, device, progress
+
+    def fit(self, X, y=None):
+        """Learn the map from X [N, D] and labels y [N]; raises ValueError for NaN, lengths, settings without sense."""
+        x, y = features_of(self, X, reset=True), labels_of(y)
+        check_consistent_length(x, y)
+        self.classes_ = np.unique(y)
+        self._check_settings()
+        device = device_of(self.device)
+        x, y = x.to(device), places_of(y, self.classes_).to(device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self.seed)
+            sizes = (x.shape[1], self.dim, self.width, self.dropout, self.drop_inputs)
+            self.map_ = map_of(self.map, *sizes).to(device)
+            self.map_[0].measure(x)
+            self._descend(x, y)
+        self.map_.eval().requires_grad_(False)
+        return self
+
+    def _descend(self, x: Shaped[Tensor, "N D"], y: Int64[Tensor, " N"]) -> None:
+        owner = torch.arange(self.proxies, device=x.device) % len(self.classes_)
+        proxies = nn.Parameter(normalize(torch.randn(self.proxies, self._width(x)).to(x.device), dim=1))
+        average = torch.optim.swa_utils.AveragedModel(self.map_, multi_avg_fn=_ema, use_buffers=True)
+
+        def loss(rows: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
+            average.update_parameters(self.map_)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.products == "bfloat16"):
+                found = self.map_(x[rows])
+            return self._loss(normalize(found.float(), dim=1), y[rows], proxies, owner)
+
+        rates = [(part, self.lr) for part in (*self.map_.parameters(), proxies)]
+        self.losses_ = descend(loss, rates, len(x), self.epochs, self.batch_size, self.seed, self.progress)
+        self.map_, self.proxies_ = average.module, normalize(proxies.detach(), dim=1)
+
+    def _loss(self, z: Float[Tensor, "B D"], y: Int64[Tensor, " B"], proxies, owner) -> Float[Tensor, ""]:
+        kernel, classes = CosineSoftmax(self.temperature), len(self.classes_)
+        if self.proxies:
+            found = class_log_probabilities(z, proxies, owner, classes, kernel)
+        else:
+            found = class_log_probabilities(z, z, y, classes, kernel, exclude=torch.arange(len(z), device=z.device))
+        return -found.gather(1, y[:, None]).mean()
+
+    def transform(self, X) -> Float[Tensor, "N dim"]:
+        """The rows, on the device where X lies."""
+        check_is_fitted(self)
+        x = features_of(self, X, reset=False)
+        device = next(self.map_.buffers()).device
+        with torch.no_grad():
+            parts = [normalize(self.map_(part.to(device)).float(), dim=1) for part in x.split(TRANSFORMED)]
+        return answer(torch.cat(parts), X)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "map_")
+
+    def _width(self, x: Tensor) -> int:
+        return x.shape[1] if self.map == "residual" else self.dim
+
+    def _check_settings(self) -> None:
+        for name in ("dim", "width", "epochs", "batch_size"):
+            require_count(name, getattr(self, name))
+        if 0 < require_count("proxies", self.proxies, 0) < len(self.classes_):
+            raise ValueError(f"proxies={self.proxies!r} for {len(self.classes_)} classes: give one each at least, or 0")
+        if self.products not in ("float32", "bfloat16"):
+            raise ValueError(f"products={self.products!r} is not known: give float32 or bfloat16")
+        for name in ("lr", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)!r} can't be used: give a positive number")
+
+
+def _ema(averages: list[Tensor], parts: list[Tensor], seen: Tensor) -> None:
+    """A running mean of the weights over the last thousand steps, or so many as there were."""
+    share = max(1e-3, float(1 / (seen / 10 + 1)))
+    for average, part in zip(averages, parts, strict=True):
+        if average.is_floating_point():
+            average.lerp_(part, share)
+        else:
+            average.copy_(part)
