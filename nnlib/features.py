@@ -20,7 +20,7 @@ def deskewed(images: Shaped[Tensor, "N H W"]) -> Float[Tensor, "N H W"]:
     """
     if images.ndim != 3:
         raise ValueError(f"images has shape {tuple(images.shape)}: give grey pictures [N, H, W]")
-    return torch.cat([_upright(part.float()) for part in images.split(ROWS)] or [images.float()])
+    return torch.cat([_upright(part.float()) for part in images.split(ROWS)]) if len(images) else images.float()
 
 
 def _upright(images: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
@@ -43,7 +43,7 @@ def blurred(images: Shaped[Tensor, "N H W"], sigma: float = 1.0) -> Float[Tensor
         raise ValueError(f"sigma={sigma!r} can't be used: give a positive number of pixels, such as 1.0")
     size = 2 * round(3 * sigma) + 1
     parts = [gaussian_blur(part.float()[:, None], size, sigma)[:, 0] for part in images.split(ROWS)]
-    return torch.cat(parts or [images.float()])
+    return torch.cat(parts)
 
 
 def shifted(

@@ -8,11 +8,10 @@ from jaxtyping import Float, Shaped
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
-from torch.nn.functional import normalize, unfold
+from torch.nn.functional import avg_pool2d, conv2d, normalize
 
 from nnlib.device import device_of
 from nnlib.inputs import answer, require_count
-from nnlib.rows import GATHERED
 
 SAMPLE = 100_000  # patches that the whitening is measured on
 BLOCK_NUMBERS = 1 << 23  # responses at a time
@@ -51,8 +50,7 @@ class PatchFeatures(TransformerMixin, BaseEstimator):
         """Measure the whitening and draw the patches; raises ValueError for shapes or settings without sense."""
         images = self._checked(X)
         generator = torch.Generator().manual_seed(self.seed)
-        rows = torch.cat([self._drawn(images, generator) for _ in range(-(-SAMPLE // max(1, len(images))))])[:SAMPLE]
-        rows = self._even(rows.to(device_of(self.device)))
+        rows = self._even(self._drawn(images, generator).to(device_of(self.device)))
         self.mean_ = rows.mean(0)
         spread, axes = torch.linalg.eigh(torch.cov((rows - self.mean_).T.double()))
         self.whitening_ = (axes * (spread.clamp(min=0) + self.floor).rsqrt() @ axes.T).float()
@@ -78,34 +76,39 @@ class PatchFeatures(TransformerMixin, BaseEstimator):
         return (seen + self._features(images.flip(2))) / 2 if self.mirror else seen
 
     def _features(self, images: Tensor) -> Float[Tensor, "B F"]:
-        rows = (self._even(self._cut(images).flatten(0, 1)) - self.mean_) @ self.whitening_
+        rows = self._whitened(images)
         if self.products == "bfloat16":
             found = rows.bfloat16() @ self.filters_.bfloat16().T
         else:
             found = rows @ self.filters_.T
         height, width = (side - self.size + 1 for side in self.shape_[:2])
-        found = found.view(len(images), height, width, -1)
-        parts = [
-            [torch.relu(s * part - self.threshold).sum((1, 2), dtype=torch.float32) for s in (1, -1)]
-            for strip in found.tensor_split(self.pool, 1)
-            for part in strip.tensor_split(self.pool, 2)
-        ]
-        return torch.cat([both for pair in parts for both in pair], 1) * (self.pool**2 / (height * width))
+        strips = found.view(len(images), height, width, -1).tensor_split(self.pool, 1)
+        parts = [self._excess(part) for strip in strips for part in strip.tensor_split(self.pool, 2)]
+        return torch.cat(parts, 1) * (self.pool**2 / (height * width))
 
-    def _cut(self, images: Shaped[Tensor, "B H W *C"]) -> Float[Tensor, "B P S"]:
-        """All patches of each picture."""
-        planes = images.float().movedim(3, 1) if images.ndim == 4 else images.float()[:, None]
-        return unfold(planes, self.size).transpose(1, 2)
+    def _excess(self, part: Float[Tensor, "B H W K"]) -> Float[Tensor, "B F"]:
+        """What responses in a part of each picture exceed the threshold by on either side, in all."""
+        over, places = self.threshold, part.shape[1] * part.shape[2]
+        high = part.clamp(min=over).sum((1, 2), dtype=torch.float32) - places * over
+        return torch.cat([high, -part.clamp(max=-over).sum((1, 2), dtype=torch.float32) - places * over], 1)
+
+    def _whitened(self, images: Shaped[Tensor, "B H W *C"]) -> Float[Tensor, "K S"]:
+        """All patches of all pictures, even and white: one convolution, over the contrasts, less the mean."""
+        planes, size, numbers = _planes(images), self.size, self.mean_.numel()
+        around = (planes - planes.mean((1, 2, 3), keepdim=True)).contiguous(memory_format=torch.channels_last)
+        even = self.whitening_ - self.whitening_.mean(1, keepdim=True)  # takes a patch's brightness away
+        white = conv2d(around, even.view(-1, planes.shape[1], size, size)).movedim(1, -1)
+        sums = [avg_pool2d(part.mean(1, keepdim=True), size, 1)[:, 0] for part in (around, around.square())]
+        contrast = (sums[1] - sums[0].square()).clamp_(min=0) * (numbers / max(1, numbers - 1)) + self.softening
+        return (white / contrast.sqrt()[..., None] - self.mean_ @ self.whitening_).flatten(0, 2)
 
     def _drawn(self, images: Tensor, generator: torch.Generator) -> Float[Tensor, "K S"]:
-        """One patch of each of some pictures, anywhere in it."""
-        picked = images[torch.randperm(len(images), generator=generator)[:SAMPLE]]
-        parts = []
-        for part in picked.split(GATHERED // 4):
-            patches = self._cut(part)
-            place = torch.randint(patches.shape[1], (len(part),), generator=generator).to(patches.device)
-            parts.append(patches[torch.arange(len(part), device=patches.device), place])
-        return torch.cat(parts)
+        """Patches from anywhere in any pictures."""
+        tops = [side - self.size + 1 for side in images.shape[1:3]]
+        picture, top, left = (torch.randint(n, (SAMPLE, 1, 1), generator=generator) for n in (len(images), *tops))
+        step = torch.arange(self.size)
+        places = (part.to(images.device) for part in (picture, top + step[:, None], left + step))
+        return _planes(images[*places]).flatten(1)
 
     def _even(self, rows: Float[Tensor, "K S"]) -> Float[Tensor, "K S"]:
         """Patches without their brightness and contrast."""
@@ -122,3 +125,7 @@ class PatchFeatures(TransformerMixin, BaseEstimator):
                 f"X has shape {tuple(images.shape)}: give pictures [N, H, W] or [N, H, W, C], {least} wide"
             )
         return images
+
+
+def _planes(images: Shaped[Tensor, "B H W *C"]) -> Float[Tensor, "B C H W"]:
+    return images.float().movedim(3, 1) if images.ndim == 4 else images.float()[:, None]

@@ -1,0 +1,136 @@
+"""What pixels give before labels: against plain loops in float64, and by what each promises."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnlib.data import load
+from nnlib.features import blurred, deskewed, mirrored, shifted
+from nnlib.patches import PatchFeatures
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("mnist").train_images[:200]
+
+
+def moments(image):
+    """Mean row, mean column, and their covariance over the rows' variance, in float64."""
+    ink = image.double() / image.double().sum()
+    rows, columns = (torch.arange(n, dtype=torch.float64) for n in image.shape)
+    down, right = ink.sum(1) @ rows, ink.sum(0) @ columns
+    both = (ink * (rows - down)[:, None] * (columns - right)).sum()
+    return down, right, both / (ink.sum(1) @ (rows - down).square())
+
+
+def test_deskewed_digits_are_upright_and_in_the_middle(digits):
+    before, after = ([moments(image) for image in images] for images in (digits, deskewed(digits)))
+    assert np.mean([abs(slant) for *_, slant in before]) > 0.2
+    assert np.mean([abs(slant) for *_, slant in after]) < 0.02
+    assert max(abs(down - 13.5) + abs(right - 13.5) for down, right, _ in after) < 0.3
+
+
+def test_an_empty_picture_stays_empty():
+    assert torch.equal(deskewed(torch.zeros(2, 9, 7, dtype=torch.uint8)), torch.zeros(2, 9, 7))
+    assert deskewed(torch.zeros(0, 9, 7)).shape == (0, 9, 7)
+
+
+def test_blur_is_a_gaussian():
+    image = torch.zeros(1, 15, 15)
+    image[0, 7, 7] = 1
+    place = torch.arange(15, dtype=torch.float64) - 7
+    bell = torch.exp(-(place**2) / 2 / 0.8**2)
+    expected = bell[:, None] * bell / bell.sum() ** 2
+    torch.testing.assert_close(blurred(image, 0.8)[0].double(), expected, atol=3e-3, rtol=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 3), st.booleans())
+def test_shifted_copies_hold_what_stayed_inside(pixels, colour):
+    images = torch.rand(2, 8, 9, *([3] if colour else []))
+    found, labels = shifted(images, torch.tensor([4, 7]), pixels)
+    assert len(found) == 2 * (2 * pixels + 1) ** 2 == len(labels)
+    assert torch.equal(found[:2], images)
+    assert labels.tolist() == [4, 7] * (2 * pixels + 1) ** 2
+    framed = torch.nn.functional.pad(images, [0, 0] * colour + [pixels] * 4)
+    cuts = {
+        tuple(framed[0, i : i + 8, j : j + 9].flatten().tolist())
+        for i in range(2 * pixels + 1)
+        for j in range(2 * pixels + 1)
+    }
+    assert {tuple(image.flatten().tolist()) for image in found[::2]} == cuts
+
+
+def test_wrong_shapes_are_refused():
+    with pytest.raises(ValueError, match="images has shape"):
+        deskewed(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="sigma="):
+        blurred(torch.zeros(2, 3, 3), 0)
+
+
+def naive_patches(model, image):
+    """Pooled responses of one picture, patch by patch in float64."""
+    image = np.atleast_3d(np.asarray(image, dtype=np.float64)).transpose(2, 0, 1)
+    side, size = image.shape[1] - model.size + 1, model.size
+    whitening, filters = model.whitening_.double().numpy(), model.filters_.double().numpy()
+    found = np.empty((side, side, len(filters)))
+    for i in range(side):
+        for j in range(side):
+            patch = image[:, i : i + size, j : j + size].ravel()
+            patch = patch - patch.mean()
+            patch = patch / math.sqrt(patch.var() * patch.size / (patch.size - 1) + model.softening)
+            found[i, j] = filters @ (whitening @ (patch - model.mean_.double().numpy()))
+    parts = [
+        np.maximum(sign * part - model.threshold, 0).sum((0, 1))
+        for strip in np.array_split(found, model.pool, 0)
+        for part in np.array_split(strip, model.pool, 1)
+        for sign in (1, -1)
+    ]
+    return np.concatenate(parts) * model.pool**2 / side**2
+
+
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("pool", [1, 2, 3])
+def test_patch_features_are_those_of_a_plain_loop(colour, pool):
+    images = torch.randint(0, 256, (30, 12, 12) + (3,) * colour, dtype=torch.uint8)
+    model = PatchFeatures(7, size=4, pool=pool, threshold=0.3, device="cpu").fit(images)
+    expected = np.stack([naive_patches(model, image) for image in images[:3]])
+    np.testing.assert_allclose(model.transform(images[:3]).numpy(), expected, atol=1e-4)
+    coarse = PatchFeatures(7, size=4, pool=pool, threshold=0.3, products="bfloat16", device="cpu").fit(images)
+    np.testing.assert_allclose(coarse.transform(images[:3]).numpy(), expected, atol=0.05)
+
+
+def test_the_patches_are_white(digits):
+    model = PatchFeatures(20, device="cpu").fit(digits)
+    spread = torch.cov(model._whitened(digits)[::7].T)
+    assert spread.diagonal().max() < 1.2
+    assert (spread - spread.diag().diag()).abs().max() < 0.2
+
+
+def test_a_mirror_image_has_the_same_features_where_asked(digits):
+    model = PatchFeatures(10, mirror=True, device="cpu").fit(digits)
+    torch.testing.assert_close(model.transform(digits[:5]), model.transform(mirrored(digits[:5])))
+    plain = PatchFeatures(10, device="cpu").fit(digits)
+    assert not torch.allclose(plain.transform(digits[:5]), plain.transform(mirrored(digits[:5])), atol=0.01)
+
+
+def test_features_know_nothing_of_other_pictures(digits):
+    model = PatchFeatures(10, device="cpu").fit(digits)
+    torch.testing.assert_close(model.transform(digits)[17], model.transform(digits[17:18])[0])
+
+
+@pytest.mark.parametrize("given", [torch.zeros(3, 28), torch.zeros(0, 28, 28), torch.zeros(4, 5, 5)])
+def test_what_are_no_pictures_is_refused(given):
+    with pytest.raises(ValueError, match="X has shape"):
+        PatchFeatures(5).fit(given)
+
+
+def test_other_shapes_and_settings_are_refused(digits):
+    with pytest.raises(ValueError, match="as it was fitted on"):
+        PatchFeatures(5, device="cpu").fit(digits).transform(torch.zeros(2, 20, 20))
+    with pytest.raises(ValueError, match="count="):
+        PatchFeatures(0).fit(digits)

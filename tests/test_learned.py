@@ -1,0 +1,210 @@
+"""Learned centers and metrics: against the equation in float64, and against what they set out from."""
+
+import math
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from nnlib.attend import Labels, attend
+from nnlib.kernels import (
+    CosineInverseDistance,
+    CosineSoftmax,
+    EuclideanPyramid,
+    InfluenceCone,
+    InverseDistance,
+    KNearest,
+)
+from nnlib.learned import LearnedCenters
+from nnlib.metric import LearnedMetric
+from nnlib.models import ModelError
+
+QUICK = {"epochs": 3, "device": "cpu", "progress": False}
+EXPECTED = {"check_no_attributes_set_in_init": "a torch module keeps its flag `training` from the start"}
+CHECKED = [LearnedCenters(20, **QUICK), LearnedMetric("network", proxies=12, width=16, dim=4, **QUICK)]
+
+
+@parametrize_with_checks(CHECKED, expected_failed_checks=lambda _: EXPECTED)
+def test_scikit_learn_estimator(estimator, check):
+    check(estimator)
+
+
+def ring(samples=1200, seed=0):
+    """Two classes, one inside the other, and features that mean nothing beside those two."""
+    generator = torch.Generator().manual_seed(seed)
+    angle, y = 2 * math.pi * torch.rand(samples, generator=generator), torch.arange(samples) % 2
+    radius = 1 + y + 0.25 * torch.randn(samples, generator=generator)
+    plane = radius[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
+    return torch.cat([plane, 0.5 * torch.randn(samples, 4, generator=generator)], 1), y
+
+
+@pytest.mark.parametrize(
+    "kernel", [InverseDistance(-2.0), CosineInverseDistance(-1.0), CosineSoftmax(0.2)], ids=lambda k: type(k).__name__
+)
+@pytest.mark.parametrize("labelled", [False, True])
+def test_the_gradient_of_sharpness(kernel, labelled):
+    generator = torch.Generator().manual_seed(0)
+    x, c, v = (torch.randn(n, 5, generator=generator, dtype=torch.float64, requires_grad=True) for n in (7, 13, 13))
+    sharpness = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    source = Labels(torch.arange(13) % 3, 3) if labelled else v
+
+    def average(x, c, sharpness):
+        return attend(x, c, source, kernel, sharpness=sharpness, exclude=torch.arange(7))
+
+    assert torch.autograd.gradcheck(average, (x, c, sharpness))
+    assert torch.autograd.gradcheck(lambda sharpness: average(x.detach(), c.detach(), sharpness), (sharpness,))
+    alone = attend(x, c, source, kernel.sharpened(1.3), exclude=torch.arange(7))
+    torch.testing.assert_close(average(x, c, sharpness), alone)
+
+
+@pytest.mark.parametrize("sharpness", [torch.tensor(0.0), torch.tensor(-1.0), torch.ones(2), torch.tensor(math.nan)])
+def test_sharpness_without_sense_is_refused(sharpness):
+    with pytest.raises(ValueError, match="sharpness="):
+        attend(torch.ones(2, 3), torch.ones(4, 3), torch.ones(4, 1), InverseDistance(), sharpness=sharpness)
+
+
+@pytest.mark.parametrize("kernel", [InfluenceCone(), EuclideanPyramid(), KNearest(2)])
+def test_a_kernel_without_sharpness_says_so(kernel):
+    with pytest.raises(ValueError, match="sharpness"):
+        attend(torch.ones(2, 3), torch.ones(4, 3), torch.ones(4, 1), kernel, sharpness=torch.tensor(2.0))
+
+
+@pytest.mark.parametrize(
+    "kernel", ["cosine", "euclidean", "influence_cone", "euclidian_pyramid", CosineSoftmax(0.1)], ids=str
+)
+def test_learning_lowers_the_loss_under_any_kernel(kernel):
+    x, y = ring()
+    few = LearnedCenters(12, kernel, epochs=1, lr=1e-9, progress=False).fit(x, y)
+    many = LearnedCenters(12, kernel, epochs=20, progress=False).fit(x, y)
+    assert many.losses_[-1] < few.losses_[0]
+    assert many.num_neighbors == 12
+    torch.testing.assert_close(many.values_.sum(1), torch.ones(12))
+
+
+def test_learned_centers_beat_the_clusters_they_set_out_from():
+    (x, y), (test, test_y) = ring(), ring(seed=1)
+    start = LearnedCenters(12, "euclidean", epochs=1, lr=1e-9, progress=False).fit(x, y)
+    moved = LearnedCenters(12, "euclidean", epochs=30, progress=False).fit(x, y)
+    assert moved.score(test, test_y) > start.score(test, test_y) + 0.02
+
+
+def test_predictions_are_the_equation_over_what_was_learned():
+    x, y = ring()
+    model = LearnedCenters(10, CosineSoftmax(0.3), epochs=3, progress=False).fit(x, y)
+    settings = {"temperature": 0.3 / model.sharpness_}
+    share = oracle.weights(x, model.centers_, "cosine_softmax", **settings) @ model.values_.double()
+    torch.testing.assert_close(model.predict_proba(x).double(), share, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(x).exp().double(), share, atol=1e-5, rtol=1e-5)
+    assert model.sharpness_ != 1
+
+
+def test_the_same_seed_learns_the_same_and_words_are_labels_too():
+    x, y = ring(400)
+    words = np.array(["inner", "outer"])[y]
+    models = [LearnedCenters(8, seed=3, **QUICK).fit(x, y) for _ in range(2)]
+    assert torch.equal(models[0].centers_, models[1].centers_)
+    named = LearnedCenters(8, seed=3, **QUICK).fit(x.numpy(), words)
+    assert named.score(x.numpy(), words) == models[0].score(x, y)
+
+
+def test_condensed_start():
+    x, y = ring()
+    model = LearnedCenters(15, "euclidean", start="condensed", epochs=5, progress=False).fit(x, y)
+    assert model.num_neighbors == 15
+    assert model.score(x, y) > 0.9
+
+
+def test_saved_and_loaded(tmp_path):
+    x, y = ring(300)
+    model = LearnedCenters(8, **QUICK).fit(x, y)
+    model.save(tmp_path / "centers.safetensors")
+    again = LearnedCenters.load(tmp_path / "centers.safetensors", device="cpu")
+    assert torch.equal(again.predict_proba(x), model.predict_proba(x))
+    assert again.get_params() == model.get_params()
+    with pytest.raises(ModelError, match="LearnedCenters"):
+        (tmp_path / "none.safetensors").write_bytes(b"none")
+        LearnedCenters.load(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"count": 1},
+        {"count": 2.5},
+        {"epochs": 0},
+        {"start": "here"},
+        {"lr": 0},
+        {"kernel": KNearest(3)},
+        {"kernel": "x"},
+    ],
+    ids=str,
+)
+def test_settings_without_sense_are_refused(settings):
+    x, y = ring(50)
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        LearnedCenters(**{"count": 4} | QUICK | settings).fit(x, y)
+
+
+def test_a_metric_finds_the_features_that_matter():
+    (x, y), (test, test_y) = ring(), ring(seed=1)
+    x, test = (torch.cat([part[:, :2], 4 * part[:, 2:]], 1) for part in (x, test))
+    plain = attend(test, x, Labels(y, 2), KNearest(5)).argmax(1)
+    for shape in ("residual", "network"):
+        metric = LearnedMetric(
+            shape, dim=4, width=64, proxies=20, dropout=0.0, drop_inputs=0.0, epochs=60, progress=False
+        )
+        z = metric.fit(x, y).transform(x)
+        near = attend(metric.transform(test), z, Labels(y, 2), KNearest(5)).argmax(1)
+        assert (near == test_y).float().mean() > (plain == test_y).float().mean() + 0.05, shape
+
+
+def test_the_loss_within_a_batch_is_neighborhood_component_analysis():
+    x, y = ring(40)
+    metric = LearnedMetric("linear", dim=3, proxies=0, epochs=1, progress=False).fit(x, y)
+    z = metric.transform(x)
+    score = (z.double() @ z.double().T / metric.temperature).fill_diagonal_(-math.inf)
+    own = score.softmax(1).masked_fill(y[:, None] != y, 0).sum(1)
+    assert metric._loss(z, y, None, None).item() == pytest.approx(-own.log().mean().item(), rel=1e-5)
+
+
+def test_a_residual_map_sets_out_from_the_features_themselves():
+    x, y = ring(200)
+    metric = LearnedMetric("residual", lr=1e-12, epochs=1, progress=False).fit(x, y)
+    plain = torch.nn.functional.normalize((x - x.mean(0)) / metric.map_[0].deviation, dim=1)
+    torch.testing.assert_close(metric.transform(x), plain, atol=1e-4, rtol=1e-4)
+
+
+def test_learning_leaves_the_random_numbers_of_others_alone():
+    x, y = ring(100)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    LearnedMetric("network", width=8, proxies=4, epochs=1, progress=False).fit(x, y)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"map": "cubic"}, {"dim": 0}, {"proxies": 1}, {"proxies": -1}, {"temperature": 0}, {"products": "int8"}],
+    ids=str,
+)
+def test_metrics_without_sense_are_refused(settings):
+    x, y = ring(50)
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        LearnedMetric(**QUICK | settings).fit(x, y)
+
+
+def test_a_metric_that_is_not_fitted_says_so():
+    with pytest.raises(NotFittedError):
+        LearnedMetric().transform(torch.ones(2, 3))
+
+
+def test_they_go_in_a_pipeline():
+    x, y = ring()
+    chain = make_pipeline(LearnedMetric("network", width=32, dim=4, proxies=10, **QUICK), LearnedCenters(6, **QUICK))
+    assert clone(chain).fit(x.numpy(), y.numpy()).score(x.numpy(), y.numpy()) > 0.8
