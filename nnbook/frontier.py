@@ -8,6 +8,7 @@ test pictures are looked at once, by the models that are recorded. A row is a me
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
@@ -56,11 +57,21 @@ def plain(halves: Halves) -> Halves:
 
 def patches(halves: Halves, **settings) -> Halves:
     """How much of each of many whitened patches is where, in roots, which even out a few strong answers."""
-    model = PatchFeatures(**settings).fit(halves.train[0])
+    model = PatchFeatures(threshold=0.5, products="bfloat16", compact=True, **settings).fit(halves.train[0])
     return Halves(*((model.transform(x).sqrt_(), y) for x, y in halves))
 
 
-TRACKS: dict[str, Track] = {}
+TRACKS = {
+    "mnist_vector": Track("mnist", plain, {"epochs": 40}, (10, 30, 100, 300)),
+    "mnist_geometry": Track("mnist", partial(patches, count=200, pool=3), {"epochs": 20}, (10, 30, 100, 300)),
+    "fashion_geometry": Track(
+        "fashion_mnist", partial(patches, count=400, pool=3, mirror=True), {"epochs": 15}, (10, 30, 100, 300, 1000)
+    ),
+    "cifar_vector": Track("cifar10", plain, {"epochs": 40}, (10, 100, 1000)),
+    "cifar_geometry": Track(
+        "cifar10", partial(patches, count=1024, mirror=True), {"epochs": 25}, (10, 100, 1000, 2000)
+    ),
+}
 
 
 def halves(name: str, seed: int) -> Halves:
@@ -81,7 +92,7 @@ def learned(track: Track, seed: int) -> Iterator[dict]:
     """Rows of one seed: learned centers in the learned metric, and all training samples as neighbors there."""
     start = time.perf_counter()
     sets = track.prepared(halves(track.data, seed))
-    metric = LearnedMetric(**track.metric, seed=seed, progress=False).fit(*sets.train)
+    metric = LearnedMetric(**track.metric, products="bfloat16", seed=seed, progress=False).fit(*sets.train)
     sets = Halves(*((metric.transform(x), y) for x, y in sets))
     before = time.perf_counter() - start
     for count in track.counts:
@@ -119,6 +130,8 @@ def references(track: Track, seed: int) -> Iterator[dict]:
         f"support vectors, {REFERENCE:,} samples": lambda: SVC(C=10, gamma="scale").fit(*few),
         "small network": lambda: MLPClassifier((256,), early_stopping=True, random_state=seed).fit(*sets.train),
     }
+    if track.prepared is not plain:  # of many features, some of these take longer than all the learning
+        makers = {name: make for name, make in makers.items() if name.startswith(("k nearest", "support"))}
     for method, make in makers.items():
         start = time.perf_counter()
         model = make()
