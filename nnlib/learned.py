@@ -17,17 +17,17 @@ from nnlib.neighbors import DynamicClassifier
 
 STARTS = ("kmeans", "condensed")
 CLUSTERED = 20_000  # samples of a class that its first centers are found from
-SOFTMAX = CosineSoftmax(0.1)
 SURE = 4.0  # the first logit of a center's own class, those of the others being 0
 
 
 class LearnedCenters(Classifier):
     """A weighted average over `count` centers that gradients have moved, each with class probabilities of its own.
 
-    start: "kmeans" within each class, or "condensed": the first samples that a DynamicClassifier gets wrong. kernel and
-    its settings as DynamicClassifier's; its sharpness (the exponent, or one over the temperature) is learned too where
-    it has one. The loss is the mean of -log p(own class): that of neighborhood component analysis, over centers.
-    epochs of batches of `batch_size` under Adam, its rate `lr` beside the data's own spread rising and falling once.
+    start: "kmeans" within each class, or "condensed": the first samples that a DynamicClassifier gets wrong. kernel:
+    "cosine_softmax", to begin with at `temperature`, or as DynamicClassifier has it, with its settings. How sharp it is
+    (one over the temperature, the exponent) is learned too where it can be. The loss is the mean of -log p(own class):
+    that of neighborhood component analysis, over centers. It falls in `epochs` of batches of `batch_size` under Adam,
+    whose rate rises to `lr` times the data's spread and falls again.
     Fitted: `centers_` [M, D] and `values_` [M, C], whose rows sum to 1, `sharpness_`, and `losses_`, an epoch each.
     Sources: M. Kusner et al., Stochastic Neighbor Compression (2014); learning vector quantization (T. Kohonen).
     """
@@ -37,7 +37,8 @@ class LearnedCenters(Classifier):
     def __init__(
         self,
         count: int = 300,
-        kernel: str | Kernel = SOFTMAX,
+        kernel: str | Kernel = "cosine_softmax",
+        temperature: float = 0.1,
         exponent: float = -4.0,
         epsilon: float = 1e-6,
         influence_cone_factor: float = 2.0,
@@ -51,7 +52,8 @@ class LearnedCenters(Classifier):
         progress: bool = True,
     ):
         super().__init__()
-        self.count, self.kernel, self.exponent, self.epsilon = count, kernel, exponent, epsilon
+        self.count, self.kernel, self.temperature = count, kernel, temperature
+        self.exponent, self.epsilon = exponent, epsilon
         self.influence_cone_factor, self.scales, self.start = influence_cone_factor, scales, start
         self.epochs, self.batch_size, self.lr, self.seed = epochs, batch_size, lr, seed
         self.device, self.progress = device, progress
@@ -74,7 +76,7 @@ class LearnedCenters(Classifier):
             nn.Parameter(SURE * nn.functional.one_hot(owner, len(self.classes_)).float()),
         )
         sharpness = nn.Parameter(torch.zeros((), device=device))  # its logarithm
-        spread = float(x[:: max(1, len(x) // 4096)].float().std(0).square().mean().sqrt()) or 1.0
+        spread = float(x[:: max(1, len(x) // 4096)].float().std(0, correction=0).square().mean().sqrt()) or 1.0
         rates = [(centers, self.lr * spread), (logits, 5 * self.lr), (sharpness, self.lr)]
         sharp = self._sharpens()
 
@@ -110,6 +112,8 @@ class LearnedCenters(Classifier):
 
     def _given(self) -> Kernel:
         """The kernel of the settings, as sharp as they say."""
+        if self.kernel == "cosine_softmax":
+            return CosineSoftmax(self.temperature)
         return kernel_of(self.kernel, self.exponent, self.epsilon, self.influence_cone_factor, self.scales)
 
     def _sharpens(self) -> bool:

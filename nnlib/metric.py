@@ -57,6 +57,8 @@ class LearnedMetric(TransformerMixin, BaseEstimator, nn.Module):
         check_consistent_length(x, y)
         self.classes_ = np.unique(y)
         self._check_settings()
+        if len(x) < 2:
+            raise ValueError("X has n_samples=1, which is no one's neighbor: give two or more")
         device = device_of(self.device)
         x, y = x.to(device), places_of(y, self.classes_).to(device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -100,6 +102,11 @@ class LearnedMetric(TransformerMixin, BaseEstimator, nn.Module):
             parts = [normalize(self.map_(part.to(device)).float(), dim=1) for part in x.split(TRANSFORMED)]
         return answer(torch.cat(parts), X)
 
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = []  # float32 whatever comes
+        return tags
+
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "map_")
 
@@ -107,8 +114,8 @@ class LearnedMetric(TransformerMixin, BaseEstimator, nn.Module):
         return x.shape[1] if self.map == "residual" else self.dim
 
     def _check_settings(self) -> None:
-        for name in ("dim", "width", "epochs", "batch_size"):
-            require_count(name, getattr(self, name))
+        for name, least in (("dim", 1), ("width", 1), ("epochs", 1), ("batch_size", 2)):
+            require_count(name, getattr(self, name), least)
         if 0 < require_count("proxies", self.proxies, 0) < len(self.classes_):
             raise ValueError(f"proxies={self.proxies!r} for {len(self.classes_)} classes: give one each at least, or 0")
         if self.products not in ("float32", "bfloat16"):
