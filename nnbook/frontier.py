@@ -28,7 +28,7 @@ from nnlib.metric import LearnedMetric
 from nnlib.neighbors import DynamicClassifier
 from nnlib.patches import PatchFeatures
 
-EUCLIDEAN = InverseDistance()
+EUCLIDEAN, SOFTMAX = InverseDistance(), "cosine_softmax"
 RECORDED = ROOT / "reports" / "recorded"
 SEEDS, VALIDATION, REFERENCE = (0, 1, 2), 5_000, 10_000  # REFERENCE: samples that a support vector machine is given
 
@@ -97,7 +97,7 @@ def learned(track: Track, seed: int) -> Iterator[dict]:
     before = time.perf_counter() - start
     for count in track.counts:
         start = time.perf_counter()
-        model = LearnedCenters(count, epochs=5, seed=seed, progress=False).fit(*sets.train)
+        model = LearnedCenters(count, SOFTMAX, epochs=5, seed=seed, progress=False).fit(*sets.train)
         seconds = before + time.perf_counter() - start
         yield {"method": "learned centers", "centers": count, "seconds": seconds} | scores(model, sets)
     yield {"method": "k nearest, learned metric", "centers": len(sets.train[1])} | scores(Voters(sets.train), sets)
@@ -124,7 +124,7 @@ def references(track: Track, seed: int) -> Iterator[dict]:
         "k nearest": lambda: Voters(sets.train, 3),
         "condensed": lambda: DynamicClassifier(seed=seed, progress=False).fit(*sets.train),
         "condensed, in any order": lambda: DynamicClassifier(condensing="fcnn", progress=False).fit(*few),
-        "learned centers, no metric": lambda: LearnedCenters(max(track.counts), seed=seed, progress=False).fit(
+        "learned centers, no metric": lambda: LearnedCenters(max(track.counts), SOFTMAX, seed=seed, progress=False).fit(
             *sets.train
         ),
         f"support vectors, {REFERENCE:,} samples": lambda: SVC(C=10, gamma="scale").fit(*few),

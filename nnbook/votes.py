@@ -7,17 +7,18 @@ import torch
 from torch import Tensor
 
 from nnlib import plots
-from nnlib.neighbors import DynamicClassifier
+from nnlib.classifier import Classifier
 
 MOST = 5  # classes whose shares are shown
 
 
-def votes(model: DynamicClassifier, images: Tensor, labels: Tensor, classes: Sequence[str], near: int = 6):
+def votes(model: Classifier, images: Tensor, labels: Tensor, classes: Sequence[str], near: int = 6):
     """A row a picture: the picture, its classes' shares of the weight, and its nearest centers. Returns the figure.
 
     images: [N, H, W] or [N, H, W, 3]; labels: [N].
     """
     shares = model.predict_proba(images)
+    named = model.values_ if model.values_.ndim == 1 else model.values_.argmax(1)  # learned ones speak for any class
     found = model.kneighbors(images, min(near, model.num_neighbors), return_distance=False)
     widths = {"width_ratios": [1.1, 2.2, 6.6], "hspace": 0.5}
     figure, rows = plt.subplots(len(images), 3, figsize=(9.5, 1.55 * len(images)), squeeze=False, gridspec_kw=widths)
@@ -26,7 +27,7 @@ def votes(model: DynamicClassifier, images: Tensor, labels: Tensor, classes: Seq
         top = share.topk(min(MOST, len(classes))).indices.sort().values
         plots.shares(row[1], share[top], [classes[each] for each in top], (top == label).nonzero()[:, 0].tolist())
         row[1].tick_params(labelsize=7)
-        titles = [f"a {classes[each]}" for each in model.values_[index]]
+        titles = [f"a {classes[each]}" for each in named[index]]
         plots.strip(row[2], model.centers_[index].unflatten(1, images.shape[1:]), titles)
     rows[-1][1].set_xlabel("share of the weight", fontsize=8)
     rows[0][2].set_title("nearest centers", fontsize=9, pad=17)

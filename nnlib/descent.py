@@ -7,6 +7,16 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from nnlib.inputs import require_count
+
+
+def batch_of(batch_size: int | None, samples: int) -> int:
+    """How many samples a step takes: a hundredth of all, 32 to 500, where that is left open.
+
+    So a small set has some thousand steps too, and a large one steps that keep a processor busy.
+    """
+    return min(max(samples // 100, 32), 500) if batch_size is None else require_count("batch_size", batch_size, 2)
+
 
 def descend(
     loss: Callable[[Int64[Tensor, " B"]], Float[Tensor, ""]],
@@ -25,7 +35,9 @@ def descend(
     groups = [{"params": [parameter], "lr": rate} for parameter, rate in rates]
     optimizer = torch.optim.Adam(groups, fused=device.type in ("cpu", "cuda"))
     batches = max(1, round(samples / batch_size))
-    turn = torch.optim.lr_scheduler.OneCycleLR(optimizer, [rate for _, rate in rates], epochs * batches, pct_start=0.2)
+    turn = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, [rate for _, rate in rates], max(1, epochs * batches), pct_start=0.2
+    )
     generator, losses = torch.Generator().manual_seed(seed), []
     for _ in tqdm(range(epochs), unit=" epochs", delay=5, leave=False, disable=not progress):
         total = torch.zeros((), device=device)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nnlib.attend import attend
 from nnlib.classifier import Classifier
-from nnlib.descent import descend
+from nnlib.descent import batch_of, descend
 from nnlib.device import device_of
 from nnlib.inputs import features_of, labels_of, places_of, require_count
 from nnlib.kernels import CosineSoftmax, Kernel, kernel_of
@@ -23,11 +23,12 @@ SURE = 4.0  # the first logit of a center's own class, those of the others being
 class LearnedCenters(Classifier):
     """A weighted average over `count` centers that gradients have moved, each with class probabilities of its own.
 
-    start: "kmeans" within each class, or "condensed": the first samples that a DynamicClassifier gets wrong. kernel:
-    "cosine_softmax", to begin with at `temperature`, or as DynamicClassifier has it, with its settings. How sharp it is
-    (one over the temperature, the exponent) is learned too where it can be. The loss is the mean of -log p(own class):
-    that of neighborhood component analysis, over centers. It falls in `epochs` of batches of `batch_size` under Adam,
-    whose rate rises to `lr` times the data's spread and falls again.
+    start: "kmeans" within each class, or "condensed": the first samples that a DynamicClassifier gets wrong. kernel and
+    its settings as DynamicClassifier's, or "cosine_softmax", to begin with at `temperature`. How sharp it is (the
+    exponent, one over the temperature) is learned too where it can be. The loss is the mean of -log p(own class): that
+    of neighborhood component analysis, over centers. It falls in `epochs` of batches of `batch_size` (None: a hundredth
+    of the samples, 32 to 500) under Adam, whose rate rises to `lr` times the data's spread and falls again; epochs=0
+    leaves the centers where they start.
     Fitted: `centers_` [M, D] and `values_` [M, C], whose rows sum to 1, `sharpness_`, and `losses_`, an epoch each.
     Sources: M. Kusner et al., Stochastic Neighbor Compression (2014); learning vector quantization (T. Kohonen).
     """
@@ -37,7 +38,7 @@ class LearnedCenters(Classifier):
     def __init__(
         self,
         count: int = 300,
-        kernel: str | Kernel = "cosine_softmax",
+        kernel: str | Kernel = "euclidean",
         temperature: float = 0.1,
         exponent: float = -4.0,
         epsilon: float = 1e-6,
@@ -45,7 +46,7 @@ class LearnedCenters(Classifier):
         scales: int = 4,
         start: str = "kmeans",
         epochs: int = 20,
-        batch_size: int = 500,
+        batch_size: int | None = None,
         lr: float = 0.02,
         seed: int = 0,
         device: str = "auto",
@@ -78,7 +79,7 @@ class LearnedCenters(Classifier):
         sharpness = nn.Parameter(torch.zeros((), device=device))  # its logarithm
         spread = float(x[:: max(1, len(x) // 4096)].float().std(0, correction=0).square().mean().sqrt()) or 1.0
         rates = [(centers, self.lr * spread), (logits, 5 * self.lr), (sharpness, self.lr)]
-        sharp = self._sharpens()
+        sharp, batch_size = self._sharpens(), batch_of(self.batch_size, len(x))
 
         def loss(rows: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
             power = sharpness.exp() if sharp else None
@@ -86,7 +87,7 @@ class LearnedCenters(Classifier):
             own = shares.gather(1, y[rows, None])
             return -own.clamp(min=torch.finfo(own.dtype).tiny).log().mean()
 
-        self.losses_ = descend(loss, rates, len(x), self.epochs, self.batch_size, self.seed, self.progress)
+        self.losses_ = descend(loss, rates, len(x), self.epochs, batch_size, self.seed, self.progress)
         self.sharpness_ = float(sharpness.detach().exp())
         self.centers_, self.values_ = centers.detach(), logits.detach().softmax(1)
         return self
@@ -129,8 +130,8 @@ class LearnedCenters(Classifier):
         return attend(x, self.centers_, self.values_, self._kernel())
 
     def _check_settings(self, samples: int) -> None:
-        for name in ("count", "epochs", "batch_size"):
-            require_count(name, getattr(self, name))
+        require_count("count", self.count)
+        require_count("epochs", self.epochs, 0)
         if self._given().count is not None:
             raise ValueError(f"kernel={self.kernel!r} passes no gradient on to centers: give one that weighs them all")
         if self.start not in STARTS:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from nnlib.attend import class_log_probabilities
-from nnlib.descent import descend
+from nnlib.descent import batch_of, descend
 from nnlib.device import device_of
 from nnlib.inputs import answer, features_of, labels_of, places_of, require_count
 from nnlib.kernels import CosineSoftmax
@@ -24,9 +24,10 @@ class LearnedMetric(TransformerMixin, BaseEstimator, nn.Module):
     map: "linear"; "residual", x + f(x), which keeps the features; or "network" of two hidden layers of `width`, batch
     norm and `dropout`. drop_inputs: share of the features hidden while learning. The loss is neighborhood component
     analysis's at `temperature`: against `proxies` centers, as many a class, that learn along and are then left behind
-    (`proxies_`, for who wants to start from them), or, with proxies=0, against the rest of the batch. products:
-    "bfloat16" for the map's products while it learns. Sources: J. Goldberger et al., Neighbourhood Components Analysis
-    (2004); Y. Movshovitz-Attias et al., No Fuss Distance Metric Learning using Proxies (2017); x + f(x): J. Loverich.
+    (`proxies_`, for who wants to start from them), or, with proxies=0, against the rest of the batch. batch_size and lr
+    are LearnedCenters's, without a spread. products: "bfloat16" for the map's products while it learns. Sources:
+    J. Goldberger et al., Neighbourhood Components Analysis (2004); Y. Movshovitz-Attias et al., No Fuss Distance Metric
+    Learning using Proxies (2017); x + f(x): J. Loverich.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class LearnedMetric(TransformerMixin, BaseEstimator, nn.Module):
         dropout: float = 0.5,
         drop_inputs: float = 0.2,
         epochs: int = 30,
-        batch_size: int = 500,
+        batch_size: int | None = None,
         lr: float = 2e-3,
         products: str = "float32",
         seed: int = 0,
@@ -82,7 +83,9 @@ class LearnedMetric(TransformerMixin, BaseEstimator, nn.Module):
             return self._loss(normalize(found.float(), dim=1), y[rows], proxies, owner)
 
         rates = [(part, self.lr) for part in (*self.map_.parameters(), proxies)]
-        self.losses_ = descend(loss, rates, len(x), self.epochs, self.batch_size, self.seed, self.progress)
+        self.losses_ = descend(
+            loss, rates, len(x), self.epochs, batch_of(self.batch_size, len(x)), self.seed, self.progress
+        )
         self.map_, self.proxies_ = average.module, normalize(proxies.detach(), dim=1)
 
     def _loss(self, z: Float[Tensor, "B D"], y: Int64[Tensor, " B"], proxies, owner) -> Float[Tensor, ""]:
@@ -114,8 +117,8 @@ class LearnedMetric(TransformerMixin, BaseEstimator, nn.Module):
         return x.shape[1] if self.map == "residual" else self.dim
 
     def _check_settings(self) -> None:
-        for name, least in (("dim", 1), ("width", 1), ("epochs", 1), ("batch_size", 2)):
-            require_count(name, getattr(self, name), least)
+        for name in ("dim", "width", "epochs"):
+            require_count(name, getattr(self, name))
         if 0 < require_count("proxies", self.proxies, 0) < len(self.classes_):
             raise ValueError(f"proxies={self.proxies!r} for {len(self.classes_)} classes: give one each at least, or 0")
         if self.products not in ("float32", "bfloat16"):
