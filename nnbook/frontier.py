@@ -23,9 +23,7 @@ from nnlib.attend import Labels, attend
 from nnlib.data import load
 from nnlib.files import written_whole
 from nnlib.kernels import InverseDistance, Kernel, KNearest
-from nnlib.learned import LearnedCenters
-from nnlib.metric import LearnedMetric
-from nnlib.neighbors import DynamicClassifier
+from nnlib.neighbors import DynamicClassifier, LearnedCenters, LearnedMetric
 from nnlib.patches import PatchFeatures
 
 EUCLIDEAN, SOFTMAX = InverseDistance(), "cosine_softmax"

@@ -53,6 +53,6 @@ def moved(before: Tensor, after: Tensor, shape: Sequence[int], shown: int = 30):
     figure, (above, below) = plt.subplots(2, 1, figsize=(9, 4.4), layout="constrained")
     step = max(1, len(before) // shown)
     for axis, rows, title in ((above, before, "means of clusters"), (below, after, "after learning")):
-        plots.strip(axis, rows[::step][:shown].unflatten(1, shape), columns=15)
+        plots.strip(axis, rows[::step][:shown].clamp(0, 1).unflatten(1, shape), columns=15)
         axis.set_title(title)
     return figure

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nnlib import plots
-from nnlib.classifier import Classifier
+from nnlib.shares import Classifier
 
 MOST = 5  # classes whose shares are shown
 

@@ -1,48 +1,130 @@
-"""What classifiers over centers share: shares of the weight as class probabilities."""
+"""The dynamic classifier: a scikit-learn estimator that is also a torch module."""
+
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_consistent_length
 from torch import Tensor
 
-from nnlib.dynamic import Dynamic
-from nnlib.inputs import answer, array_of, labels_of
+from nnlib.attend import Labels, attend
+from nnlib.fcnn import fcnn
+from nnlib.inputs import array_of, features_of, is_stream, labels_of, places_of
+from nnlib.kernels import Kernel
+from nnlib.prune import Pruned
+from nnlib.shares import Classifier
+from nnlib.votes import Rule
+
+CONDENSING = ("batches", "fcnn")
 
 
-class Classifier(ClassifierMixin, Dynamic):
-    """Classes by the shares of the weight that `_shares(x)` gives."""
+class DynamicClassifier(Pruned, Classifier):
+    """Classes by the summed weight of all centers, which are the samples that it got wrong while it learned.
 
-    saved_attributes = ("n_features_in_", "classes_")
+    kernel: a published kernel_type ("cosine", "euclidean", "euclidian_pyramid", "influence_cone") or a Kernel, with
+    `exponent`, `epsilon`, `influence_cone_factor` and `scales` for those that have them. predictor: "interpolation", or
+    "nearest" for the class of the largest weight. A batch of `batch_size` is learned until `target_accuracy` of it is
+    right, in at most `max_count` rounds; learning ends once there are more than `max_neighbors` centers. passes: over
+    the data, each in another order where they are shuffled, until one adds nothing; with predictor="nearest" and
+    batch_size=1 that is P. Hart's condensed nearest neighbor rule (1968). condensing: "batches", or "fcnn" for centers
+    that don't depend on the data's order, until nothing is wrong or there are `max_neighbors`, which does without
+    `batch_size`, `target_accuracy`, `max_count`, `passes`, `shuffle` and `seed`, and takes no streams.
+    The rule and its settings: Dynamic and Deep Nearest Neighbors (J. Loverich, 2023); FCNN: F. Angiulli, Fast condensed
+    nearest neighbor rule (ICML 2005).
+    """
+
+    def __init__(
+        self,
+        kernel: str | Kernel = "cosine",
+        exponent: float = -4.0,
+        epsilon: float = 1e-6,
+        influence_cone_factor: float = 2.0,
+        scales: int = 4,
+        predictor: str = "interpolation",
+        batch_size: int = 64,
+        target_accuracy: float = 0.9,
+        max_count: int = 3,
+        max_neighbors: int = 100_000,
+        shuffle: bool = True,
+        seed: int | None = 0,
+        device: str = "auto",
+        progress: bool = True,
+        condensing: str = "batches",
+        passes: int = 1,
+    ):
+        super().__init__()
+        self.kernel, self.exponent, self.epsilon = kernel, exponent, epsilon
+        self.influence_cone_factor, self.scales, self.predictor = influence_cone_factor, scales, predictor
+        self.batch_size, self.target_accuracy, self.max_count = batch_size, target_accuracy, max_count
+        self.max_neighbors, self.shuffle, self.seed = max_neighbors, shuffle, seed
+        self.device, self.progress = device, progress
+        self.condensing, self.passes = condensing, passes
+
+    def fit(self, X, y=None, classes: Sequence | None = None):
+        """Learn from X [N, D] and labels y [N] of any kind, in one pass over shuffled batches, or as the settings say.
+
+        X may be a DataLoader of (x, y) batches, taken in its own order; `classes` then names all labels there are.
+        Raises ValueError for NaN or infinity, lengths that differ, labels outside `classes`, settings without sense.
+        """
+        return self._fit(X, y, classes, more=False)
+
+    def partial_fit(self, X, y=None, classes: Sequence | None = None):
+        """Go on learning: what the model gets wrong of X, y joins its centers. The first call needs `classes`."""
+        more = self.centers_ is not None
+        if more and classes is not None and not np.array_equal(np.unique(array_of(classes)), self.classes_):
+            raise ValueError(f"classes={list(classes)!r} is not what it was fitted on: give {self.classes_.tolist()}")
+        if not more and classes is None:
+            raise ValueError("classes must be passed on the first call to partial_fit: give all labels there will be")
+        return self._fit(X, y, None if more else classes, more)
+
+    def _fit(self, X, y, classes, more: bool):
+        self._check_settings()
+        if is_stream(X):
+            if self.condensing == "fcnn":
+                raise ValueError("condensing='fcnn' over a stream: give X and y whole, or condensing='batches'")
+            if not more and classes is None:
+                raise ValueError("classes=None with a stream of batches: give all labels there will be")
+            self.classes_ = self.classes_ if more else np.unique(array_of(classes))
+            self._learn_stream(X, more)
+            return self
+        x = features_of(self, X, reset=not more)
+        y = labels_of(y)
+        check_consistent_length(x, y)
+        if not more:
+            self.classes_ = np.unique(y if classes is None else array_of(classes))
+        self._learn(x, self._encoded(y), more)
+        return self
+
+    def _encoded(self, y) -> Tensor:
+        return places_of(y, self.classes_)
+
+    def _check_settings(self):
+        super()._check_settings()
+        if self.condensing not in CONDENSING:
+            raise ValueError(f"condensing={self.condensing!r} is not known: give one of {', '.join(CONDENSING)}")
+
+    def _learner(self, x, y, centers):
+        if self.condensing == "batches":
+            return super()._learner(x, y, centers)
+        return partial(fcnn, x, y, centers, self._kernel(), len(self.classes_), self.max_neighbors)
+
+    def _rule(self) -> Rule:
+        classes = len(self.classes_)
+        return Rule(
+            values=lambda y: torch.nn.functional.one_hot(y, classes).to(torch.float32),
+            judge=_misclassified,
+            target=self.target_accuracy,
+            rounds=self.max_count,
+            batch_size=self.batch_size,
+            max_neighbors=self.max_neighbors,
+        )
 
     def _shares(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
-        raise NotImplementedError
+        return attend(x, self.centers_, Labels(self.values_, len(self.classes_)), self._kernel())
 
-    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
-        """Logarithms of the class probabilities, differentiable in x."""
-        self._require_fitted()
-        share = self._shares(x.flatten(1))
-        return share.clamp(min=torch.finfo(share.dtype).tiny).log()
 
-    def predict_log_proba(self, X):
-        """Logarithms of the class probabilities [N, C]; a class without weight has about -87, not -inf."""
-        return answer(self._averages(X, self), X)
-
-    def predict_proba(self, X):
-        """Each class's share of the weight, [N, C]."""
-        return answer(self._averages(X, self._shares), X)
-
-    def predict(self, X):
-        """The class of the largest share, [N]; a tensor for tensors, where the classes are numbers."""
-        place = self._averages(X, self._shares).argmax(1)
-        if isinstance(X, Tensor) and self.classes_.dtype.kind in "iub":
-            return torch.from_numpy(self.classes_).to(X.device)[place.to(X.device)]
-        return self.classes_[place.cpu().numpy()]
-
-    def score(self, X, y, sample_weight=None) -> float:
-        """The share of X [N, D] whose predicted label is y's [N]."""
-        guess, y = array_of(self.predict(X)), labels_of(y)
-        check_consistent_length(guess, y)
-        right = guess == y
-        return float(np.average(right, weights=sample_weight))
+def _misclassified(share: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    wrong = share.argmax(1) != y
+    return wrong, (~wrong).float().mean()

@@ -3,17 +3,16 @@
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, Shaped
-from sklearn.cluster import KMeans
 from sklearn.utils.validation import check_consistent_length
 from torch import Tensor, nn
 
 from nnlib.attend import attend
-from nnlib.classifier import Classifier
+from nnlib.classifier import DynamicClassifier
 from nnlib.descent import batch_of, descend
 from nnlib.device import device_of
 from nnlib.inputs import features_of, labels_of, places_of, require_count
 from nnlib.kernels import CosineSoftmax, Kernel, kernel_of
-from nnlib.neighbors import DynamicClassifier
+from nnlib.shares import Classifier
 
 STARTS = ("kmeans", "condensed")
 CLUSTERED = 20_000  # samples of a class that its first centers are found from
@@ -106,6 +105,8 @@ class LearnedCenters(Classifier):
         return torch.cat(parts), owner
 
     def _clusters(self, x: Shaped[Tensor, "N D"], count: int) -> Float[Tensor, "K D"]:
+        from sklearn.cluster import KMeans  # takes a second to load, which who only condenses is spared
+
         count, step = min(count, len(x)), -(-len(x) // CLUSTERED)
         rows = x[::step].float().cpu().numpy()
         found = KMeans(min(count, len(rows)), n_init=1, max_iter=20, random_state=self.seed).fit(rows).cluster_centers_

@@ -20,9 +20,8 @@ from nnlib.kernels import (
     InverseDistance,
     KNearest,
 )
-from nnlib.learned import LearnedCenters
-from nnlib.metric import LearnedMetric
 from nnlib.models import ModelError
+from nnlib.neighbors import LearnedCenters, LearnedMetric
 
 QUICK = {"epochs": 3, "device": "cpu", "progress": False}
 EXPECTED = {"check_no_attributes_set_in_init": "a torch module keeps its flag `training` from the start"}
