@@ -1,0 +1,55 @@
+"""The frontier: what is learned never sees what it is judged by, and rows say what they are."""
+
+import pandas as pd
+import pytest
+import torch
+
+from nnbook import frontier, frontier_plots
+from nnbook.frontier import Track, Voters, centers_of, halves, learned, plain, references
+
+
+def test_the_halves_share_no_picture():
+    train, validation, test = halves("mnist", 0)
+    assert (len(train[1]), len(validation[1]), len(test[1])) == (55_000, 5_000, 10_000)
+    assert not torch.equal(halves("mnist", 1).validation[0], validation[0])
+    some = {bytes(image.numpy()) for image in validation[0][:500]}
+    everyone = [bytes(image.numpy()) for image in train[0]]
+    assert sum(image in some for image in everyone) <= 2  # but for digits that are twice in the set
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A track of 600 digits."""
+    cut = lambda name, seed: frontier.Halves(*((x[:600], y[:600]) for x, y in halves(name, seed)))  # noqa: E731
+    monkeypatch.setattr(frontier, "halves", cut)
+    return Track("mnist", plain, {"epochs": 10, "width": 64, "dim": 8, "proxies": 20}, (10, 20))
+
+
+def test_rows_of_a_track(small):
+    rows = list(learned(small, 0))
+    assert [row["centers"] for row in rows] == [10, 20, 600]
+    assert all(0.7 < row["test"] <= 1 and 0.7 < row["validation"] <= 1 for row in rows)
+    assert rows[0]["seconds"] > 0
+    others = list(references(small, 0))
+    assert {"k nearest", "condensed", "small network"} <= {row["method"] for row in others}
+    assert [row["centers"] for row in others if row["method"] == "small network"] == [0]
+
+
+def test_voters_are_the_nearest():
+    x, y = torch.tensor([[0.0], [1.0], [2.0], [9.0]]), torch.tensor([0, 0, 1, 1])
+    model = Voters((x, y), 3)
+    assert model.score(torch.tensor([[0.5], [8.0]]), torch.tensor([0, 1])) == 1.0
+    assert centers_of(model) == 4
+
+
+def test_a_panel_for_each_track_that_was_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(frontier_plots, "RECORDED", tmp_path)
+    assert frontier_plots.recorded() == {}
+    row = {"method": "learned centers", "validation": 0.9, "seconds": 1.0}
+    rows = [row | {"seed": seed, "centers": m, "test": 0.9 + seed / 100} for seed in (0, 1, 2) for m in (10, 100)]
+    rows.append(row | {"method": "small network", "seed": 0, "centers": 0, "test": 0.8})
+    pd.DataFrame(rows).to_csv(tmp_path / "frontier_mnist_vector.csv")
+    tables = frontier_plots.recorded()
+    assert tables["mnist_vector"].test.tolist() == pytest.approx([0.91, 0.91, 0.8])
+    assert tables["mnist_vector"].spread.tolist()[:2] == pytest.approx([0.01, 0.01])
+    assert len(frontier_plots.front(tables).axes) == 1
