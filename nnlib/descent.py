@@ -1,13 +1,17 @@
 """Gradient descent as small models need it: shuffled batches, Adam, one rise and fall of its rates."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from nnlib.device import one_thread
 from nnlib.inputs import require_count
+
+SMALL = 1 << 22  # multiplications
 
 
 def batch_of(batch_size: int | None, samples: int) -> int:
@@ -26,10 +30,11 @@ def descend(
     batch_size: int,
     seed: int,
     progress: bool = False,
+    small: bool = False,
 ) -> list[float]:
     """Move (parameter, rate) pairs down the mean of `loss(rows)`; the mean loss of each epoch.
 
-    The last batch of an epoch takes what is left over, and joins the one before where that is less than half of one.
+    Batches are as equal as can be. small: whether a step is so little work that more than one thread only delays it.
     """
     device = rates[0][0].device
     groups = [{"params": [parameter], "lr": rate} for parameter, rate in rates]
@@ -39,14 +44,15 @@ def descend(
         optimizer, [rate for _, rate in rates], max(1, epochs * batches), pct_start=0.2
     )
     generator, losses = torch.Generator().manual_seed(seed), []
-    for _ in tqdm(range(epochs), unit=" epochs", delay=5, leave=False, disable=not progress):
-        total = torch.zeros((), device=device)
-        for rows in torch.randperm(samples, generator=generator).tensor_split(batches):
-            value = loss(rows.to(device))
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            turn.step()
-            total += value.detach()
-        losses.append(float(total) / batches)
+    with one_thread() if small else nullcontext():
+        for _ in tqdm(range(epochs), unit=" epochs", delay=5, leave=False, disable=not progress):
+            total = torch.zeros((), device=device)
+            for rows in torch.randperm(samples, generator=generator).tensor_split(batches):
+                value = loss(rows.to(device))
+                optimizer.zero_grad()
+                value.backward()
+                optimizer.step()
+                turn.step()
+                total += value.detach()
+            losses.append(float(total) / batches)
     return losses

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nnlib.attend import attend
 from nnlib.classifier import DynamicClassifier
-from nnlib.descent import batch_of, descend
+from nnlib.descent import SMALL, batch_of, descend
 from nnlib.device import device_of
 from nnlib.inputs import features_of, labels_of, places_of, require_count
 from nnlib.kernels import CosineSoftmax, Kernel, kernel_of
@@ -86,7 +86,8 @@ class LearnedCenters(Classifier):
             own = shares.gather(1, y[rows, None])
             return -own.clamp(min=torch.finfo(own.dtype).tiny).log().mean()
 
-        self.losses_ = descend(loss, rates, len(x), self.epochs, batch_size, self.seed, self.progress)
+        small = batch_size * centers.numel() < SMALL
+        self.losses_ = descend(loss, rates, len(x), self.epochs, batch_size, self.seed, self.progress, small)
         self.sharpness_ = float(sharpness.detach().exp())
         self.centers_, self.values_ = centers.detach(), logits.detach().softmax(1)
         return self

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from nnlib.attend import class_log_probabilities
-from nnlib.descent import batch_of, descend
+from nnlib.descent import SMALL, batch_of, descend
 from nnlib.device import device_of
 from nnlib.inputs import answer, features_of, labels_of, places_of, require_count
 from nnlib.kernels import CosineSoftmax
@@ -83,9 +83,9 @@ class LearnedMetric(TransformerMixin, BaseEstimator, nn.Module):
             return self._loss(normalize(found.float(), dim=1), y[rows], proxies, owner)
 
         rates = [(part, self.lr) for part in (*self.map_.parameters(), proxies)]
-        self.losses_ = descend(
-            loss, rates, len(x), self.epochs, batch_of(self.batch_size, len(x)), self.seed, self.progress
-        )
+        size = batch_of(self.batch_size, len(x))
+        small = size * sum(rate[0].numel() for rate in rates) < SMALL
+        self.losses_ = descend(loss, rates, len(x), self.epochs, size, self.seed, self.progress, small)
         self.map_, self.proxies_ = average.module, normalize(proxies.detach(), dim=1)
 
     def _loss(self, z: Float[Tensor, "B D"], y: Int64[Tensor, " B"], proxies, owner) -> Float[Tensor, ""]:
