@@ -118,10 +118,11 @@ def references(track: Track, seed: int) -> Iterator[dict]:
     sets = track.prepared(halves(track.data, seed))
     sets = Halves(*((x.float() / sets.train[0].float().std(), y) for x, y in sets))
     few = tuple(part[:REFERENCE] for part in sets.train)
+    unordered = DynamicClassifier(condensing="fcnn", progress=False)
     makers = {
         "k nearest": lambda: Voters(sets.train, 3),
         "condensed": lambda: DynamicClassifier(seed=seed, progress=False).fit(*sets.train),
-        "condensed, in any order": lambda: DynamicClassifier(condensing="fcnn", progress=False).fit(*few),
+        f"condensed in any order, {REFERENCE:,} samples": lambda: unordered.fit(*few),
         "learned centers, no metric": lambda: LearnedCenters(max(track.counts), SOFTMAX, seed=seed, progress=False).fit(
             *sets.train
         ),

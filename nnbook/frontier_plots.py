@@ -50,7 +50,7 @@ def front(tables: dict[str, pd.DataFrame]):
 
 def moved(before: Tensor, after: Tensor, shape: Sequence[int], shown: int = 30):
     """Some centers where they started, above, and where learning took them, below."""
-    figure, (above, below) = plt.subplots(2, 1, figsize=(9, 4.4), layout="constrained")
+    figure, (above, below) = plt.subplots(2, 1, figsize=(9, 3.1), layout="constrained")
     step = max(1, len(before) // shown)
     for axis, rows, title in ((above, before, "means of clusters"), (below, after, "after learning")):
         plots.strip(axis, rows[::step][:shown].clamp(0, 1).unflatten(1, shape), columns=15)

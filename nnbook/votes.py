@@ -28,7 +28,8 @@ def votes(model: Classifier, images: Tensor, labels: Tensor, classes: Sequence[s
         plots.shares(row[1], share[top], [classes[each] for each in top], (top == label).nonzero()[:, 0].tolist())
         row[1].tick_params(labelsize=7)
         titles = [f"a {classes[each]}" for each in named[index]]
-        plots.strip(row[2], model.centers_[index].unflatten(1, images.shape[1:]), titles)
+        near_ones = model.centers_[index].unflatten(1, images.shape[1:])  # learned ones may be darker than ink
+        plots.strip(row[2], near_ones.clamp(0, 1) if near_ones.is_floating_point() else near_ones, titles)
     rows[-1][1].set_xlabel("share of the weight", fontsize=8)
     rows[0][2].set_title("nearest centers", fontsize=9, pad=17)
     return figure
