@@ -7,6 +7,7 @@ keeping them.
 """
 
 import importlib.util
+import math
 import os
 import shutil
 
@@ -50,42 +51,47 @@ def attend(
     KNearest by a Euclidean distance. "auto" takes the quickest one. tolerance: the share of the weight that a search
     with InverseDistance may leave out, which moves an average by at most this share of the values' range. products:
     "bfloat16" for coarse products of many features, where Euclidean or cosine distances are to a per cent or two; some
-    processors do them in half the time.
-    sharpness: a power of all weights, a number in a tensor, for InverseDistance and cosine kernels.
+    processors do them in half the time. sharpness: a power of all weights, a number in a tensor, for InverseDistance
+    and cosine kernels, by blocks.
     Differentiable in queries, centers, values and sharpness (KNearest: in values alone). Raises ValueError where
     shapes, devices or `backend` don't fit.
     """
-    if sharpness is not None:
-        return _sharpened(queries, centers, values, kernel, exclude, products, sharpness)
     _check(queries, centers, values, exclude, backend)
     _check_averages(values, kernel, tolerance, products)
+    if sharpness is not None:
+        kernel, backend = _sharpened(kernel, sharpness, backend), "blocks"
     if len(queries) == 0:
         return torch.zeros(0, values.shape[1], dtype=working_dtype(queries, centers), device=queries.device)
     with exact_products():
-        if _searches(queries, centers, values, kernel, backend, tolerance):
-            return searched(queries, centers, values, kernel, exclude, tolerance)
-        if _flashes(queries, values, kernel, exclude, backend, products):
-            rows, dtype = values[:] if isinstance(values, Labels) else values, working_dtype(queries, centers)
-            return softmax_averages(queries, centers, rows, kernel.temperature, dtype)
-        fused = _fuses(queries, centers, values, kernel, backend)
-        if kernel.count is not None:
-            metric = kernel.metric(queries.detach(), centers.detach(), working_dtype(queries, centers))
-            return average_nearest(queries, centers, values, kernel, metric, exclude)
-        labels = values if isinstance(values, Labels) else None
-        rows = None if labels else values
-        return _Attend.apply(queries, centers, rows, None, labels, kernel, exclude, fused, products)
+        return _averages(queries, centers, values, kernel, exclude, backend, tolerance, products, sharpness)
 
 
-def _sharpened(queries, centers, values, kernel: Kernel, exclude, products: str, sharpness: Tensor) -> Tensor:
-    """The average by the power of a kernel, whose gradient in that power only blocks give."""
-    _check(queries, centers, values, exclude, "blocks")
-    _check_averages(values, kernel, 0.0, products)
-    if sharpness.numel() != 1 or not float(sharpness.detach()) > 0:
-        raise ValueError(f"sharpness={sharpness!r} can't be used: give one positive number")
+def _averages(queries, centers, values, kernel, exclude, backend, tolerance, products, sharpness) -> Tensor:
+    """The averages, by what does them the quickest, or as `backend` says."""
+    if _searches(queries, centers, values, kernel, backend, tolerance):
+        return searched(queries, centers, values, kernel, exclude, tolerance)
+    if _flashes(queries, values, kernel, exclude, backend, products):
+        rows, dtype = values[:] if isinstance(values, Labels) else values, working_dtype(queries, centers)
+        return softmax_averages(queries, centers, rows, kernel.temperature, dtype)
+    fused = _fuses(queries, centers, values, kernel, backend)
+    if kernel.count is not None:
+        metric = kernel.metric(queries.detach(), centers.detach(), working_dtype(queries, centers))
+        return average_nearest(queries, centers, values, kernel, metric, exclude)
     labels = values if isinstance(values, Labels) else None
-    rows, sharp = None if labels else values, kernel.sharpened(float(sharpness.detach()))
-    with exact_products():
-        return _Attend.apply(queries, centers, rows, sharpness, labels, sharp, exclude, False, products)
+    rows = None if labels else values
+    return _Attend.apply(queries, centers, rows, sharpness, labels, kernel, exclude, fused, products)
+
+
+def _sharpened(kernel: Kernel, sharpness: Tensor, backend: str) -> Kernel:
+    """The power of a kernel, in which only blocks give a gradient."""
+    power = float(sharpness.detach())
+    if not 0 < power < math.inf:
+        raise ValueError(f"sharpness={power!r} can't be used: give one positive number")
+    if backend not in ("auto", "blocks"):
+        raise ValueError(f"backend={backend!r} with sharpness: give 'auto' or 'blocks'")
+    if (sharp := kernel.sharpened(power)) is None:
+        raise ValueError(f"sharpness with {kernel}: give InverseDistance, CosineInverseDistance or CosineSoftmax")
+    return sharp
 
 
 def class_log_probabilities(
@@ -195,8 +201,8 @@ class _Attend(torch.autograd.Function):
         else:
             source = values if labels is None else labels
             result, near, total = streamed(queries, centers, source, kernel, metric, exclude)
-        ctx.save_for_backward(queries, centers, values, result, near, total, exclude)
-        ctx.labels, ctx.kernel, ctx.metric, ctx.sharpness = labels, kernel, metric, sharpness
+        ctx.save_for_backward(queries, centers, values, result, near, total, exclude, sharpness)
+        ctx.labels, ctx.kernel, ctx.metric = labels, kernel, metric
         return result
 
     @staticmethod

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnlib.attend import Labels, attend
 from nnlib.fcnn import fcnn
-from nnlib.inputs import array_of, features_of, is_stream, labels_of, places_of
+from nnlib.inputs import array_of, features_of, is_stream, labels_of, places_of, require_known
 from nnlib.kernels import Kernel
 from nnlib.prune import Pruned
 from nnlib.shares import Classifier
@@ -102,8 +102,7 @@ class DynamicClassifier(Pruned, Classifier):
 
     def _check_settings(self):
         super()._check_settings()
-        if self.condensing not in CONDENSING:
-            raise ValueError(f"condensing={self.condensing!r} is not known: give one of {', '.join(CONDENSING)}")
+        require_known("condensing", self.condensing, CONDENSING)
 
     def _learner(self, x, y, centers):
         if self.condensing == "batches":

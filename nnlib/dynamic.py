@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from nnlib.attend import nearest
 from nnlib.condense import Batch, Watch, block_rows, condense_in_passes
 from nnlib.device import device_of
-from nnlib.inputs import answer, features_of, gathered, require_count, stored_type
+from nnlib.inputs import answer, features_of, gathered, require_count, require_known, stored_type
 from nnlib.kernels import Kernel, KNearest, kernel_of
 from nnlib.models import Saved
 from nnlib.rows import Chosen, Copied
@@ -62,8 +62,7 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
     def _kernel(self) -> Kernel:
         """What the settings say, checked."""
         kernel = kernel_of(self.kernel, self.exponent, self.epsilon, self.influence_cone_factor, self.scales)
-        if self.predictor not in PREDICTORS:
-            raise ValueError(f"predictor={self.predictor!r} is not known: give one of {', '.join(PREDICTORS)}")
+        require_known("predictor", self.predictor, PREDICTORS)
         return KNearest(1, kernel) if self.predictor == "nearest" else kernel
 
     def _rule(self) -> Rule:

@@ -14,13 +14,14 @@ class Gradients:
     """Gradients to queries, centers, values and sharpness, for what the forward pass has kept in `ctx`."""
 
     def __init__(self, ctx, gradient):
-        self.queries, self.centers, self.values, result, self.near, total, self.exclude = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        self.queries, self.centers, self.values, result, self.near, total, self.exclude, sharpness = saved
         self.kernel, self.metric, self.room, self.fused = ctx.kernel, ctx.metric, Room(), ctx.fused
         self.source = self.values if ctx.labels is None else ctx.labels
         self.gradient = gradient / torch.where(total > 0, total, 1)[:, None]
         self.mean, self.pulled = (self.gradient * result).sum(1, keepdim=True), any(ctx.needs_input_grad[:2])
-        self.sharpness = ctx.sharpness if ctx.needs_input_grad[3] else None
-        self.to_sharpness = None if self.sharpness is None else torch.zeros_like(self.mean[:1, 0]).sum()
+        self.sharpness = sharpness if ctx.needs_input_grad[3] else None
+        self.to_sharpness = None if self.sharpness is None else torch.zeros_like(sharpness)
         self.inputs = (self.queries, self.centers, self.values)
         self.to_queries, self.to_centers, self.to_values = (
             torch.zeros(like.shape, dtype=gradient.dtype, device=like.device) if needed else None
@@ -41,8 +42,7 @@ class Gradients:
             if self.kernel.needs_nearest and self.pulled:
                 self._spread_nearest(rows, to_near)
         found = zip((self.to_queries, self.to_centers, self.to_values), self.inputs, strict=True)
-        sharp = None if self.sharpness is None else self.to_sharpness.to(self.sharpness).view_as(self.sharpness)
-        return *(None if gradient is None else gradient.to(like.dtype) for gradient, like in found), sharp
+        return *(None if gradient is None else gradient.to(like.dtype) for gradient, like in found), self.to_sharpness
 
     def _block(self, x, rows, cols, near, to_near):
         c = self.metric.rows(self.centers[cols].to(self.gradient.dtype))

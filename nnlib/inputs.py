@@ -99,6 +99,12 @@ def require_count(name: str, given, least: int = 1) -> int:
     return int(given)
 
 
+def require_known(name: str, given, known: Iterable[str]) -> None:
+    """Raise ValueError, naming what is known, where `given` isn't among it."""
+    if given not in known:
+        raise ValueError(f"{name}={given!r} is not known: give one of {', '.join(known)}")
+
+
 def stored_type(rows: Tensor) -> torch.dtype:
     """The type that centers taken from these rows are stored in."""
     return rows.dtype if rows.dtype in KEPT else torch.float32

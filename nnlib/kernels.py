@@ -37,9 +37,9 @@ class Kernel:
         """What measures the distances, in a frame that is chosen once for all blocks; smaller is nearer."""
         return Euclidean.of(queries, centers, dtype)
 
-    def sharpened(self, sharpness: float) -> "Kernel":
-        """The kernel whose weights are this one's to the power of `sharpness`; raises ValueError where none is."""
-        raise ValueError(f"sharpness with {self}: give InverseDistance, CosineInverseDistance or CosineSoftmax")
+    def sharpened(self, sharpness: float) -> "Kernel | None":
+        """The kernel whose weights are this one's to the power of `sharpness`, None where there is no such kernel."""
+        return None
 
     def weigh(
         self, distance: Float[Tensor, "B M"], near: Float[Tensor, " B"], scale: float = 1.0
@@ -113,7 +113,7 @@ class EuclideanPyramid(InverseDistance):
         _require(self.scales >= 1, "scales", self.scales, "a whole number, 1 or more")
 
     def sharpened(self, sharpness):
-        return Kernel.sharpened(self, sharpness)  # its distance depends on the exponent
+        return None  # the distance depends on the exponent too
 
     def metric(self, queries, centers, dtype):
         """The distance whose weight is the mean of the scales' weights."""

@@ -10,7 +10,8 @@ from nnlib.attend import attend
 from nnlib.classifier import DynamicClassifier
 from nnlib.descent import SMALL, batch_of, descend
 from nnlib.device import device_of
-from nnlib.inputs import features_of, labels_of, places_of, require_count
+from nnlib.frames import sample_of
+from nnlib.inputs import features_of, labels_of, places_of, require_count, require_known
 from nnlib.kernels import CosineSoftmax, Kernel, kernel_of
 from nnlib.shares import Classifier
 
@@ -67,30 +68,32 @@ class LearnedCenters(Classifier):
         check_consistent_length(x, y)
         self.classes_ = np.unique(y)
         y = places_of(y, self.classes_)
-        self._check_settings(len(x))
+        self._check_settings()
         device = device_of(self.device)
-        x, y = x.to(device), y.to(device)
+        self._descend(x.to(device), y.to(device))
+        return self
+
+    def _descend(self, x: Shaped[Tensor, "N D"], y: Int64[Tensor, " N"]) -> None:
+        """Find where centers start, and move them, what they say, and how sharply."""
         centers, owner = self._first(x, y)
-        centers, logits = (
-            nn.Parameter(centers),
-            nn.Parameter(SURE * nn.functional.one_hot(owner, len(self.classes_)).float()),
-        )
-        sharpness = nn.Parameter(torch.zeros((), device=device))  # its logarithm
-        spread = float(x[:: max(1, len(x) // 4096)].float().std(0, correction=0).square().mean().sqrt()) or 1.0
-        rates = [(centers, self.lr * spread), (logits, 5 * self.lr), (sharpness, self.lr)]
-        sharp, batch_size = self._sharpens(), batch_of(self.batch_size, len(x))
+        logits = SURE * nn.functional.one_hot(owner, len(self.classes_)).float()
+        centers, logits, power = (nn.Parameter(part) for part in (centers, logits, torch.zeros((), device=x.device)))
+        sharpens, kernel = self._given().sharpened(1.0) is not None, self._given()
 
         def loss(rows: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
-            power = sharpness.exp() if sharp else None
-            shares = attend(x[rows].float(), centers, logits.softmax(1), self._given(), sharpness=power)
+            """The mean of -log p(own class); `power` is the sharpness's logarithm."""
+            sharpness = power.exp() if sharpens else None
+            shares = attend(x[rows].float(), centers, logits.softmax(1), kernel, sharpness=sharpness)
             own = shares.gather(1, y[rows, None])
             return -own.clamp(min=torch.finfo(own.dtype).tiny).log().mean()
 
-        small = batch_size * centers.numel() < SMALL
-        self.losses_ = descend(loss, rates, len(x), self.epochs, batch_size, self.seed, self.progress, small)
-        self.sharpness_ = float(sharpness.detach().exp())
+        spread = float(sample_of(x, torch.float32).std(0, correction=0).square().mean().sqrt()) or 1.0
+        rates = [(centers, self.lr * spread), (logits, 5 * self.lr), (power, self.lr)]
+        size = batch_of(self.batch_size, len(x))
+        small = size * centers.numel() < SMALL
+        self.losses_ = descend(loss, rates, len(x), self.epochs, size, self.seed, self.progress, small)
+        self.sharpness_ = float(power.detach().exp())
         self.centers_, self.values_ = centers.detach(), logits.detach().softmax(1)
-        return self
 
     def _first(
         self, x: Shaped[Tensor, "N D"], y: Int64[Tensor, " N"]
@@ -99,11 +102,11 @@ class LearnedCenters(Classifier):
             settings = {"kernel": self._given(), "max_neighbors": self.count, "seed": self.seed, "progress": False}
             model = DynamicClassifier(device=self.device, **settings).fit(x, y)
             return model.centers_[: self.count].float().clone(), model.values_[: self.count]
-        parts = [self._clusters(x[y == c], share) for c, share in enumerate(shares_of(self.count, y))]
-        owner = torch.arange(len(parts), device=x.device).repeat_interleave(
-            torch.tensor([len(part) for part in parts], device=x.device)
-        )
-        return torch.cat(parts), owner
+        classes = len(self.classes_)
+        shares = [self.count // classes + (place < self.count % classes) for place in range(classes)]
+        parts = [self._clusters(x[y == place], share) for place, share in enumerate(shares)]
+        owner = [torch.full((len(part),), place, device=x.device) for place, part in enumerate(parts)]
+        return torch.cat(parts), torch.cat(owner)
 
     def _clusters(self, x: Shaped[Tensor, "N D"], count: int) -> Float[Tensor, "K D"]:
         from sklearn.cluster import KMeans  # takes a second to load, which who only condenses is spared
@@ -119,32 +122,19 @@ class LearnedCenters(Classifier):
             return CosineSoftmax(self.temperature)
         return kernel_of(self.kernel, self.exponent, self.epsilon, self.influence_cone_factor, self.scales)
 
-    def _sharpens(self) -> bool:
-        try:
-            return self._given().sharpened(1.0) is not None
-        except ValueError:
-            return False
-
     def _kernel(self) -> Kernel:
-        return self._given().sharpened(self.sharpness_) if self._sharpens() else self._given()
+        return self._given().sharpened(self.sharpness_) or self._given()
 
     def _shares(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
         return attend(x, self.centers_, self.values_, self._kernel())
 
-    def _check_settings(self, samples: int) -> None:
+    def _check_settings(self) -> None:
         require_count("count", self.count)
         require_count("epochs", self.epochs, 0)
         if self._given().count is not None:
             raise ValueError(f"kernel={self.kernel!r} passes no gradient on to centers: give one that weighs them all")
-        if self.start not in STARTS:
-            raise ValueError(f"start={self.start!r} is not known: give one of {', '.join(STARTS)}")
+        require_known("start", self.start, STARTS)
         if not self.lr > 0:
             raise ValueError(f"lr={self.lr!r} can't be used: give a positive number, such as 0.02")
         if self.count < len(self.classes_):
             raise ValueError(f"count={self.count!r} for {len(self.classes_)} classes: give one center each at least")
-
-
-def shares_of(count: int, y: Int64[Tensor, " N"]) -> list[int]:
-    """How many centers each class gets: nearly the same number, the first ones those left over."""
-    classes = int(y.max()) + 1
-    return [count // classes + (place < count % classes) for place in range(classes)]

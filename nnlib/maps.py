@@ -1,8 +1,11 @@
 """Maps that a metric is learned as: linear, residual (x + f(x)), or a network of two hidden layers."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+
+from nnlib.frames import wide
+from nnlib.inputs import BLOCK_NUMBERS, require_known
 
 MAPS = ("linear", "residual", "network")
 
@@ -15,13 +18,12 @@ class Standard(nn.Module):
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("deviation", torch.ones(()))
 
-    def measure(self, x) -> None:
+    def measure(self, x: Shaped[Tensor, "N D"]) -> None:
         """Take both from training samples [N, D] of any type, a block at a time."""
-        size = max(1, (1 << 22) // x.shape[1])
-        self.mean.copy_(sum(part.double().sum(0) for part in x.split(size)) / len(x))
-        square = sum((part.float() - self.mean.to(part.device)).double().square().sum() for part in x.split(size))
-        deviation = (square / x.numel()).sqrt()
-        self.deviation.fill_(float(deviation) or 1.0)
+        parts = x.split(max(1, BLOCK_NUMBERS // x.shape[1]))
+        self.mean.copy_(sum(part.to(wide(part)).sum(0) for part in parts) / len(x))
+        square = sum(float((part.float() - self.mean).square().sum()) for part in parts)
+        self.deviation.fill_((square / x.numel()) ** 0.5 or 1.0)
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         return (x.float() - self.mean) / self.deviation
@@ -43,8 +45,7 @@ class Residual(nn.Module):
 
 def map_of(shape: str, features: int, dim: int, width: int, dropout: float, drop_inputs: float) -> nn.Sequential:
     """The map [B, features] -> [B, dim] (residual: [B, features]) of that name; raises ValueError for another name."""
-    if shape not in MAPS:
-        raise ValueError(f"map={shape!r} is not known: give one of {', '.join(MAPS)}")
+    require_known("map", shape, MAPS)
     first = [Standard(features), nn.Dropout(drop_inputs)]
     if shape == "linear":
         return nn.Sequential(*first, nn.Linear(features, dim, bias=False))

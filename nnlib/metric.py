@@ -8,10 +8,10 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from nnlib.attend import class_log_probabilities
+from nnlib.attend import PRODUCTS, class_log_probabilities
 from nnlib.descent import SMALL, batch_of, descend
 from nnlib.device import device_of
-from nnlib.inputs import answer, features_of, labels_of, places_of, require_count
+from nnlib.inputs import answer, features_of, labels_of, places_of, require_count, require_known
 from nnlib.kernels import CosineSoftmax
 from nnlib.maps import map_of
 
@@ -77,6 +77,7 @@ class LearnedMetric(TransformerMixin, BaseEstimator, nn.Module):
         average = torch.optim.swa_utils.AveragedModel(self.map_, multi_avg_fn=_ema, use_buffers=True)
 
         def loss(rows: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
+            """The loss of a batch, after the step before it has joined the running mean."""
             average.update_parameters(self.map_)
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.products == "bfloat16"):
                 found = self.map_(x[rows])
@@ -121,8 +122,7 @@ class LearnedMetric(TransformerMixin, BaseEstimator, nn.Module):
             require_count(name, getattr(self, name))
         if 0 < require_count("proxies", self.proxies, 0) < len(self.classes_):
             raise ValueError(f"proxies={self.proxies!r} for {len(self.classes_)} classes: give one each at least, or 0")
-        if self.products not in ("float32", "bfloat16"):
-            raise ValueError(f"products={self.products!r} is not known: give float32 or bfloat16")
+        require_known("products", self.products, PRODUCTS)
         for name in ("lr", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} can't be used: give a positive number")

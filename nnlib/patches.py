@@ -10,12 +10,13 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, normalize
 
+from nnlib.attend import PRODUCTS
 from nnlib.device import device_of
-from nnlib.inputs import answer, require_count
+from nnlib.features import mirrored
+from nnlib.inputs import answer, require_count, require_known
 
 SAMPLE = 100_000  # patches that the whitening is measured on
 BLOCK_NUMBERS = 1 << 23  # responses at a time
-STORED = torch.bfloat16
 
 
 class PatchFeatures(TransformerMixin, BaseEstimator):
@@ -52,8 +53,8 @@ class PatchFeatures(TransformerMixin, BaseEstimator):
         generator = torch.Generator().manual_seed(self.seed)
         rows = self._even(self._drawn(images, generator).to(device_of(self.device)))
         self.mean_ = rows.mean(0)
-        spread, axes = torch.linalg.eigh(torch.cov((rows - self.mean_).T.double()))
-        self.whitening_ = (axes * (spread.clamp(min=0) + self.floor).rsqrt() @ axes.T).float()
+        spread, axes = torch.linalg.eigh(torch.cov((rows - self.mean_).T).cpu().double())
+        self.whitening_ = (axes * (spread.clamp(min=0) + self.floor).rsqrt() @ axes.T).to(rows)
         chosen = torch.randperm(len(rows), generator=generator)[: self.count].to(rows.device)
         self.filters_ = normalize((rows[chosen] - self.mean_) @ self.whitening_, dim=1)
         self.shape_ = tuple(images.shape[1:])
@@ -67,13 +68,13 @@ class PatchFeatures(TransformerMixin, BaseEstimator):
             raise ValueError(f"X holds pictures {tuple(images.shape[1:])}: give {self.shape_}, as it was fitted on")
         height, width = (side - self.size + 1 for side in self.shape_[:2])
         rows = max(1, BLOCK_NUMBERS // (height * width * self.count))
-        parts = [self._both(part).to(STORED if self.compact else torch.float32) for part in images.split(rows)]
+        parts = [self._both(part).to(torch.bfloat16 if self.compact else torch.float32) for part in images.split(rows)]
         return answer(torch.cat(parts), X)
 
     def _both(self, images: Tensor) -> Float[Tensor, "B F"]:
         images = images.to(self.filters_.device)
         seen = self._features(images)
-        return (seen + self._features(images.flip(2))) / 2 if self.mirror else seen
+        return (seen + self._features(mirrored(images))) / 2 if self.mirror else seen
 
     def _features(self, images: Tensor) -> Float[Tensor, "B F"]:
         rows = self._whitened(images)
@@ -118,6 +119,7 @@ class PatchFeatures(TransformerMixin, BaseEstimator):
     def _checked(self, X) -> Shaped[Tensor, "N H W *C"]:
         for name in ("count", "size", "pool"):
             require_count(name, getattr(self, name))
+        require_known("products", self.products, PRODUCTS)
         images = torch.as_tensor(X)
         if images.ndim not in (3, 4) or len(images) == 0 or min(images.shape[1:3]) < self.size + self.pool - 1:
             least = self.size + self.pool - 1

@@ -134,3 +134,5 @@ def test_other_shapes_and_settings_are_refused(digits):
         PatchFeatures(5, device="cpu").fit(digits).transform(torch.zeros(2, 20, 20))
     with pytest.raises(ValueError, match="count="):
         PatchFeatures(0).fit(digits)
+    with pytest.raises(ValueError, match="products="):
+        PatchFeatures(5, products="int8").fit(digits)

@@ -25,6 +25,7 @@ from nnlib.neighbors import LearnedCenters, LearnedMetric
 
 QUICK = {"epochs": 3, "device": "cpu", "progress": False}
 EXPECTED = {"check_no_attributes_set_in_init": "a torch module keeps its flag `training` from the start"}
+ONE = torch.tensor(1.0)
 CHECKED = [LearnedCenters(20, **QUICK), LearnedMetric("network", proxies=12, width=16, dim=4, **QUICK)]
 
 
@@ -65,6 +66,12 @@ def test_the_gradient_of_sharpness(kernel, labelled):
 def test_sharpness_without_sense_is_refused(sharpness):
     with pytest.raises(ValueError, match="sharpness="):
         attend(torch.ones(2, 3), torch.ones(4, 3), torch.ones(4, 1), InverseDistance(), sharpness=sharpness)
+
+
+@pytest.mark.parametrize("backend", ["search", "fused"])
+def test_sharpness_is_for_blocks(backend):
+    with pytest.raises(ValueError, match="backend="):
+        attend(torch.ones(2, 3), torch.ones(4, 3), torch.ones(4, 1), InverseDistance(), None, backend, sharpness=ONE)
 
 
 @pytest.mark.parametrize("kernel", [InfluenceCone(), EuclideanPyramid(), KNearest(2)])
