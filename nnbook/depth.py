@@ -1,0 +1,79 @@
+"""What depth buys: `python -m nnbook.depth` writes reports/recorded/depth.csv.
+
+Stacks of three layers on pixels as a plain vector: the published one, whose layers learn from what the one before says
+of the very samples it has learned from, and one whose layers learn from samples left out. A row is a layer of a stack,
+with a seed; a refused layer has no accuracy but that on validation.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+
+import pandas as pd
+
+from nnbook.chapters import ROOT
+from nnbook.frontier import RECORDED, SEEDS
+from nnbook.results import origin
+from nnlib.data import load
+from nnlib.deep import DeepClassifier
+from nnlib.files import written_whole
+from nnlib.layers import Layered
+from nnlib.neighbors import DynamicClassifier
+from nnlib.stacked import StackedClassifier
+
+SETS, LAYERS = ("mnist", "cifar10"), 3
+
+
+def stacks(seed: int) -> dict[str, Layered]:
+    """The two of them, not yet fitted, which agree in their first layer's settings."""
+    first = DynamicClassifier(seed=seed, progress=False)
+    return {
+        "published": DeepClassifier(LAYERS, seed=seed, progress=False),
+        "left out": StackedClassifier(LAYERS, first, seed=seed, progress=False),
+    }
+
+
+def measured(name: str, seed: int) -> Iterator[dict]:
+    """Rows of one set and seed."""
+    data = load(name)
+    for kind, model in stacks(seed).items():
+        start = time.perf_counter()
+        model.fit(data.train_images, data.train_labels)
+        told = {"set": name, "seed": seed, "stack": kind, "seconds": time.perf_counter() - start}
+        train, test = (
+            model.layer_scores(images, labels)
+            for images, labels in ((data.train_images, data.train_labels), (data.test_images, data.test_labels))
+        )
+        scores = getattr(model, "validation_scores_", [None] * LAYERS)
+        for layer, validation in enumerate(scores):
+            kept = layer < len(test)
+            row = {"layer": layer + 1, "centers": model.layers_[layer].num_neighbors if kept else 0}
+            row |= {"train": train[layer], "test": test[layer]} if kept else {}
+            yield told | row | {"validation": validation}
+
+
+def gains(table: pd.DataFrame) -> pd.DataFrame:
+    """By set and stack, over seeds: test accuracy of the first and the last layer, the gain, and its spread."""
+    kept = table.dropna(subset="test").sort_values("layer").groupby(["set", "stack", "seed"], sort=False)
+    ends = pd.DataFrame({"first": kept.test.first(), "last": kept.test.last(), "layers": kept.layer.max()})
+    ends["gain"] = ends["last"] - ends["first"]
+    groups = ends.groupby(["set", "stack"], sort=False)
+    return groups.mean().assign(spread=groups.gain.std(), first_spread=groups["first"].std()).reset_index()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and record, the file written anew after every stack."""
+    parser = argparse.ArgumentParser("nnbook.depth", description="Test accuracy, layer by layer.")
+    parser.add_argument("sets", nargs="*", default=SETS, metavar="SET", help=f"of {', '.join(SETS)}; both by default")
+    rows, told = [], origin(ROOT) | {"command": "python -m nnbook.depth"}
+    for name in parser.parse_args(arguments).sets:
+        for seed in SEEDS:
+            for row in measured(name, seed):
+                rows.append(row)
+                print(row, flush=True)
+            with written_whole(RECORDED / "depth.csv") as path:
+                pd.DataFrame(rows).assign(**told).to_csv(path, index=False, float_format="%.5g")
+
+
+if __name__ == "__main__":
+    main()
