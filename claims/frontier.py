@@ -4,7 +4,8 @@ import statistics
 from functools import cache
 
 from claims.table import NotMeasured, claim
-from nnbook.frontier import SEEDS, TRACKS, learned
+from nnbook.frontier import SEEDS, learned
+from nnbook.tracks import TRACKS
 from nnlib.data import DataError
 
 MINUTES = {"mnist": 10, "fashion_mnist": 10, "cifar10": 60}  # that a row may take on two cores

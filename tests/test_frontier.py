@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 import torch
 
-from nnbook import frontier, frontier_plots
-from nnbook.frontier import Track, Voters, centers_of, halves, learned, plain, references
+from nnbook import frontier_plots
+from nnbook.frontier import Voters, centers_of, learned, references
+from nnbook.tracks import Halves, Track, halves, plain, white
 
 
 def test_the_halves_share_no_picture():
@@ -17,12 +18,15 @@ def test_the_halves_share_no_picture():
     assert sum(image in some for image in everyone) <= 2  # but for digits that are twice in the set
 
 
+def few(data, seed):
+    """600 digits as vectors."""
+    return Halves(*((x[:600], y[:600]) for x, y in plain(data, seed)))
+
+
 @pytest.fixture
-def small(monkeypatch):
-    """A track of 600 digits."""
-    cut = lambda name, seed: frontier.Halves(*((x[:600], y[:600]) for x, y in halves(name, seed)))  # noqa: E731
-    monkeypatch.setattr(frontier, "halves", cut)
-    return Track("mnist", plain, {"epochs": 10, "width": 64, "dim": 8, "proxies": 20}, (10, 20))
+def small():
+    """A track of them."""
+    return Track("mnist", few, {"epochs": 10, "width": 64, "dim": 8, "proxies": 20}, (10, 20), ("",))
 
 
 def test_rows_of_a_track(small):
@@ -31,8 +35,23 @@ def test_rows_of_a_track(small):
     assert all(0.7 < row["test"] <= 1 and 0.7 < row["validation"] <= 1 for row in rows)
     assert rows[0]["seconds"] > 0
     others = list(references(small, 0))
-    assert {"k nearest", "condensed", "small network"} <= {row["method"] for row in others}
+    methods = {row["method"] for row in others}
+    assert {"k nearest", "condensed", "small network", "learned centers on ridge guesses"} <= methods
+    fewer = {row["method"] for row in references(small._replace(beside=("k nearest", "ridge")), 0)}
+    assert fewer == {"k nearest", "learned centers on ridge guesses"}
     assert [row["centers"] for row in others if row["method"] == "small network"] == [0]
+
+
+def test_an_embedding_needs_no_metric(small):
+    *rows, nearest, published = learned(small._replace(metric=None), 0)
+    assert len(rows) == 2 and nearest["centers"] == published["centers"] == 600
+    assert published["method"].startswith("30 nearest") and published["test"] > 0.7
+
+
+def test_whitened_features_come_from_training_pictures_alone():
+    sets = white("mnist", 0, 20, 0.0, few)
+    deviations = sets.train[0].float().std(0)
+    assert (deviations - 1).abs().max() < 0.02 < (sets.test[0].float().std(0) - 1).abs().max()
 
 
 def test_voters_are_the_nearest():
