@@ -53,12 +53,11 @@ def measured(name: str, seed: int) -> Iterator[dict]:
 
 
 def gains(table: pd.DataFrame) -> pd.DataFrame:
-    """By set and stack, over seeds: test accuracy of the first and the last layer, the gain, and its spread."""
+    """By set and stack, means over seeds: test accuracy of the first layer and of the last one kept, and spreads."""
     kept = table.dropna(subset="test").sort_values("layer").groupby(["set", "stack", "seed"], sort=False)
-    ends = pd.DataFrame({"first": kept.test.first(), "last": kept.test.last(), "layers": kept.layer.max()})
-    ends["gain"] = ends["last"] - ends["first"]
+    ends = pd.DataFrame({"layers": kept.layer.max(), "first": kept.test.first(), "last": kept.test.last()})
     groups = ends.groupby(["set", "stack"], sort=False)
-    return groups.mean().assign(spread=groups.gain.std(), first_spread=groups["first"].std()).reset_index()
+    return groups.mean().join(groups[["first", "last"]].std().add_suffix("_spread")).reset_index()
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -15,6 +15,7 @@ NAMES = {
     "fashion_geometry": "Fashion-MNIST, patches",
     "cifar_vector": "CIFAR-10, pixels as a vector",
     "cifar_geometry": "CIFAR-10, patches",
+    "cifar_embedding": "CIFAR-10, an embedding",
 }
 
 

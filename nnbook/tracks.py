@@ -93,7 +93,7 @@ TRACKS = {
         (*MNIST, 1000),
         ("k nearest",),
     ),
-    "cifar_vector": Track("cifar10", plain, {"epochs": 40}, CIFAR, ("",)),
+    "cifar_vector": Track("cifar10", plain, {"epochs": 40}, CIFAR, ("k", "cond", "learned", "ridge", "small")),
     "cifar_geometry": Track(
         "cifar10",
         partial(white, dim=4096, floor=0.3, before=COLOURED),
@@ -101,6 +101,6 @@ TRACKS = {
         (*CIFAR, 2000),
     ),
     "cifar_embedding": Track(
-        "cifar10", partial(embedded, epochs=6, warmup=1.0, weight_decay=5e-4), None, (10, 30, 100), ("k nearest",)
+        "cifar10", partial(embedded, epochs=4, warmup=1.0, weight_decay=5e-4), None, (10, 30, 100), ("k nearest",)
     ),
 }
