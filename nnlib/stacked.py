@@ -22,7 +22,7 @@ class StackedClassifier(Layered):
     A layer is fitted on all training samples. What the next one learns from, though, are its probabilities for samples
     left out: those of `folds` further fits, each without one fold, so that training and new samples look alike to it.
     A layer that is right on the share `validation` of the samples, which no layer learns from, no more often than the
-    one before, by more than chance would (one standard error of the difference), is refused, and the stack ends there.
+    one before, by more than chance would (two standard errors of the difference), is refused, and the stack ends there.
     first: a DynamicClassifier, or a LearnedCenters; None: the former as it comes. later: the same for the layers after
     it; None: LearnedCenters of softmaxed cosines, since who keeps mistakes as centers keeps mostly noise where classes
     overlap. Fitted: `layers_`, and `validation_scores_`, of each layer tried: one more than there are layers where the
@@ -125,6 +125,6 @@ class StackedClassifier(Layered):
 
 
 def _better(right: Bool[Tensor, " N"], before: Bool[Tensor, " N"]) -> bool:
-    """Whether more are right than before, by more than one standard error of the difference."""
+    """Whether more are right than before, by more than two standard errors of the difference."""
     gain = right.float() - before.float()
-    return float(gain.mean()) > float(gain.std(correction=0)) / len(gain) ** 0.5
+    return float(gain.mean()) > 2 * float(gain.std(correction=0)) / len(gain) ** 0.5
