@@ -78,6 +78,13 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
         if not 0 < self.target_accuracy <= 1:
             raise ValueError(f"target_accuracy={self.target_accuracy!r} can't be used: give a number in (0, 1]")
 
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        super()._restore(tensors)
+        centers, values = self.centers_, self.values_
+        if centers.ndim != 2 or len(centers) != len(values) or centers.shape[1] != self.n_features_in_:
+            raise ValueError(f"centers {tuple(centers.shape)} and values {tuple(values.shape)} don't belong together")
+        self._kernel()
+
     def _require_fitted(self) -> None:
         if self.centers_ is None:
             raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet: call fit or load one")

@@ -14,11 +14,12 @@ from nnlib.device import device_of
 from nnlib.inputs import answer, features_of, labels_of, places_of, require_count, require_known
 from nnlib.kernels import CosineSoftmax
 from nnlib.maps import map_of
+from nnlib.models import Saved
 
 TRANSFORMED = 8192  # samples at a time
 
 
-class LearnedMetric(TransformerMixin, BaseEstimator, nn.Module):
+class LearnedMetric(Saved, TransformerMixin, BaseEstimator, nn.Module):
     """Samples [N, D] to unit rows [N, dim], in whose cosines those of a class are neighbors.
 
     map: "linear"; "residual", x + f(x), which keeps the features; or "network" of two hidden layers of `width`, batch
@@ -29,6 +30,8 @@ class LearnedMetric(TransformerMixin, BaseEstimator, nn.Module):
     J. Goldberger et al., Neighbourhood Components Analysis (2004); Y. Movshovitz-Attias et al., No Fuss Distance Metric
     Learning using Proxies (2017); x + f(x): J. Loverich.
     """
+
+    saved_attributes = ("n_features_in_", "classes_")
 
     def __init__(
         self,
@@ -64,8 +67,7 @@ class LearnedMetric(TransformerMixin, BaseEstimator, nn.Module):
         x, y = x.to(device), places_of(y, self.classes_).to(device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed)
-            sizes = (x.shape[1], self.dim, self.width, self.dropout, self.drop_inputs)
-            self.map_ = map_of(self.map, *sizes).to(device)
+            self.map_ = self._map().to(device)
             self.map_[0].measure(x)
             self._descend(x, y)
         self.map_.eval().requires_grad_(False)
@@ -110,6 +112,18 @@ class LearnedMetric(TransformerMixin, BaseEstimator, nn.Module):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = []  # float32 whatever comes
         return tags
+
+    def _map(self) -> nn.Sequential:
+        return map_of(self.map, self.n_features_in_, self.dim, self.width, self.dropout, self.drop_inputs)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"proxies": self.proxies_} | {f"map.{name}": part for name, part in self.map_.state_dict().items()}
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        self.proxies_ = tensors.pop("proxies")
+        with torch.device("meta"):  # so that a file's settings alone take no memory
+            self.map_ = self._map().eval().requires_grad_(False)
+        self.map_.load_state_dict({name.removeprefix("map."): part for name, part in tensors.items()}, assign=True)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "map_")

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 
 from nnlib import kernels
 from nnlib.device import device_of
@@ -23,22 +25,23 @@ class ModelError(OSError):
 
 
 class Saved:
-    """Saving and loading for an estimator with the buffers `centers_` and `values_`, and plain attributes."""
+    """Saving and loading for an estimator whose fit left tensors and plain attributes, named in its class."""
 
     saved_attributes = ("n_features_in_",)
+    saved_tensors = ("centers_", "values_")
 
     def save(self, path: str | Path) -> None:
         """Write the fitted model to one .safetensors file, whole or not at all.
 
         Raises NotFittedError before a fit, OSError where `path` can't be written.
         """
-        self._require_fitted()
+        check_is_fitted(self, msg="This %(name)s instance is not fitted yet: call fit or load one")
         told = {
             "settings": {name: _told(value) for name, value in self.get_params(deep=False).items()},
             "attributes": {name: _told(getattr(self, name)) for name in self.saved_attributes},
         }
         header = {"format": FORMAT, "class": type(self).__name__, "told": json.dumps(told)}
-        tensors = {"centers": self.centers_.contiguous(), "values": self.values_.contiguous()}
+        tensors = {name: part.contiguous() for name, part in self._tensors().items()}
         with written_whole(path) as part:
             save_file(tensors, part, header)
 
@@ -53,26 +56,29 @@ class Saved:
                 header = file.metadata() or {}
                 _require_class(header, cls.__name__, path)
                 # cloned: where rows begin in the file, products would be summed in another order than before the save
-                tensors = (file.get_tensor(name).clone() for name in ("centers", "values"))
-                return cls._restored(json.loads(header["told"]), *tensors)
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            told = json.loads(header["told"])
+            model = cls(**{name: _meant(value) for name, value in told["settings"].items()})
+            for name in cls.saved_attributes:
+                setattr(model, name, _meant(told["attributes"][name]))
+            model._restore(tensors)
+            return model
         except ModelError:
             raise
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise ModelError(
                 f"path={str(path)!r} can't be read as a {cls.__name__} ({type(error).__name__}: {error}): "
                 "give a file that its save() wrote"
             ) from None
 
-    @classmethod
-    def _restored(cls, told: dict, centers, values):
-        model = cls(**{name: _meant(value) for name, value in told["settings"].items()})
-        for name in cls.saved_attributes:
-            setattr(model, name, _meant(told["attributes"][name]))
-        if centers.ndim != 2 or len(centers) != len(values) or centers.shape[1] != model.n_features_in_:
-            raise ValueError(f"centers {tuple(centers.shape)} and values {tuple(values.shape)} don't belong together")
-        model.centers_, model.values_ = centers, values
-        model._kernel()
-        return model
+    def _tensors(self) -> dict[str, Tensor]:
+        """What is written: each tensor under its attribute's name, less the underscore."""
+        return {name.rstrip("_"): getattr(self, name) for name in self.saved_tensors}
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what was read; raises ValueError where tensors don't belong together."""
+        for name in self.saved_tensors:
+            setattr(self, name, tensors[name.rstrip("_")])
 
 
 def write_settings(path: Path, kind: str, settings: dict) -> None:

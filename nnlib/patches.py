@@ -14,12 +14,13 @@ from nnlib.attend import PRODUCTS
 from nnlib.device import device_of
 from nnlib.features import mirrored
 from nnlib.inputs import answer, require_count, require_known
+from nnlib.models import Saved
 
 SAMPLE = 100_000  # patches that the whitening is measured on
 BLOCK_NUMBERS = 1 << 23  # responses at a time
 
 
-class PatchFeatures(TransformerMixin, BaseEstimator):
+class PatchFeatures(Saved, TransformerMixin, BaseEstimator):
     """Pictures [N, H, W] or [N, H, W, C] in 0..255 to non-negative features [N, 2 x count x pool x pool].
 
     Every patch of size x size pixels is freed of its brightness and contrast, whitened, and compared with `count`
@@ -28,6 +29,9 @@ class PatchFeatures(TransformerMixin, BaseEstimator):
     both. softening: added to contrasts' squares, in grey levels squared; floor: to the whitening's variances.
     products: "bfloat16" for quicker, coarser products. Needs no labels. Features are stored in bfloat16 if `compact`.
     """
+
+    saved_attributes = ("shape_",)
+    saved_tensors = ("mean_", "whitening_", "filters_")
 
     def __init__(
         self,
@@ -64,8 +68,10 @@ class PatchFeatures(TransformerMixin, BaseEstimator):
         """The features, on the device where X lies."""
         check_is_fitted(self)
         images = self._checked(X)
-        if tuple(images.shape[1:]) != self.shape_:
-            raise ValueError(f"X holds pictures {tuple(images.shape[1:])}: give {self.shape_}, as it was fitted on")
+        if list(images.shape[1:]) != list(self.shape_):
+            raise ValueError(
+                f"X holds pictures {tuple(images.shape[1:])}: give {tuple(self.shape_)}, as it was fitted on"
+            )
         height, width = (side - self.size + 1 for side in self.shape_[:2])
         rows = max(1, BLOCK_NUMBERS // (height * width * self.count))
         parts = [self._both(part).to(torch.bfloat16 if self.compact else torch.float32) for part in images.split(rows)]

@@ -14,13 +14,16 @@ from torch.nn.functional import one_hot
 from nnlib.device import device_of
 from nnlib.frames import wide
 from nnlib.inputs import BLOCK_NUMBERS, answer, features_of, labels_of, places_of, require_count
+from nnlib.models import Saved
 
 GRID = [10 ** (power / 2) for power in range(-10, 5)]  # ridges tried, in shares of the features' mean variance
 NONE = 1e-30  # what a variance of 0 counts as where it divides
 
 
-class Projection(TransformerMixin, BaseEstimator):
+class Projection(Saved, TransformerMixin, BaseEstimator):
     """What both projections share: x less the mean, times `axes_`, plus `offset_`."""
+
+    saved_tensors = ("mean_", "axes_", "offset_")
 
     def transform(self, X) -> Float[Tensor, "N K"]:
         """The projected rows in float32, on the device where X lies."""
@@ -59,6 +62,8 @@ class PrincipalComponents(Projection):
     axes of mere noise stay small. Fitted: `mean_`, `axes_` [D, dim], and `share_`, of the variance that is kept.
     """
 
+    saved_attributes = ("n_features_in_", "share_")
+
     def __init__(self, dim: int = 64, whiten: bool = False, floor: float = 1e-3, device: str = "auto"):
         self.dim, self.whiten, self.floor, self.device = dim, whiten, floor, device
 
@@ -86,6 +91,8 @@ class RidgeProjection(Projection):
     `offset_` [C], `classes_`, `ridge_`, and `errors_`, the mean square of the guesses left out, by ridge.
     Source of the identity: D. Allen, The relationship between variable selection and data augmentation (1974).
     """
+
+    saved_attributes = ("n_features_in_", "classes_", "ridge_")
 
     def __init__(self, ridge: float | None = None, device: str = "auto"):
         self.ridge, self.device = ridge, device

@@ -136,3 +136,12 @@ def test_other_shapes_and_settings_are_refused(digits):
         PatchFeatures(0).fit(digits)
     with pytest.raises(ValueError, match="products="):
         PatchFeatures(5, products="int8").fit(digits)
+
+
+def test_patch_features_are_saved_and_loaded(digits, tmp_path):
+    model = PatchFeatures(20, mirror=True).fit(digits)
+    model.save(tmp_path / "patches.safetensors")
+    again = PatchFeatures.load(tmp_path / "patches.safetensors")
+    assert torch.equal(again.transform(digits), model.transform(digits))
+    with pytest.raises(ValueError, match=r"give \(28, 28\), as it was fitted on"):
+        again.transform(digits[:, 1:])

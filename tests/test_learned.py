@@ -219,3 +219,27 @@ def test_they_go_in_a_pipeline():
     some = QUICK | {"epochs": 20}
     chain = make_pipeline(LearnedMetric("network", width=32, dim=4, proxies=10, **some), LearnedCenters(6, **some))
     assert clone(chain).fit(x.numpy(), y.numpy()).score(x.numpy(), y.numpy()) > 0.8
+
+
+@pytest.mark.parametrize("shape", ["linear", "residual", "network"])
+def test_a_metric_is_saved_and_loaded(shape, tmp_path):
+    x, y = ring(300)
+    model = LearnedMetric(shape, dim=4, proxies=6, width=16, **QUICK).fit(x, y)
+    model.save(tmp_path / "metric.safetensors")
+    again = LearnedMetric.load(tmp_path / "metric.safetensors", "cpu")
+    assert torch.equal(again.transform(x), model.transform(x)) and torch.equal(again.proxies_, model.proxies_)
+    assert again.get_params() == model.get_params() and again.classes_.tolist() == [0, 1]
+    assert not any(part.requires_grad for part in again.parameters()) and not again.map_.training
+    with pytest.raises(ModelError, match="the class 'LearnedMetric'"):
+        LearnedCenters.load(tmp_path / "metric.safetensors")
+
+
+def test_a_metric_whose_file_does_not_fit_together_is_refused(tmp_path):
+    path = tmp_path / "metric.safetensors"
+    model = LearnedMetric("linear", dim=4, proxies=6, **QUICK).fit(*ring(100))
+    model.dim = 10**12
+    model.save(path)
+    with pytest.raises(ModelError, match="can't be read as a LearnedMetric"):
+        LearnedMetric.load(path)
+    with pytest.raises(NotFittedError):
+        LearnedMetric().save(path)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from nnlib.models import ModelError
 from nnlib.projections import PrincipalComponents, RidgeProjection
 
 APART = "fit_transform answers each training sample by the fit without it, as TargetEncoder's does by its folds"
@@ -92,6 +93,17 @@ def test_pictures_arrays_and_labels_of_any_kind():
     tensor = torch.from_numpy(x).view(30, 2, 2)
     assert torch.is_tensor(model.transform(tensor))
     np.testing.assert_allclose(model.transform(tensor), model.transform(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("model", [PrincipalComponents(3, whiten=True), RidgeProjection()])
+def test_save_and_load(model, tmp_path):
+    x, y = torch.randn(30, 5), torch.arange(30) % 3
+    model.fit(x, y).save(tmp_path / "model.safetensors")
+    again = type(model).load(tmp_path / "model.safetensors")
+    assert torch.equal(again.transform(x), model.transform(x)) and again.get_params() == model.get_params()
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ModelError, match="can't be read"):
+        type(model).load(tmp_path / "model.safetensors")
 
 
 def test_features_that_never_vary():
