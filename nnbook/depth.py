@@ -84,6 +84,17 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
     return groups.mean().join(groups[["first", "last"]].std().add_suffix("_spread")).reset_index()
 
 
+def recorded() -> pd.DataFrame:
+    """The rows that were recorded."""
+    return pd.read_csv(RECORDED / "depth.csv")
+
+
+def causes(table: pd.DataFrame) -> pd.DataFrame:
+    """Test accuracy of one layer and of the four second layers, by set."""
+    some = table[~table["stack"].isin(stacks(0))]
+    return some.pivot(index="stack", columns="set", values="test").loc[some["stack"].unique()]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure and record, the file written anew after every stack."""
     parser = argparse.ArgumentParser("nnbook.depth", description="Test accuracy, layer by layer.")

@@ -17,6 +17,7 @@ NAMES = {
     "cifar_geometry": "CIFAR-10, patches",
     "cifar_embedding": "CIFAR-10, an embedding",
 }
+SETS, ACROSS = {"mnist": "MNIST", "cifar10": "CIFAR-10"}, 3
 
 
 def recorded() -> dict[str, pd.DataFrame]:
@@ -33,8 +34,13 @@ def _means(table: pd.DataFrame) -> pd.DataFrame:
 
 def front(tables: dict[str, pd.DataFrame]):
     """Test accuracy against the number of centers, a panel a track; other methods are dots, networks are lines."""
-    figure, axes = plt.subplots(1, len(tables), figsize=(4.2 * len(tables), 3.9), squeeze=False, layout="constrained")
-    for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
+    across = min(len(tables), ACROSS)
+    down = -(-len(tables) // across)
+    shape = (4.2 * across, 3.9 * down)
+    figure, axes = plt.subplots(down, across, figsize=shape, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(tables) :]:
+        axis.axis("off")
+    for axis, (name, table) in zip(axes.flat, tables.items(), strict=False):
         line = table[table.method == "learned centers"]
         axis.errorbar(line.centers, 100 * line.test, 100 * line.spread.fillna(0), fmt="o-", label="learned centers")
         for number, row in enumerate(table[table.method != "learned centers"].itertuples(), 1):
@@ -45,7 +51,24 @@ def front(tables: dict[str, pd.DataFrame]):
                 axis.axhline(100 * row.test, color=colour, linestyle=":", label=row.method)
         axis.set(xscale="log", xlabel="centers, or samples carried along", title=NAMES[name])
         axis.legend(fontsize=7)
+    for row in axes:
+        row[0].set_ylabel("test accuracy, %")
+    return figure
+
+
+def layers(table: pd.DataFrame):
+    """Test accuracy by layer of both stacks of `nnbook.depth`, a panel a set; bars are deviations over seeds."""
+    names = {"published": "from its own answers, as published", "left out": "from answers left out"}
+    sets = table["set"].unique()
+    figure, axes = plt.subplots(1, len(sets), figsize=(4.2 * len(sets), 3.3), squeeze=False, layout="constrained")
+    for axis, name in zip(axes[0], sets, strict=True):
+        for stack, label in names.items():
+            kept = table[(table["set"] == name) & (table["stack"] == stack)].dropna(subset="test")
+            found = 100 * kept.groupby("layer").test.agg(["mean", "std"]).fillna(0)
+            axis.errorbar(found.index, found["mean"], found["std"], fmt="o-", label=label)
+        axis.set(title=SETS[name], xlabel="layer", xticks=range(1, 1 + int(table.layer.max())))
     axes[0][0].set_ylabel("test accuracy, %")
+    axes[0][0].legend(fontsize=7)
     return figure
 
 

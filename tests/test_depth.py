@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 
 from nnbook import depth
-from nnbook.depth import gains, measured, stacks
+from nnbook.depth import causes, gains, measured, stacks
+from nnbook.frontier_plots import layers
 from nnlib.data import load
 
 
@@ -32,3 +33,17 @@ def test_gains_are_of_the_last_layer_kept():
     assert found.loc["published", "last"] == pytest.approx(0.25) and found.loc["left out", "last"] == pytest.approx(0.6)
     assert found.loc["published", "last_spread"] == pytest.approx(0.0707, abs=1e-4)
     assert found.layers.tolist() == [3, 2] and found["first"].tolist() == [0.5, 0.5]
+
+
+def test_the_figure_shows_layers_that_were_kept_and_the_table_the_causes():
+    rows = [
+        {"set": "mnist", "stack": stack, "seed": seed, "layer": layer, "test": test}
+        for stack, tests in {"published": (0.5, 0.4), "left out": (0.6, None)}.items()
+        for seed in (0, 1)
+        for layer, test in enumerate(tests, 1)
+    ]
+    rows += [{"set": "mnist", "stack": kind, "seed": 0, "test": test} for kind, test in (("one", 0.5), ("two", 0.7))]
+    table = pd.DataFrame(rows)
+    (axis,) = layers(table).axes
+    assert [len(lines.lines[0].get_xdata()) for lines in axis.containers] == [2, 1]
+    assert causes(table)["mnist"].tolist() == [0.5, 0.7]
