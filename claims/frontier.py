@@ -7,7 +7,7 @@ import pandas as pd
 
 from claims.table import NotMeasured, claim
 from nnbook.depth import gains, measured
-from nnbook.frontier import SEEDS, learned
+from nnbook.frontier import SEEDS, rows_of
 from nnbook.tracks import TRACKS
 from nnlib.data import DataError
 
@@ -20,7 +20,7 @@ def fitted(name: str) -> list[dict]:
     track, found = TRACKS[name], []
     for seed in SEEDS:
         try:
-            row, *neighbors = learned(track._replace(counts=track.counts[-1:]), seed)
+            row, *neighbors = rows_of(track._replace(counts=track.counts[-1:]), seed)
         except DataError as error:
             raise NotMeasured(f"needs data/{track.data}.npz") from error
         found.append(row | {"neighbors": max(each["test"] for each in neighbors)})

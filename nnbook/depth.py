@@ -96,7 +96,7 @@ def causes(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and record, the file written anew after every stack."""
+    """Measure and record, the file written anew after every seed."""
     parser = argparse.ArgumentParser("nnbook.depth", description="Test accuracy, layer by layer.")
     parser.add_argument("sets", nargs="*", default=SETS, metavar="SET", help=f"of {', '.join(SETS)}; both by default")
     rows, told = [], origin(ROOT) | {"command": "python -m nnbook.depth"}

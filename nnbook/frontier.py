@@ -33,14 +33,22 @@ def scores(model, sets: Halves) -> dict[str, float]:
     return {name: float(model.score(*getattr(sets, name))) for name in ("validation", "test")}
 
 
-def learned(track: Track, seed: int) -> Iterator[dict]:
-    """Rows of one seed: learned centers in the learned metric, and all training samples as neighbors there."""
+def rows_of(track: Track, seed: int, beside: bool = False) -> Iterator[dict]:
+    """Rows of one seed; `beside`: with what one would take instead. Seconds count the features too."""
     start = time.perf_counter()
     sets = track.prepared(track.data, seed)
+    yield from learned(track, sets, seed, time.perf_counter() - start)
+    if beside:
+        yield from references(track, sets, seed)
+
+
+def learned(track: Track, sets: Halves, seed: int, before: float) -> Iterator[dict]:
+    """Rows of learned centers in the learned metric, and of all training samples as neighbors there."""
+    start = time.perf_counter()
     if track.metric is not None:
         metric = LearnedMetric(**track.metric, products="bfloat16", seed=seed, progress=False).fit(*sets.train)
         sets = Halves(*((metric.transform(x), y) for x, y in sets))
-    before = time.perf_counter() - start
+    before += time.perf_counter() - start
     for count in track.counts:
         start = time.perf_counter()
         model = LearnedCenters(count, SOFTMAX, epochs=5, seed=seed, progress=False).fit(*sets.train)
@@ -65,9 +73,8 @@ class Voters:
         return (shares.argmax(1) == y).float().mean().item()
 
 
-def references(track: Track, seed: int) -> Iterator[dict]:
-    """Rows of one seed on the same features, without a learned metric: what one would take instead."""
-    sets = track.prepared(track.data, seed)
+def references(track: Track, sets: Halves, seed: int) -> Iterator[dict]:
+    """Rows on the same features, without a learned metric: what one would take instead."""
     sets = Halves(*((x.float() / sets.train[0].float().std(), y) for x, y in sets))
     few = tuple(part[:REFERENCE] for part in sets.train)
     unordered = DynamicClassifier(condensing="fcnn", progress=False)
@@ -109,13 +116,13 @@ def centers_of(model) -> int:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure tracks and record them, the file written anew after every row."""
+    """Measure tracks, and record each once it is done."""
     parser = argparse.ArgumentParser("nnbook.frontier", description="Accuracy against the number of centers.")
     parser.add_argument("tracks", nargs="+", choices=TRACKS, metavar="TRACK", help=f"of {', '.join(TRACKS)}")
     for name in parser.parse_args(arguments).tracks:
         rows, told = [], origin(ROOT) | {"command": f"python -m nnbook.frontier {name}"}
         for seed in SEEDS:
-            for row in (*learned(TRACKS[name], seed), *(references(TRACKS[name], seed) if seed == 0 else ())):
+            for row in rows_of(TRACKS[name], seed, beside=seed == 0):
                 rows.append({"track": name, "seed": seed} | row)
                 print(rows[-1], flush=True)
         with written_whole(RECORDED / f"frontier_{name}.csv") as path:

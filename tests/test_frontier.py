@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nnbook import frontier_plots
-from nnbook.frontier import Voters, centers_of, learned, references
+from nnbook.frontier import Voters, centers_of, rows_of
 from nnbook.tracks import Halves, Track, halves, plain, white
 
 
@@ -30,20 +30,20 @@ def small():
 
 
 def test_rows_of_a_track(small):
-    rows = list(learned(small, 0))
+    found = list(rows_of(small, 0, beside=True))
+    rows, others = found[:3], found[3:]
     assert [row["centers"] for row in rows] == [10, 20, 600]
     assert all(0.7 < row["test"] <= 1 and 0.7 < row["validation"] <= 1 for row in rows)
     assert rows[0]["seconds"] > 0
-    others = list(references(small, 0))
     methods = {row["method"] for row in others}
     assert {"k nearest", "condensed", "small network", "learned centers on ridge guesses"} <= methods
-    fewer = {row["method"] for row in references(small._replace(beside=("k nearest", "ridge")), 0)}
-    assert fewer == {"k nearest", "learned centers on ridge guesses"}
+    fewer = [row["method"] for row in rows_of(small._replace(beside=("k nearest", "ridge")), 0, beside=True)]
+    assert fewer[3:] == ["k nearest", "learned centers on ridge guesses"]
     assert [row["centers"] for row in others if row["method"] == "small network"] == [0]
 
 
 def test_an_embedding_needs_no_metric(small):
-    *rows, nearest, published = learned(small._replace(metric=None), 0)
+    *rows, nearest, published = rows_of(small._replace(metric=None), 0)
     assert len(rows) == 2 and nearest["centers"] == published["centers"] == 600
     assert published["method"].startswith("30 nearest") and published["test"] > 0.7
 
