@@ -63,12 +63,12 @@ def second_layers(name: str, seed: int = 0) -> Iterator[dict]:
     truth = data.test_labels.numpy()
     told = {"set": name, "seed": seed}
     yield told | {"stack": f"one layer, {SOME:,} samples", "test": first.score(data.test_images, data.test_labels)}
-    for given, outputs in {"its own": own, "left out": left_out}.items():
+    for given, outputs in {"its own answers": own, "answers left out": left_out}.items():
         learned = LearnedCenters(100, "cosine_softmax", seed=seed, progress=False)
         for kind, layer in {"condensed": DynamicClassifier(seed=seed, progress=False), "learned": learned}.items():
             layer.fit(outputs, y)
             row = {"layer": 2, "centers": layer.num_neighbors, "train": layer.score(outputs, y)}
-            yield told | row | {"stack": f"{kind} on outputs {given}", "test": layer.score(new, truth)}
+            yield told | row | {"stack": f"{kind}, on {given}", "test": layer.score(new, truth)}
 
 
 def gains(table: pd.DataFrame) -> pd.DataFrame:

@@ -58,7 +58,7 @@ def front(tables: dict[str, pd.DataFrame]):
 
 def layers(table: pd.DataFrame):
     """Test accuracy by layer of both stacks of `nnbook.depth`, a panel a set; bars are deviations over seeds."""
-    names = {"published": "from its own answers, as published", "left out": "from answers left out"}
+    names = {"published": "from its own answers, as published", "left out": "from answers for pictures left out"}
     sets = table["set"].unique()
     figure, axes = plt.subplots(1, len(sets), figsize=(4.2 * len(sets), 3.3), squeeze=False, layout="constrained")
     for axis, name in zip(axes[0], sets, strict=True):
