@@ -34,8 +34,8 @@ def _means(table: pd.DataFrame) -> pd.DataFrame:
 
 def front(tables: dict[str, pd.DataFrame]):
     """Test accuracy against the number of centers, a panel a track; other methods are dots, networks are lines."""
-    across = min(len(tables), ACROSS)
-    down = -(-len(tables) // across)
+    down = -(-len(tables) // ACROSS)
+    across = -(-len(tables) // down)
     shape = (4.2 * across, 3.9 * down)
     figure, axes = plt.subplots(down, across, figsize=shape, squeeze=False, layout="constrained")
     for axis in axes.flat[len(tables) :]:
