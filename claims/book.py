@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from claims.table import NotMeasured, claim
+from nnbook import depth, frontier_plots
 from nnbook.results import shown
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +25,21 @@ def readme_figures():
     missing = [row for row in rows if _told(row) not in words]
     told = ", ".join(f"{row['run']} {row['metric']} {_told(row)}" for row in missing)
     return f"{len(rows) - len(missing)} of {len(rows)}" + f", not {told}" * bool(missing), not missing
+
+
+@claim("the README's figures of fewer centers and of depth are the recorded ones", "all of them", "test")
+def readme_means():
+    found = []
+    for table in frontier_plots.recorded().values():
+        row = table[table.method == "learned centers"].iloc[-1]
+        found.append((row.test, row.spread))
+    for _, row in depth.gains(depth.recorded()).iterrows():
+        ends = ("first", "last") if row["stack"] == "published" else ("last",)
+        found += [(row[end], row[f"{end}_spread"]) for end in ends]
+    told = [f"{100 * mean:.2f} ± {100 * spread:.2f} %" for mean, spread in found]
+    words = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = [each for each in told if each not in words]
+    return f"{len(told) - len(missing)} of {len(told)}" + f", not {', '.join(missing)}" * bool(missing), not missing
 
 
 def _told(row: dict[str, str]) -> str:
