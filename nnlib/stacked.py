@@ -12,6 +12,7 @@ from nnlib.inputs import features_of, labels_of, places_of, require_count
 from nnlib.layers import KINDS, Layered, passed
 from nnlib.neighbors import DynamicClassifier, LearnedCenters
 from nnlib.shares import Classifier
+from nnlib.splits import held_out
 
 LATER = 100  # centers of a later layer, where nothing else is said
 
@@ -59,7 +60,9 @@ class StackedClassifier(Layered):
         check_consistent_length(x, labels)
         self._check_settings(len(x))
         place, counts = np.unique(labels, return_inverse=True, return_counts=True)[1:]
-        held = (self._dealt(labels, round(1 / self.validation)) == 0) & (counts[place] > 1)
+        held = held_out(torch.from_numpy(place), self.validation, self.seed).numpy()
+        if not held.any():
+            raise ValueError("y has no class of three samples, of which one could be held out: give more samples")
         (x, held_x), (labels, held_labels) = ((part[~held], part[held]) for part in (x, labels))
         layers, before, self.validation_scores_ = [], None, []
         for number in tqdm(range(self.num_layers), unit=" layers", delay=5, leave=False, disable=not self.progress):
@@ -84,7 +87,7 @@ class StackedClassifier(Layered):
 
     def _left_out(self, given: Classifier, x: Shaped[Tensor, "N D"], labels, classes) -> Float[Tensor, "N C"]:
         """Each sample's class probabilities by the fit without its fold; 0 for a class that this fit has not met."""
-        guess, fold = torch.zeros(len(x), len(classes), device=x.device), self._dealt(labels, self.folds)
+        guess, fold = torch.zeros(len(x), len(classes), device=x.device), self._folds(labels)
         for number in range(self.folds):
             out = fold == number
             layer = clone(given).fit(x[~out], labels[~out])
@@ -92,13 +95,13 @@ class StackedClassifier(Layered):
             guess[torch.from_numpy(out.nonzero()[0]).to(x.device)[:, None], place] = passed(layer, x[out]).to(guess)
         return guess
 
-    def _dealt(self, labels: np.ndarray, parts: int) -> np.ndarray:
-        """Each sample's part: shuffled, then dealt out class by class, so that parts are alike."""
+    def _folds(self, labels: np.ndarray) -> np.ndarray:
+        """Each sample's fold: shuffled, then dealt out class by class, so that folds are alike."""
         order = np.random.default_rng(self.seed).permutation(len(labels))
         order = order[np.unique(labels[order], return_inverse=True)[1].argsort(kind="stable")]
-        part = np.empty_like(order)
-        part[order] = np.arange(len(order)) % parts
-        return part
+        fold = np.empty_like(order)
+        fold[order] = np.arange(len(order)) % self.folds
+        return fold
 
     def _check_settings(self, samples: int) -> None:
         require_count("num_layers", self.num_layers)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from nnbook import frontier_plots
-from nnbook.frontier import Voters, centers_of, rows_of
+from nnbook.frontier import rows_of
+from nnbook.references import Voters, centers_of
 from nnbook.tracks import Halves, Track, halves, plain, white
 
 
@@ -37,6 +38,8 @@ def test_rows_of_a_track(small):
     assert rows[0]["seconds"] > 0
     methods = {row["method"] for row in others}
     assert {"k nearest", "condensed", "small network", "learned centers on ridge guesses"} <= methods
+    kept = {row["method"].split(",")[0]: row["centers"] for row in others}
+    assert kept["scikit-learn's NCA"] == 600 and 10 <= kept.get("imbalanced-learn's condensed", 10) < 600
     fewer = [row["method"] for row in rows_of(small._replace(beside=("k nearest", "ridge")), 0, beside=True)]
     assert fewer[3:] == ["k nearest", "learned centers on ridge guesses"]
     assert [row["centers"] for row in others if row["method"] == "small network"] == [0]

@@ -8,6 +8,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from nnlib.models import ModelError
 from nnlib.neighbors import DynamicClassifier, DynamicRegressor, LearnedCenters
+from nnlib.splits import held_out
 from nnlib.stacked import StackedClassifier
 
 QUICK = {"epochs": 3, "device": "cpu", "progress": False}
@@ -39,10 +40,10 @@ def model():
 
 def test_the_second_layer_learns_from_samples_left_out(model):
     x, y = mixed(900)
-    held = torch.from_numpy(model._dealt(y.numpy(), 10)) == 0
+    held = held_out(y, 0.1, 5)
     assert y[held].bincount().tolist() == [30, 30, 30]
     (x, held_x), (y, held_y) = ((part[~held], part[held]) for part in (x, y))
-    fold = torch.from_numpy(model._dealt(y.numpy(), 4))
+    fold = torch.from_numpy(model._folds(y.numpy()))
     assert all((fold[y == each].bincount(minlength=4) - 67.5).abs().max() < 1 for each in range(3))
     guess = torch.zeros(len(x), 3)
     for number in range(4):
@@ -79,6 +80,12 @@ def test_a_class_with_one_sample_and_labels_of_any_kind():
         model = StackedClassifier(2, later=LATER, folds=3, progress=False).fit(x.numpy(), labels)
         assert model.classes_.tolist() == ["ant", "bee", "cat", "dodo"]
         assert model.predict_proba(x.numpy()).shape == (60, 4) and set(model.predict(x.numpy())) <= set(labels)
+
+
+def test_a_class_of_which_nothing_can_be_held_out_is_no_stack():
+    x = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="no class of three samples"):
+        StackedClassifier(folds=2, device="cpu").fit(x, torch.arange(10) // 2)
 
 
 def test_the_same_seed_gives_the_same_stack(model):
