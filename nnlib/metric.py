@@ -23,12 +23,14 @@ class LearnedMetric(Saved, TransformerMixin, BaseEstimator, nn.Module):
     """Samples [N, D] to unit rows [N, dim], in whose cosines those of a class are neighbors.
 
     map: "linear"; "residual", x + f(x), which keeps the features; or "network" of two hidden layers of `width`, batch
-    norm and `dropout`. drop_inputs: share of the features hidden while learning. The loss is neighborhood component
-    analysis's at `temperature`: against `proxies` centers, as many a class, that learn along and are then left behind
-    (`proxies_`, for who wants to start from them), or, with proxies=0, against the rest of the batch. batch_size and lr
-    are LearnedCenters's, without a spread. products: "bfloat16" for the map's products while it learns. Sources:
-    J. Goldberger et al., Neighbourhood Components Analysis (2004); Y. Movshovitz-Attias et al., No Fuss Distance Metric
-    Learning using Proxies (2017); x + f(x): J. Loverich.
+    norm and `dropout`. drop_inputs: share of the features hidden while learning. adversarial: also learn from each row
+    moved so far, as a share of a row's usual length, in the direction that raises the loss most; takes twice as long.
+    The loss is neighborhood component analysis's at `temperature`: against `proxies` centers, as many a class, that
+    learn along and are then left behind (`proxies_`, for who wants to start from them), or, with proxies=0, against
+    the rest of the batch. batch_size and lr are LearnedCenters's, without a spread. products: "bfloat16" for the map's
+    products while it learns. Sources: J. Goldberger et al., Neighbourhood Components Analysis (2004); Y.
+    Movshovitz-Attias et al., No Fuss Distance Metric Learning using Proxies (2017); I. Goodfellow et al., Explaining
+    and Harnessing Adversarial Examples (2015); x + f(x): J. Loverich.
     """
 
     saved_attributes = ("n_features_in_", "classes_")
@@ -42,6 +44,7 @@ class LearnedMetric(Saved, TransformerMixin, BaseEstimator, nn.Module):
         width: int = 1024,
         dropout: float = 0.5,
         drop_inputs: float = 0.2,
+        adversarial: float = 0.0,
         epochs: int = 30,
         batch_size: int | None = None,
         lr: float = 2e-3,
@@ -52,7 +55,8 @@ class LearnedMetric(Saved, TransformerMixin, BaseEstimator, nn.Module):
     ):
         super().__init__()
         self.map, self.dim, self.proxies, self.temperature, self.width = map, dim, proxies, temperature, width
-        self.dropout, self.drop_inputs, self.epochs, self.batch_size = dropout, drop_inputs, epochs, batch_size
+        self.dropout, self.drop_inputs, self.adversarial = dropout, drop_inputs, adversarial
+        self.epochs, self.batch_size = epochs, batch_size
         self.lr, self.products, self.seed, self.device, self.progress = lr, products, seed, device, progress
 
     def fit(self, X, y=None):
@@ -78,12 +82,22 @@ class LearnedMetric(Saved, TransformerMixin, BaseEstimator, nn.Module):
         proxies = nn.Parameter(normalize(torch.randn(self.proxies, self._width(x)).to(x.device), dim=1))
         average = torch.optim.swa_utils.AveragedModel(self.map_, multi_avg_fn=_ema, use_buffers=True)
 
+        def at(seen: Float[Tensor, "B D"], labels: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
+            """The loss where rows are, in deviations."""
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.products == "bfloat16"):
+                found = self.map_[1:](seen)
+            return self._loss(normalize(found.float(), dim=1), labels, proxies, owner)
+
         def loss(rows: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
             """The loss of a batch, after the step before it has joined the running mean."""
             average.update_parameters(self.map_)
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.products == "bfloat16"):
-                found = self.map_(x[rows])
-            return self._loss(normalize(found.float(), dim=1), y[rows], proxies, owner)
+            seen, labels = self.map_[0](x[rows]), y[rows]
+            here = at(seen.requires_grad_(self.adversarial > 0), labels)
+            if not self.adversarial:
+                return here
+            (uphill,) = torch.autograd.grad(here, seen, retain_graph=True)
+            step = self.adversarial * seen.shape[1] ** 0.5
+            return (here + at(seen.detach() + step * normalize(uphill, dim=1), labels)) / 2
 
         rates = [(part, self.lr) for part in (*self.map_.parameters(), proxies)]
         size = batch_of(self.batch_size, len(x))
@@ -137,6 +151,8 @@ class LearnedMetric(Saved, TransformerMixin, BaseEstimator, nn.Module):
         if 0 < require_count("proxies", self.proxies, 0) < len(self.classes_):
             raise ValueError(f"proxies={self.proxies!r} for {len(self.classes_)} classes: give one each at least, or 0")
         require_known("products", self.products, PRODUCTS)
+        if not 0 <= self.adversarial < 1:
+            raise ValueError(f"adversarial={self.adversarial!r} can't be used: give a share in [0, 1)")
         for name in ("lr", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} can't be used: give a positive number")

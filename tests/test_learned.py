@@ -182,6 +182,24 @@ def test_the_loss_within_a_batch_is_neighborhood_component_analysis():
     assert metric._loss(z, y, None, None).item() == pytest.approx(-own.log().mean().item(), rel=1e-5)
 
 
+def test_adversarial_learning_is_half_from_where_rows_were_moved_against_it():
+    x, y = ring(40)
+    settings = {"proxies": 0, "drop_inputs": 0.0, "batch_size": 40, "lr": 1e-12, "epochs": 1, "progress": False}
+    metric = LearnedMetric("linear", dim=3, adversarial=0.1, **settings).fit(x, y)
+
+    def loss(rows):
+        """Of all against all others, in float64."""
+        z = torch.nn.functional.normalize(rows @ metric.map_[2].weight.double().T, dim=1)
+        score = (z @ z.T / metric.temperature).masked_fill(torch.eye(40, dtype=torch.bool), -math.inf)
+        return -score.softmax(1).masked_fill(y[:, None] != y, 0).sum(1).log().mean()
+
+    rows = metric.map_[0](x).double().requires_grad_()
+    (uphill,) = torch.autograd.grad(loss(rows), rows)
+    moved = rows + 0.1 * math.sqrt(x.shape[1]) * uphill / uphill.norm(dim=1, keepdim=True)
+    assert loss(moved) > loss(rows) + 0.01
+    assert metric.losses_[0] == pytest.approx(float((loss(rows) + loss(moved)).detach()) / 2, rel=1e-4)
+
+
 def test_a_residual_map_sets_out_from_the_features_themselves():
     x, y = ring(200)
     metric = LearnedMetric("residual", lr=1e-12, epochs=1, progress=False).fit(x, y)
@@ -200,7 +218,16 @@ def test_learning_leaves_the_random_numbers_of_others_alone():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"map": "cubic"}, {"dim": 0}, {"proxies": 1}, {"proxies": -1}, {"temperature": 0}, {"products": "int8"}],
+    [
+        {"map": "cubic"},
+        {"dim": 0},
+        {"proxies": 1},
+        {"proxies": -1},
+        {"temperature": 0},
+        {"products": "int8"},
+        {"adversarial": 1.0},
+        {"adversarial": -0.1},
+    ],
     ids=str,
 )
 def test_metrics_without_sense_are_refused(settings):
