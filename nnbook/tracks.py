@@ -82,14 +82,15 @@ def embedded(data: str, seed: int, **settings) -> Halves:
 
 
 MNIST, CIFAR = (10, 30, 100, 300), (10, 100, 1000)
+ADVERSARIAL = {"epochs": 20, "adversarial": 0.15, "dropout": 0.0, "drop_inputs": 0.0}  # in place of what is dropped
 COLOURED = partial(patches, count=1024, softening=300.0, mirror=True)
 TRACKS = {
-    "mnist_vector": Track("mnist", plain, {"epochs": 40}, MNIST, ("",)),
+    "mnist_vector": Track("mnist", plain, ADVERSARIAL, MNIST, ("",)),
     "mnist_geometry": Track("mnist", partial(patches, count=200, pool=3), {"epochs": 20}, MNIST, ("k nearest", "supp")),
     "fashion_geometry": Track(
         "fashion_mnist",
-        partial(patches, count=400, pool=3, mirror=True),
-        {"epochs": 15},
+        partial(white, dim=3072, floor=0.3, before=partial(patches, count=400, pool=3, softening=100.0, mirror=True)),
+        {"epochs": 12, "drop_inputs": 0.3},
         (*MNIST, 1000),
         ("k nearest",),
     ),
