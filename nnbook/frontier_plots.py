@@ -18,6 +18,7 @@ NAMES = {
     "cifar_embedding": "CIFAR-10, an embedding",
 }
 SETS, ACROSS = {"mnist": "MNIST", "cifar10": "CIFAR-10"}, 3
+MARKS = "s^Dv"  # of methods beside, where colours run out
 
 
 def recorded() -> dict[str, pd.DataFrame]:
@@ -33,27 +34,39 @@ def _means(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def front(tables: dict[str, pd.DataFrame]):
-    """Test accuracy against the number of centers, a panel a track; other methods are dots, networks are lines."""
+    """Test accuracy against the number of centers, a panel a track; other methods are marks, networks are lines."""
     down = -(-len(tables) // ACROSS)
     across = -(-len(tables) // down)
-    shape = (4.2 * across, 3.9 * down)
+    shape = (4.2 * across, 3.4 * down + 0.9)
     figure, axes = plt.subplots(down, across, figsize=shape, squeeze=False, layout="constrained")
     for axis in axes.flat[len(tables) :]:
         axis.axis("off")
+    looks, shown = _looks(tables), {}
     for axis, (name, table) in zip(axes.flat, tables.items(), strict=False):
         line = table[table.method == "learned centers"]
-        axis.errorbar(line.centers, 100 * line.test, 100 * line.spread.fillna(0), fmt="o-", label="learned centers")
-        for number, row in enumerate(table[table.method != "learned centers"].itertuples(), 1):
-            colour = plots.COLOURS[number % len(plots.COLOURS)]
+        shown["learned centers"] = axis.errorbar(
+            line.centers, 100 * line.test, 100 * line.spread.fillna(0), fmt="o-", color=plots.COLOURS[0]
+        )
+        for row in table[table.method != "learned centers"].itertuples():
             if row.centers:
-                axis.plot(row.centers, 100 * row.test, "s", color=colour, label=row.method)
+                (shown[row.method],) = axis.plot(row.centers, 100 * row.test, **looks[row.method])
             else:
-                axis.axhline(100 * row.test, color=colour, linestyle=":", label=row.method)
+                shown[row.method] = axis.axhline(100 * row.test, color="grey", linestyle=":")
         axis.set(xscale="log", xlabel="centers, or samples carried along", title=NAMES[name])
-        axis.legend(fontsize=7)
     for row in axes:
         row[0].set_ylabel("test accuracy, %")
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
+
+
+def _looks(tables: dict[str, pd.DataFrame]) -> dict[str, dict]:
+    """A colour and a mark for each method, the same in all panels."""
+    methods = dict.fromkeys(method for table in tables.values() for method in table.method)
+    others, colours = [method for method in methods if method != "learned centers"], plots.COLOURS[1:]
+    return {
+        method: {"color": colours[at % len(colours)], "marker": MARKS[at // len(colours)], "linestyle": ""}
+        for at, method in enumerate(others)
+    }
 
 
 def layers(table: pd.DataFrame):
