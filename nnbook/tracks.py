@@ -82,11 +82,17 @@ def embedded(data: str, seed: int, **settings) -> Halves:
 
 
 MNIST, CIFAR = (10, 30, 100, 300), (10, 100, 1000)
-ADVERSARIAL = {"epochs": 20, "adversarial": 0.15, "dropout": 0.0, "drop_inputs": 0.0}  # in place of what is dropped
+MOVED = {"dropout": 0.0, "drop_inputs": 0.0}  # learning from rows moved against the metric takes the place of both
 COLOURED = partial(patches, count=1024, softening=300.0, mirror=True)
 TRACKS = {
-    "mnist_vector": Track("mnist", plain, ADVERSARIAL, MNIST, ("",)),
-    "mnist_geometry": Track("mnist", partial(patches, count=200, pool=3), {"epochs": 20}, MNIST, ("k nearest", "supp")),
+    "mnist_vector": Track("mnist", plain, MOVED | {"epochs": 20, "adversarial": 0.15}, MNIST, ("",)),
+    "mnist_geometry": Track(
+        "mnist",
+        partial(patches, count=200, pool=3),
+        MOVED | {"epochs": 12, "adversarial": 0.05},
+        MNIST,
+        ("k nearest", "supp"),
+    ),
     "fashion_geometry": Track(
         "fashion_mnist",
         partial(white, dim=3072, floor=0.3, before=partial(patches, count=400, pool=3, softening=100.0, mirror=True)),
