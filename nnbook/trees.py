@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageOps
 
-from nnlib.inputs import require_count
+from nnlib.checks import require_count
 from nnlib.pictures import Pictures, SetPictures
 from nnlib.splits import drawn, open_pictures
 

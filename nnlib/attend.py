@@ -16,6 +16,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from nnlib.blocks import exact_products, working_dtype
+from nnlib.checks import require_known, require_number
 from nnlib.flash import WIDEST, softmax_averages
 from nnlib.gradients import Gradients
 from nnlib.kernels import CosineSoftmax, DotProduct, InfluenceCone, InverseDistance, Kernel, KNearest
@@ -215,10 +216,8 @@ class _Attend(torch.autograd.Function):
 def _check_averages(values, kernel: Kernel, tolerance: float, products: str) -> None:
     if len(values.shape) != 2:
         raise ValueError(f"values has shape {tuple(values.shape)}: give [M, V], or Labels")
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance={tolerance!r} can't be used: give a share in [0, 1)")
-    if products not in PRODUCTS:
-        raise ValueError(f"products={products!r} is not known: give one of {', '.join(PRODUCTS)}")
+    require_number("tolerance", tolerance, "[0, 1)", "a share in [0, 1)")
+    require_known("products", products, PRODUCTS)
     if products != "float32" and (kernel.count is not None or type(kernel) is DotProduct):
         raise ValueError(f"products={products!r} with {kernel}: give 'float32'")
 

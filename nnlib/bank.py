@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from nnlib.blocks import working_dtype
-from nnlib.inputs import require_count
+from nnlib.checks import require_count, require_number
 from nnlib.shards import gathered, share, world
 
 DRAWN = 1 << 16  # rows drawn at a time
@@ -127,9 +127,7 @@ def momentum_at(epoch: int, epochs: int, early: float = 0.5) -> float:
 
 
 def _checked_momentum(momentum: float) -> float:
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum={momentum!r} can't be used: give a share in [0, 1)")
-    return momentum
+    return require_number("momentum", momentum, "[0, 1)", "a share in [0, 1)")
 
 
 def _require_labels(labels: Tensor) -> None:

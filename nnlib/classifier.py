@@ -10,8 +10,9 @@ from sklearn.utils.validation import check_consistent_length
 from torch import Tensor
 
 from nnlib.attend import Labels, attend
+from nnlib.checks import require_known
 from nnlib.fcnn import fcnn
-from nnlib.inputs import array_of, features_of, is_stream, labels_of, places_of, require_known
+from nnlib.inputs import array_of, features_of, is_stream, labels_of, places_of
 from nnlib.kernels import Kernel
 from nnlib.prune import Pruned
 from nnlib.shares import Classifier

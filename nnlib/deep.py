@@ -1,6 +1,7 @@
 """The published stack: layers of dynamic classifiers, each fitted on the outputs of the one before."""
 
-from nnlib.inputs import features_of, require_count
+from nnlib.checks import require_count
+from nnlib.inputs import features_of
 from nnlib.kernels import Kernel
 from nnlib.layers import Layered, passed
 from nnlib.neighbors import DynamicClassifier

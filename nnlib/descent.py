@@ -8,8 +8,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from nnlib.checks import require_count
 from nnlib.device import one_thread
-from nnlib.inputs import require_count
 
 SMALL = 1 << 22  # multiplications
 

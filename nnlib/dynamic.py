@@ -12,9 +12,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from nnlib.attend import nearest
+from nnlib.checks import require_count, require_known, require_number
 from nnlib.condense import Batch, Watch, block_rows, condense_in_passes
 from nnlib.device import device_of
-from nnlib.inputs import answer, features_of, gathered, require_count, require_known, stored_type
+from nnlib.inputs import answer, features_of, gathered, stored_type
 from nnlib.kernels import Kernel, KNearest, kernel_of
 from nnlib.models import Saved
 from nnlib.rows import Chosen, Copied
@@ -75,8 +76,7 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
         self._kernel()
         for name in ("batch_size", "max_neighbors", "max_count", "passes"):
             require_count(name, getattr(self, name, 1))
-        if not 0 < self.target_accuracy <= 1:
-            raise ValueError(f"target_accuracy={self.target_accuracy!r} can't be used: give a number in (0, 1]")
+        require_number("target_accuracy", self.target_accuracy, "(0, 1]")
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         super()._restore(tensors)

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from nnlib.checks import require_number
+
 ROWS = 4096  # pictures at a time
 
 
@@ -39,8 +41,7 @@ def _upright(images: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
 
 def blurred(images: Shaped[Tensor, "N H W"], sigma: float = 1.0) -> Float[Tensor, "N H W"]:
     """Grey pictures under a Gaussian of `sigma` pixels, so that small shifts change distances little."""
-    if not sigma > 0:
-        raise ValueError(f"sigma={sigma!r} can't be used: give a positive number of pixels, such as 1.0")
+    require_number("sigma", sigma, "(0, inf)", "a positive number of pixels, such as 1.0")
     size = 2 * round(3 * sigma) + 1
     parts = [gaussian_blur(part.float()[:, None], size, sigma)[:, 0] for part in images.split(ROWS)]
     return torch.cat(parts)

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from nnlib.bitstream import MAX_PIXELS, base, displayed, parts_of, texture, unpack
 from nnlib.blocks import exact_products
+from nnlib.checks import require, require_count, require_number
 from nnlib.data import photo
 from nnlib.encoder import Encoder
 from nnlib.files import written_whole
@@ -58,9 +59,11 @@ def encode(
     if bits_per_pixel is not None and quality is not None:
         raise ValueError(f"bits_per_pixel={bits_per_pixel} and quality={quality} are both given: give one of them")
     rate = 0.25 if bits_per_pixel is None else bits_per_pixel
-    _require(0 < rate < float("inf"), "bits_per_pixel", rate, "a positive number, such as 0.25")
-    _require(quality is None or 0 <= quality <= 100, "quality", quality, "a number from 0 to 100")
-    _require(steps is None or steps >= 1, "steps", steps, "a whole number, 1 or more")
+    require_number("bits_per_pixel", rate, "(0, inf)", "a positive number, such as 0.25")
+    if quality is not None:
+        require_number("quality", quality, "[0, 100]", "a number from 0 to 100")
+    if steps is not None:
+        require_count("steps", steps)
     grey = pixels.shape[2] == 1 or bool((pixels == pixels[..., :1]).all())
     with _plain_torch():
         picture = (pixels[..., :1] if grey else pixels).to(device).float() / 255
@@ -78,7 +81,7 @@ def decode(
     Raises CorruptError (a ValueError) where data is damaged, cut short, foreign, or claims more than `max_pixels`
     pixels at this zoom; nothing is allocated for it before that is known.
     """
-    _require(zoom in range(1, ZOOM + 1), "zoom", zoom, f"a whole number from 1 to {ZOOM}")
+    require(zoom in range(1, ZOOM + 1), "zoom", zoom, f"a whole number from 1 to {ZOOM}")
     with _plain_torch():
         coded = unpack(data, max_pixels, zoom := int(zoom))
         shown = displayed(base(coded, zoom, device) + texture(coded, zoom, device))
@@ -115,14 +118,9 @@ def _pixels(image, background) -> UInt8[Tensor, "H W C"]:
     if pixels.shape[2] < 4:
         return pixels
     ground = torch.as_tensor(background)
-    _require(ground.shape == (3,) and 0 <= ground.min() and ground.max() <= 255, "background", background, "R, G and B")
+    require(ground.shape == (3,) and 0 <= ground.min() and ground.max() <= 255, "background", background, "R, G and B")
     cover = pixels[..., 3:].float() / 255
     return (pixels[..., :3] * cover + ground.to(pixels.device) * (1 - cover)).round().to(torch.uint8)
-
-
-def _require(holds: bool, name: str, given, wanted: str) -> None:
-    if not holds:
-        raise ValueError(f"{name}={given!r}: give {wanted}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -156,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(asked: argparse.Namespace) -> None:
     if asked.command == "encode":
         same = asked.target.exists() and asked.source.exists() and asked.source.samefile(asked.target)
-        _require(not same, "target", str(asked.target), "another file than the source")
+        require(not same, "target", str(asked.target), "another file than the source")
         image = photo(asked.source, as_it_is=True)
         names = ("bits_per_pixel", "quality", "background", "steps", "seed", "device")
         with written_whole(asked.target) as part, tqdm(unit=" steps", leave=False) as bar:
@@ -175,7 +173,7 @@ def _pillow_name(target: Path) -> str:
     """The name of the format that the target's ending asks for."""
     known = Image.registered_extensions()
     written = known.get(target.suffix.lower()) in Image.SAVE
-    _require(written, "target", str(target), "a name that ends in .png, or as another format that Pillow writes")
+    require(written, "target", str(target), "a name that ends in .png, or as another format that Pillow writes")
     return known[target.suffix.lower()]
 
 

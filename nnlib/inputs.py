@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from numbers import Integral
 
 import numpy as np
 import torch
@@ -90,19 +89,6 @@ def places_of(y, classes: np.ndarray) -> Int64[Tensor, " N"]:
             "drop such samples, or fit anew with all classes"
         )
     return torch.from_numpy(place.astype(np.int64))
-
-
-def require_count(name: str, given, least: int = 1) -> int:
-    """`given` itself; raises ValueError, naming it, where that is no whole number or too small."""
-    if not isinstance(given, Integral) or given < least:
-        raise ValueError(f"{name}={given!r} can't be used: give a whole number, {least} or more")
-    return int(given)
-
-
-def require_known(name: str, given, known: Iterable[str]) -> None:
-    """Raise ValueError, naming what is known, where `given` isn't among it."""
-    if given not in known:
-        raise ValueError(f"{name}={given!r} is not known: give one of {', '.join(known)}")
 
 
 def stored_type(rows: Tensor) -> torch.dtype:

@@ -5,20 +5,15 @@ A kernel says how distances are measured (`metric`) and what a center that far w
 `scales`.
 """
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnlib.checks import require_count, require_number
 from nnlib.cosine import Cosine
 from nnlib.euclidean import Euclidean, Inner, Pyramid, power_
-
-
-def _require(holds: bool, name: str, given, wanted: str) -> None:
-    if not holds:
-        raise ValueError(f"{name}={given!r} can't be used: give {wanted}")
 
 
 @dataclass(frozen=True)
@@ -70,8 +65,8 @@ class InverseDistance(Kernel):
     epsilon: float = 1e-6
 
     def __post_init__(self):
-        _require(-math.inf < self.exponent < 0, "exponent", self.exponent, "a negative number, such as -4")
-        _require(0 <= self.epsilon < math.inf, "epsilon", self.epsilon, "a small number that is not negative, as 1e-6")
+        require_number("exponent", self.exponent, "(-inf, 0)", "a negative number, such as -4")
+        require_number("epsilon", self.epsilon, "[0, inf)", "a small number that is not negative, as 1e-6")
 
     def sharpened(self, sharpness):
         return replace(self, exponent=self.exponent * sharpness)
@@ -110,7 +105,7 @@ class EuclideanPyramid(InverseDistance):
 
     def __post_init__(self):
         super().__post_init__()
-        _require(self.scales >= 1, "scales", self.scales, "a whole number, 1 or more")
+        require_count("scales", self.scales)
 
     def sharpened(self, sharpness):
         return None  # the distance depends on the exponent too
@@ -132,13 +127,9 @@ class InfluenceCone(Kernel):
     needs_nearest = True
 
     def __post_init__(self):
-        _require(
-            1 < self.influence_cone_factor < math.inf,
-            "influence_cone_factor",
-            self.influence_cone_factor,
-            "a number above 1: at 1 or below no center has any weight",
-        )
-        _require(0 < self.epsilon < math.inf, "epsilon", self.epsilon, "a small positive number, as 1e-6")
+        wanted = "a number above 1: at 1 or below no center has any weight"
+        require_number("influence_cone_factor", self.influence_cone_factor, "(1, inf)", wanted)
+        require_number("epsilon", self.epsilon, "(0, inf)", "a small positive number, as 1e-6")
 
     def reach(self, near: Float[Tensor, " B"], scale: float = 1.0) -> Float[Tensor, " B"]:
         """How much farther than the nearest center one may be until it has no weight."""
@@ -160,7 +151,7 @@ class CosineSoftmax(Kernel):
     temperature: float = 0.05
 
     def __post_init__(self):
-        _require(0 < self.temperature < math.inf, "temperature", self.temperature, "a positive number, such as 0.05")
+        require_number("temperature", self.temperature, "(0, inf)", "a positive number, such as 0.05")
 
     def metric(self, queries, centers, dtype):
         """One minus the cosine."""
@@ -202,7 +193,7 @@ class KNearest(Kernel):
     by: Kernel = InverseDistance()
 
     def __post_init__(self):
-        _require(self.count >= 1, "count", self.count, "a whole number, 1 or more")
+        require_count("count", self.count)
 
     def metric(self, queries, centers, dtype):
         """That of the other kernel."""

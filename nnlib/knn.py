@@ -9,8 +9,8 @@ from torch.nn.functional import normalize
 
 from nnlib.bank import MemoryBank, UnitRows
 from nnlib.blocks import exact_products, working_dtype
+from nnlib.checks import require_count, require_number
 from nnlib.euclidean import Inner
-from nnlib.inputs import require_count
 from nnlib.nearby import nearest_of
 from nnlib.shards import gathered, own, summed
 
@@ -36,8 +36,7 @@ def knn_predict(
     all processes call it at once, without exclude; a sharded MemoryBank is so by itself.
     Source: Wu, Efros, Yu, ECCV 2018 (k = 30).
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature!r} can't be used: give a positive number, such as 0.05")
+    require_number("temperature", temperature, "(0, inf)", "a positive number, such as 0.05")
     near = nearest_labels(features, bank, bank_labels, k, exclude, sharded)
     classes = _voted(*near, temperature, require_count("top", 1 if top is None else top))
     return classes[:, 0] if top is None else classes

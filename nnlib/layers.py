@@ -13,8 +13,9 @@ from torch import Tensor
 
 from nnlib import neighbors
 from nnlib.attend import Labels, attend
+from nnlib.checks import require_count
 from nnlib.files import folder_written_whole
-from nnlib.inputs import answer, features_of, require_count
+from nnlib.inputs import answer, features_of
 from nnlib.models import ModelError, read_settings, write_settings
 from nnlib.shares import Classifier
 

@@ -7,11 +7,12 @@ from sklearn.utils.validation import check_consistent_length
 from torch import Tensor, nn
 
 from nnlib.attend import attend
+from nnlib.checks import require_count, require_known, require_number
 from nnlib.classifier import DynamicClassifier
 from nnlib.descent import SMALL, batch_of, descend
 from nnlib.device import device_of
 from nnlib.frames import sample_of
-from nnlib.inputs import features_of, labels_of, places_of, require_count, require_known
+from nnlib.inputs import features_of, labels_of, places_of
 from nnlib.kernels import CosineSoftmax, Kernel, kernel_of
 from nnlib.shares import Classifier
 
@@ -134,7 +135,6 @@ class LearnedCenters(Classifier):
         if self._given().count is not None:
             raise ValueError(f"kernel={self.kernel!r} passes no gradient on to centers: give one that weighs them all")
         require_known("start", self.start, STARTS)
-        if not self.lr > 0:
-            raise ValueError(f"lr={self.lr!r} can't be used: give a positive number, such as 0.02")
+        require_number("lr", self.lr, "(0, inf)", "a positive number, such as 0.02")
         if self.count < len(self.classes_):
             raise ValueError(f"count={self.count!r} for {len(self.classes_)} classes: give one center each at least")

@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from nnlib.checks import require_known
 from nnlib.frames import wide
-from nnlib.inputs import BLOCK_NUMBERS, require_known
+from nnlib.inputs import BLOCK_NUMBERS
 
 MAPS = ("linear", "residual", "network")
 

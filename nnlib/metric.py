@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from nnlib.attend import PRODUCTS, class_log_probabilities
+from nnlib.checks import require_count, require_known, require_number
 from nnlib.descent import SMALL, batch_of, descend
 from nnlib.device import device_of
-from nnlib.inputs import answer, features_of, labels_of, places_of, require_count, require_known
+from nnlib.inputs import answer, features_of, labels_of, places_of
 from nnlib.kernels import CosineSoftmax
 from nnlib.maps import map_of
 from nnlib.models import Saved
@@ -151,11 +152,10 @@ class LearnedMetric(Saved, TransformerMixin, BaseEstimator, nn.Module):
         if 0 < require_count("proxies", self.proxies, 0) < len(self.classes_):
             raise ValueError(f"proxies={self.proxies!r} for {len(self.classes_)} classes: give one each at least, or 0")
         require_known("products", self.products, PRODUCTS)
-        if not 0 <= self.adversarial < 1:
-            raise ValueError(f"adversarial={self.adversarial!r} can't be used: give a share in [0, 1)")
+        for name in ("dropout", "drop_inputs", "adversarial"):
+            require_number(name, getattr(self, name), "[0, 1)", "a share in [0, 1)")
         for name in ("lr", "temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r} can't be used: give a positive number")
+            require_number(name, getattr(self, name), "(0, inf)", "a positive number")
 
 
 def _ema(averages: list[Tensor], parts: list[Tensor], seen: Tensor) -> None:

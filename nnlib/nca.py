@@ -5,8 +5,6 @@
 Both sums, and with them the gradient, gather in one sweep over the bank; nothing larger than a block of it is made.
 """
 
-import math
-
 import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
@@ -14,6 +12,7 @@ from torch.nn.functional import normalize, softplus
 
 from nnlib.bank import MemoryBank, UnitRows
 from nnlib.blocks import exact_products, finite, without, working_dtype
+from nnlib.checks import require_number
 from nnlib.kernels import DotProduct
 from nnlib.knn import embed, knn_evaluate, knn_predict, require_samples
 from nnlib.shards import gathered, largest, own, summed, world
@@ -43,10 +42,8 @@ def nca_loss(
     Differentiable in features, not in the bank. Raises ValueError where shapes, labels or settings don't fit.
     Source: Wu, Efros, Yu, ECCV 2018, there without the softplus form, which keeps the digits of separated classes.
     """
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature={temperature!r} can't be used: give a positive number, such as 0.05")
-    if not 0 <= margin < math.inf:
-        raise ValueError(f"margin={margin!r} can't be used: give a difference of cosines, 0 or more, such as 0.1")
+    require_number("temperature", temperature, "(0, inf)", "a positive number, such as 0.05")
+    require_number("margin", margin, "[0, inf)", "a difference of cosines, 0 or more, such as 0.1")
     rows = _Rows.of(bank, bank_labels)
     rows.check(features, labels, exclude)
     x = normalize(features.to(working_dtype(features)), dim=1)

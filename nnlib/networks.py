@@ -5,7 +5,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from nnlib.inputs import require_count
+from nnlib.checks import require_count
 
 RESNETS = ("resnet18", "resnet34", "resnet50")
 ARCHITECTURES = ("small", *RESNETS)

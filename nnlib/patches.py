@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, normalize
 
 from nnlib.attend import PRODUCTS
+from nnlib.checks import require_count, require_known
 from nnlib.device import device_of
 from nnlib.features import mirrored
-from nnlib.inputs import answer, require_count, require_known
+from nnlib.inputs import answer
 from nnlib.models import Saved
 
 SAMPLE = 100_000  # patches that the whitening is measured on

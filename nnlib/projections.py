@@ -11,9 +11,10 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from nnlib.checks import require_count, require_number
 from nnlib.device import device_of
 from nnlib.frames import wide
-from nnlib.inputs import BLOCK_NUMBERS, answer, features_of, labels_of, places_of, require_count
+from nnlib.inputs import BLOCK_NUMBERS, answer, features_of, labels_of, places_of
 from nnlib.models import Saved
 
 GRID = [10 ** (power / 2) for power in range(-10, 5)]  # ridges tried, in shares of the features' mean variance
@@ -72,8 +73,7 @@ class PrincipalComponents(Projection):
         x = self._taken(X)
         if require_count("dim", self.dim) > (most := min(x.shape)):
             raise ValueError(f"dim={self.dim} of {x.shape[0]} samples of {x.shape[1]} features: give at most {most}")
-        if not self.floor >= 0:
-            raise ValueError(f"floor={self.floor!r} can't be used: give 0 or more")
+        require_number("floor", self.floor, "[0, inf)", "0 or more")
         variances, axes = (part.flip(-1) for part in self._axes(x))
         self.share_ = float(variances[: self.dim].sum() / variances.sum().clamp(min=NONE))
         if self.whiten:
@@ -107,8 +107,8 @@ class RidgeProjection(Projection):
         return answer(self._fit(X, y), X)
 
     def _fit(self, X, y) -> Float[Tensor, "N C"]:
-        if self.ridge is not None and not self.ridge > 0:
-            raise ValueError(f"ridge={self.ridge!r} can't be used: give a positive number, or None")
+        if self.ridge is not None:
+            require_number("ridge", self.ridge, "(0, inf)", "a positive number, or None")
         x, y = self._taken(X), labels_of(y)
         check_consistent_length(x, y)
         self.classes_ = np.unique(y)

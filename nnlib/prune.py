@@ -10,7 +10,8 @@ from sklearn.utils.validation import check_consistent_length
 from torch import Tensor
 
 from nnlib.blocks import exact_products, finite
-from nnlib.inputs import features_of, require_count
+from nnlib.checks import require_count, require_number
+from nnlib.inputs import features_of
 from nnlib.kernels import Kernel
 from nnlib.stream import Labels, products
 from nnlib.votes import distances
@@ -33,8 +34,7 @@ class Pruned:
         """
         self._require_fitted()
         rounds, kernel = require_count("rounds", rounds), self._kernel()
-        if not 0 <= tolerance < 1:
-            raise ValueError(f"tolerance={tolerance!r} can't be used: give a share in [0, 1)")
+        require_number("tolerance", tolerance, "[0, 1)", "a share in [0, 1)")
         if (kernel.count or 1) > 1:
             raise ValueError(f"kernel={kernel} can't be pruned: give count=1, or a kernel by which all centers vote")
         x, y = features_of(self, X, reset=False), self._encoded(y).to(self.centers_.device)

@@ -9,6 +9,7 @@ from sklearn.utils.validation import check_array, check_consistent_length
 from torch import Tensor
 
 from nnlib.attend import attend
+from nnlib.checks import require_number
 from nnlib.dynamic import Dynamic
 from nnlib.inputs import answer, array_of, features_of, is_stream, require_finite
 from nnlib.kernels import Kernel
@@ -88,8 +89,7 @@ class DynamicRegressor(RegressorMixin, Dynamic):
 
     def _check_settings(self):
         super()._check_settings()
-        if not self.tolerance > 0:
-            raise ValueError(f"tolerance={self.tolerance!r} can't be used: give a positive number")
+        require_number("tolerance", self.tolerance, "(0, inf]", "a positive number")
 
     def _rule(self) -> Rule:
         return Rule(

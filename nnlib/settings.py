@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnlib.inputs import require_count
+from nnlib.checks import require_count, require_known, require_number
 
 CHOICES = {"schedule": ("step", "cosine"), "watch": ("fresh", "stale"), "precision": ("auto", "float32", "bfloat16")}
 CHOICES |= {"start": ("auto", "random", "embedded")}
@@ -53,19 +53,14 @@ class Settings:
         for name, least in COUNTS.items():
             require_count(name, getattr(self, name), least)
         for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not known: give one of {', '.join(known)}")
+            require_known(name, getattr(self, name), known)
         for name in ("lr", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)!r} can't be used: give a positive number")
+            require_number(name, getattr(self, name), "(0, inf)", "a positive number")
         for name in ("margin", "weight_decay", "warmup"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)!r} can't be used: give 0 or more")
+            require_number(name, getattr(self, name), "[0, inf)", "0 or more")
         for name in ("momentum", "memory_momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} can't be used: give a share in [0, 1)")
-        if not 0 < self.crop <= 1:
-            raise ValueError(f"crop={self.crop!r} can't be used: give a share of the area in (0, 1]")
+            require_number(name, getattr(self, name), "[0, 1)", "a share in [0, 1)")
+        require_number("crop", self.crop, "(0, 1]", "a share of the area in (0, 1]")
         return self
 
     def of_pictures(self) -> tuple:

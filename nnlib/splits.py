@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from nnlib.checks import require_number
 from nnlib.data import CLASSES, DataError, Dataset, load
 from nnlib.pictures import FolderPictures, Pictures, SetPictures
 
@@ -40,8 +41,7 @@ def open_pictures(
     are as good, True but for digits. least: the smallest share of a file's area that is trained on.
     Raises DataError for a folder with fewer than two classes or no pictures, ValueError for settings that don't fit.
     """
-    if not 0 <= validation < 1:
-        raise ValueError(f"validation={validation!r} can't be used: give a share in [0, 1)")
+    require_number("validation", validation, "[0, 1)", "a share in [0, 1)")
     if str(data) in CLASSES:
         whole = load(str(data))
         gallery, test = _halves(whole, str(data) not in UNFLIPPED if flip is None else flip)

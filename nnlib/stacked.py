@@ -8,7 +8,8 @@ from sklearn.utils.validation import check_consistent_length
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from nnlib.inputs import features_of, labels_of, places_of, require_count
+from nnlib.checks import require_count, require_number
+from nnlib.inputs import features_of, labels_of, places_of
 from nnlib.layers import KINDS, Layered, passed
 from nnlib.neighbors import DynamicClassifier, LearnedCenters
 from nnlib.shares import Classifier
@@ -105,8 +106,7 @@ class StackedClassifier(Layered):
 
     def _check_settings(self, samples: int) -> None:
         require_count("num_layers", self.num_layers)
-        if not 0 < self.validation <= 0.5:
-            raise ValueError(f"validation={self.validation!r} can't be used: give a share above 0, at most 0.5")
+        require_number("validation", self.validation, "(0, 0.5]", "a share above 0, at most 0.5")
         if samples < (least := 2 * require_count("folds", self.folds, 2)):
             raise ValueError(
                 f"n_samples={samples} for folds={self.folds}: give {least} samples or more, or fewer folds"

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from itertools import chain
-from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from sklearn.exceptions import NotFittedError
 
+from nnlib.checks import require, require_count, require_number
 from nnlib.contexts import CONTEXT, VIEWS, View, code_points, numbered
 from nnlib.device import one_thread
 from nnlib.evidence import earlier, evidence
@@ -141,10 +141,9 @@ class ContextModel:
         Temperature 0 takes the most likely one each time. `memory`: how many of the last characters are looked at.
         """
         _require_text("prompt", prompt)
-        _require("length", length, isinstance(length, Integral) and length >= 0, "a whole number, 0 or more")
-        _require("memory", memory, isinstance(memory, Integral) and memory >= 0, "a whole number, 0 or more")
-        good = isinstance(temperature, Real) and 0 <= temperature < np.inf
-        _require("temperature", temperature, good, "a number, 0 or more")
+        require_count("length", length, 0)
+        require_count("memory", memory, 0)
+        require_number("temperature", temperature, "[0, inf)", "a number, 0 or more")
         random, alphabet, written = np.random.default_rng(seed), self._fitted().alphabet, prompt
         for _ in range(length):
             p = self.predict_proba(written[len(written) - memory :] if memory < len(written) else written)[:-1]
@@ -170,7 +169,7 @@ class ContextModel:
     def explain(self, context: str, top: int = 10, around: int = 40) -> list[Passage]:
         """The `top` passages that weigh most in what comes after the context."""
         weights = self.weights(context)[:-1]
-        _require("top", top, isinstance(top, Integral) and top >= 1, "a whole number, 1 or more")
+        require_count("top", top)
         heaviest = np.lexsort((-np.arange(len(weights)), -weights))[:top]
         text = self._text
         return [
@@ -236,8 +235,8 @@ def _practised(sorts: list, codes: Integer[np.ndarray, " N"], practice: list[ran
 
 
 def _require_text(name: str, text: str, least: int = 0) -> None:
-    _require(name, text, isinstance(text, str), "a str")
-    _require(name, text, len(text) >= least, "one of a character or more")
+    require(isinstance(text, str), name, text, "a str")
+    require(len(text) >= least, name, text, "one of a character or more")
     if not text.isascii():
         try:
             text.encode()
@@ -246,8 +245,3 @@ def _require_text(name: str, text: str, least: int = 0) -> None:
                 f"{name} holds half a surrogate pair at {error.start}, which is no character: "
                 "read files as UTF-8, with nnlib.data.text"
             ) from None
-
-
-def _require(name: str, given, holds: bool, wanted: str) -> None:
-    if not holds:
-        raise ValueError(f"{name}={given!r:.60} can't be used: give {wanted}")

@@ -1,6 +1,5 @@
 """The published language model: windows of character codes, and the character that follows, as a classification."""
 
-from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,9 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from nnlib.checks import require_count, require_number
 from nnlib.deep import DeepClassifier
 from nnlib.files import folder_written_whole
-from nnlib.inputs import require_count
 from nnlib.models import ModelError, read_settings, write_settings
 
 CODES = 128  # classes; the last stands for every character that isn't ASCII
@@ -88,8 +87,7 @@ class WindowModel(BaseEstimator):
     def generate(self, prompt: str, length: int = 100, temperature: float = 1.0, seed: int | None = 0) -> str:
         """Draw what follows a prompt, by probabilities to the power 1 / temperature; at 0 the most likely is taken."""
         require_count("length", length, least=0)
-        if not isinstance(temperature, Real) or not 0 <= temperature < np.inf:
-            raise ValueError(f"temperature={temperature!r} can't be used: give a number, 0 or more")
+        require_number("temperature", temperature, "[0, inf)", "a number, 0 or more")
         _codes(prompt, "prompt")
         text, generator = "", np.random.default_rng(seed)
         for _ in range(length):
