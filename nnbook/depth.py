@@ -7,7 +7,7 @@ with a seed; a refused layer has no accuracy but that on validation. Four second
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import pandas as pd
@@ -16,7 +16,7 @@ from sklearn.model_selection import cross_val_predict
 from nnbook.chapters import ROOT
 from nnbook.frontier import RECORDED, SEEDS
 from nnbook.results import origin
-from nnlib.data import load
+from nnlib.data import DataError, load
 from nnlib.deep import DeepClassifier
 from nnlib.files import written_whole
 from nnlib.layers import Layered
@@ -96,11 +96,22 @@ def causes(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure and record, the file written anew after every seed."""
+    """Record the sets that are asked for."""
     parser = argparse.ArgumentParser("nnbook.depth", description="Test accuracy, layer by layer.")
     parser.add_argument("sets", nargs="*", default=SETS, metavar="SET", help=f"of {', '.join(SETS)}; both by default")
+    sets = parser.parse_args(arguments).sets
+    if unknown := [name for name in sets if name not in SETS]:
+        parser.error(f"{unknown[0]!r} is not known: give {' or '.join(SETS)}")
+    try:
+        record(sets)
+    except DataError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+
+
+def record(sets: Sequence[str]) -> None:
+    """Measure and record, the file written anew after every seed."""
     rows, told = [], origin(ROOT) | {"command": "python -m nnbook.depth"}
-    for name in parser.parse_args(arguments).sets:
+    for name in sets:
         for seed in SEEDS:
             for row in chain(measured(name, seed), second_layers(name) if seed == 0 else ()):
                 rows.append(row)

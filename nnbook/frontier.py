@@ -15,6 +15,7 @@ from nnbook.chapters import ROOT
 from nnbook.references import SOFTMAX, Voters, references, scores
 from nnbook.results import origin
 from nnbook.tracks import TRACKS, Halves, Track
+from nnlib.data import DataError
 from nnlib.files import written_whole
 from nnlib.kernels import CosineSoftmax
 from nnlib.neighbors import LearnedCenters, LearnedMetric
@@ -55,14 +56,22 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure tracks, and record each once it is done."""
     parser = argparse.ArgumentParser("nnbook.frontier", description="Accuracy against the number of centers.")
     parser.add_argument("tracks", nargs="+", choices=TRACKS, metavar="TRACK", help=f"of {', '.join(TRACKS)}")
-    for name in parser.parse_args(arguments).tracks:
-        rows, told = [], origin(ROOT) | {"command": f"python -m nnbook.frontier {name}"}
-        for seed in SEEDS:
-            for row in rows_of(TRACKS[name], seed, beside=seed == 0):
-                rows.append({"track": name, "seed": seed} | row)
-                print(rows[-1], flush=True)
-        with written_whole(RECORDED / f"frontier_{name}.csv") as path:
-            pd.DataFrame(rows).assign(**told).to_csv(path, index=False, float_format="%.5g")
+    try:
+        for name in parser.parse_args(arguments).tracks:
+            record(name)
+    except DataError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+
+
+def record(name: str) -> None:
+    """Measure a track, and write its file once it is done."""
+    rows, told = [], origin(ROOT) | {"command": f"python -m nnbook.frontier {name}"}
+    for seed in SEEDS:
+        for row in rows_of(TRACKS[name], seed, beside=seed == 0):
+            rows.append({"track": name, "seed": seed} | row)
+            print(rows[-1], flush=True)
+    with written_whole(RECORDED / f"frontier_{name}.csv") as path:
+        pd.DataFrame(rows).assign(**told).to_csv(path, index=False, float_format="%.5g")
 
 
 if __name__ == "__main__":

@@ -25,15 +25,16 @@ class DynamicClassifier(Pruned, Classifier):
     """Classes by the summed weight of all centers, which are the samples that it got wrong while it learned.
 
     kernel: a published kernel_type ("cosine", "euclidean", "euclidian_pyramid", "influence_cone") or a Kernel, with
-    `exponent`, `epsilon`, `influence_cone_factor` and `scales` for those that have them. predictor: "interpolation", or
-    "nearest" for the class of the largest weight. A batch of `batch_size` is learned until `target_accuracy` of it is
-    right, in at most `max_count` rounds; learning ends once there are more than `max_neighbors` centers. passes: over
-    the data, each in another order where they are shuffled, until one adds nothing; with predictor="nearest" and
-    batch_size=1 that is P. Hart's condensed nearest neighbor rule (1968). condensing: "batches", or "fcnn" for centers
-    that don't depend on the data's order, until nothing is wrong or there are `max_neighbors`, which does without
-    `batch_size`, `target_accuracy`, `max_count`, `passes`, `shuffle` and `seed`, and takes no streams.
-    The rule and its settings: Dynamic and Deep Nearest Neighbors (J. Loverich, 2023); FCNN: F. Angiulli, Fast condensed
-    nearest neighbor rule (ICML 2005).
+    `exponent`, `epsilon`, `influence_cone_factor` and `scales` for those that have them. "cosine" suits pixels and
+    counts; as published it takes x and -x for one, so give "euclidean" for features around 0. predictor:
+    "interpolation", or "nearest" for the class of the largest weight. A batch of `batch_size` is learned until
+    `target_accuracy` of it is right, in at most `max_count` rounds; learning ends once there are more than
+    `max_neighbors` centers. passes: over the data, each in another order where they are shuffled, until one adds
+    nothing; with predictor="nearest" and batch_size=1 that is P. Hart's condensed nearest neighbor rule (1968).
+    condensing: "batches", or "fcnn" for centers that don't depend on the data's order, until nothing is wrong or there
+    are `max_neighbors`, which does without `batch_size`, `target_accuracy`, `max_count`, `passes`, `shuffle` and
+    `seed`, and takes no streams. The rule and its settings: Dynamic and Deep Nearest Neighbors (J. Loverich, 2023);
+    FCNN: F. Angiulli, Fast condensed nearest neighbor rule (ICML 2005).
     """
 
     def __init__(

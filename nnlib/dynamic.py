@@ -1,5 +1,6 @@
 """What the dynamic classifier and regressor share: condensing, of data at hand or of a stream."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, repeat
@@ -85,12 +86,22 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
             raise ValueError(f"centers {tuple(centers.shape)} and values {tuple(values.shape)} don't belong together")
         self._kernel()
 
+    def _warn_of_opposites(self, x: Shaped[Tensor, "N D"]) -> None:
+        """Of what the published cosine means for samples that have negative features, which pixels don't."""
+        if isinstance(self.kernel, str) and self.kernel == "cosine" and x.dtype != torch.uint8 and float(x.amin()) < 0:
+            warnings.warn(
+                "kernel='cosine' takes x and -x for one, as published, and X has negative numbers: "
+                "'euclidean' and CosineInverseDistance(signed=True) tell them apart",
+                stacklevel=5,
+            )
+
     def _require_fitted(self) -> None:
         if self.centers_ is None:
             raise NotFittedError(f"This {type(self).__name__} instance is not fitted yet: call fit or load one")
 
     def _learn(self, x: Shaped[Tensor, "N D"], y: Shaped[Tensor, "N *V"], more: bool) -> None:
         """Condense a set at hand into new centers, or into `more` of them."""
+        self._warn_of_opposites(x)
         device = device_of(self.device)
         if x.device != device:
             x = x.to(device=device, dtype=stored_type(x))
@@ -112,6 +123,7 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
         if first is None:
             raise ValueError("X hands out no batches: give at least one")
         x, y = features_of(self, torch.as_tensor(first[0]), reset=not more), self._encoded(first[1])
+        self._warn_of_opposites(x)
         kept = stored_type(x)
         centers = self._copied(device, kept) if more else Copied(x[:0].to(device, kept), y[:0].to(device))
 

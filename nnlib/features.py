@@ -1,6 +1,6 @@
 """What pixels give before anything is learned from labels: straight digits, blur, shifted copies, mirrored copies.
 
-Tensors in, tensors out, on the device they lie on.
+Tensors (or arrays) in, tensors out, on the device they lie on.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from nnlib.checks import require_number
+from nnlib.checks import require_count, require_number
 
 ROWS = 4096  # pictures at a time
 
@@ -20,6 +20,7 @@ def deskewed(images: Shaped[Tensor, "N H W"]) -> Float[Tensor, "N H W"]:
     The shear is that of least squares: the covariance of the rows and columns of ink over the rows' variance.
     Raises ValueError for another shape. Source: LeCun, Bottou, Bengio, Haffner 1998.
     """
+    images = torch.as_tensor(images)
     if images.ndim != 3:
         raise ValueError(f"images has shape {tuple(images.shape)}: give grey pictures [N, H, W]")
     return torch.cat([_upright(part.float()) for part in images.split(ROWS)]) if len(images) else images.float()
@@ -43,7 +44,7 @@ def blurred(images: Shaped[Tensor, "N H W"], sigma: float = 1.0) -> Float[Tensor
     """Grey pictures under a Gaussian of `sigma` pixels, so that small shifts change distances little."""
     require_number("sigma", sigma, "(0, inf)", "a positive number of pixels, such as 1.0")
     size = 2 * round(3 * sigma) + 1
-    parts = [gaussian_blur(part.float()[:, None], size, sigma)[:, 0] for part in images.split(ROWS)]
+    parts = [gaussian_blur(part.float()[:, None], size, sigma)[:, 0] for part in torch.as_tensor(images).split(ROWS)]
     return torch.cat(parts)
 
 
@@ -54,6 +55,8 @@ def shifted(
 
     The pictures themselves come first, then all copies by one shift after the other, with 0 where nothing was.
     """
+    require_count("pixels", pixels, 0)
+    images, labels = torch.as_tensor(images), torch.as_tensor(labels)
     moves = [(i, j) for i in range(-pixels, pixels + 1) for j in range(-pixels, pixels + 1)]
     moves.sort(key=lambda move: move != (0, 0))
     return torch.cat([_moved(images, *move) for move in moves]), labels.repeat(len(moves))
@@ -69,4 +72,4 @@ def _moved(images: Tensor, down: int, right: int) -> Tensor:
 
 def mirrored(images: Shaped[Tensor, "N H W *C"]) -> Shaped[Tensor, "N H W *C"]:
     """Every picture seen in a mirror beside it."""
-    return images.flip(2)
+    return torch.as_tensor(images).flip(2)

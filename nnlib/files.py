@@ -19,10 +19,12 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
+        mode = part.stat().st_mode  # as any new file's: who writes through a file of their own may set another
     except OSError as error:
         raise _unwritable(path, error) from error
     try:
         yield part
+        part.chmod(mode)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

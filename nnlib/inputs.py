@@ -11,6 +11,8 @@ from sklearn.utils.validation import column_or_1d, validate_data
 from torch import Tensor
 
 KEPT = (torch.uint8, torch.bfloat16, torch.float16, torch.float32)  # what centers are stored in; else float32
+WIDE = (torch.float64, torch.int32, torch.int64)  # types that hold more digits than float32
+LOST = 0.05  # how much of a column's deviation may be rounded away
 BLOCK_NUMBERS = 1 << 22
 
 
@@ -33,7 +35,21 @@ def features_of(estimator, X, reset: bool) -> Shaped[Tensor, "N D"]:
                 f"{estimator.n_features_in_} features as input: give as many as it was fitted on"
             )
     require_finite("X", x)
+    if reset and x.dtype in WIDE:
+        _warn_of_lost_digits(x)
     return x
+
+
+def _warn_of_lost_digits(x: Shaped[Tensor, "N D"]) -> None:
+    """Say where numbers that differ are one in float32, as those far from 0 can be: looks at some hundred rows."""
+    rows = x[:: max(1, len(x) // 512)].cpu().double()
+    lost = (rows - rows.float()).abs().amax(0) > LOST * rows.std(0, correction=0)
+    if lost.any():
+        warnings.warn(
+            f"X's column {int(lost.int().argmax())} is so far from 0 that float32, in which all is computed, holds too "
+            "few digits of what it differs by: subtract its mean first, as StandardScaler does",
+            stacklevel=5,
+        )
 
 
 def _flat(X: Tensor) -> Shaped[Tensor, "N D"]:
@@ -116,4 +132,6 @@ def gathered(batches: Iterable, rows: Callable[[], int]) -> Iterator[tuple[Tenso
 
 def answer(result: Tensor, asked) -> Tensor | np.ndarray:
     """A result in the kind of what was asked with: tensors for tensors (on their device), arrays for all else."""
-    return result.to(asked.device) if isinstance(asked, Tensor) else result.cpu().numpy()
+    if isinstance(asked, Tensor):
+        return result.to(asked.device)
+    return (result.float() if result.dtype == torch.bfloat16 else result).cpu().numpy()  # which numpy doesn't have

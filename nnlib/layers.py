@@ -16,7 +16,7 @@ from nnlib.attend import Labels, attend
 from nnlib.checks import require_count
 from nnlib.files import folder_written_whole
 from nnlib.inputs import answer, features_of
-from nnlib.models import ModelError, read_settings, write_settings
+from nnlib.models import COLUMNS, ModelError, read_settings, write_settings
 from nnlib.shares import Classifier
 
 HEAD, LAYER = "stack.json", "layer_{}.safetensors"
@@ -86,6 +86,7 @@ class Layered(ClassifierMixin, BaseEstimator, torch.nn.Module):
         """Write a folder, whole or not at all; raises OSError where it holds anything else or can't be written."""
         check_is_fitted(self)
         settings = self._settings() | {"num_layers": len(self.layers_), "splits": self.splits_}
+        settings |= {name: getattr(self, name).tolist() for name in COLUMNS if hasattr(self, name)}
         with folder_written_whole(folder, (HEAD, LAYER.format("*"))) as part:
             for number, layer in enumerate(self.layers_, 1):
                 layer.save(part / LAYER.format(number))
@@ -105,7 +106,10 @@ class Layered(ClassifierMixin, BaseEstimator, torch.nn.Module):
                 raise ValueError(f"kinds={kinds!r} for num_layers={num_layers}: each is one of {', '.join(KINDS)}")
             paths = [folder / LAYER.format(number) for number in range(1, num_layers + 1)]
             layers = [getattr(neighbors, kind).load(path, device) for kind, path in zip(kinds, paths, strict=True)]
-            return cls._from_settings(told, layers)._made_of(layers, splits)
+            stack = cls._from_settings(told, layers)._made_of(layers, splits)
+            for name in COLUMNS & told.keys():
+                setattr(stack, name, np.array(told[name], dtype=object))
+            return stack
         except ValueError as error:
             raise ModelError(f"folder={str(folder)!r}: {error}; give one that {cls.__name__}.save wrote") from None
 

@@ -1,8 +1,11 @@
 """Centers, what they say and how sharply they say it, learned by gradient through the weighted average."""
 
+import warnings
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, Shaped
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_consistent_length
 from torch import Tensor, nn
 
@@ -11,11 +14,12 @@ from nnlib.checks import require_count, require_known, require_number
 from nnlib.classifier import DynamicClassifier
 from nnlib.descent import SMALL, batch_of, descend
 from nnlib.device import device_of
-from nnlib.frames import sample_of
+from nnlib.frames import sample_of, wide
 from nnlib.inputs import features_of, labels_of, places_of
 from nnlib.kernels import CosineSoftmax, Kernel, kernel_of
 from nnlib.shares import Classifier
 
+KERNELS = ("cosine", "cosine_softmax", "euclidean", "euclidean_pyramid", "influence_cone")
 STARTS = ("kmeans", "condensed")
 CLUSTERED = 20_000  # samples of a class that its first centers are found from
 SURE = 4.0  # the first logit of a center's own class, those of the others being 0
@@ -88,7 +92,7 @@ class LearnedCenters(Classifier):
             own = shares.gather(1, y[rows, None])
             return -own.clamp(min=torch.finfo(own.dtype).tiny).log().mean()
 
-        spread = float(sample_of(x, torch.float32).std(0, correction=0).square().mean().sqrt()) or 1.0
+        spread = float(sample_of(x, wide(x)).std(0, correction=0).square().mean().sqrt()) or 1.0
         rates = [(centers, self.lr * spread), (logits, 5 * self.lr), (power, self.lr)]
         size = batch_of(self.batch_size, len(x))
         small = size * centers.numel() < SMALL
@@ -114,13 +118,17 @@ class LearnedCenters(Classifier):
 
         count, step = min(count, len(x)), -(-len(x) // CLUSTERED)
         rows = x[::step].float().cpu().numpy()
-        found = KMeans(min(count, len(rows)), n_init=1, max_iter=20, random_state=self.seed).fit(rows).cluster_centers_
-        return torch.from_numpy(found).to(x.device, torch.float32)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=ConvergenceWarning)  # a class of equal samples has fewer centers
+            found = KMeans(min(count, len(rows)), n_init=1, max_iter=20, random_state=self.seed).fit(rows)
+        return torch.from_numpy(found.cluster_centers_).to(x.device, torch.float32)
 
     def _given(self) -> Kernel:
         """The kernel of the settings, as sharp as they say."""
         if self.kernel == "cosine_softmax":
             return CosineSoftmax(self.temperature)
+        if isinstance(self.kernel, str):
+            require_known("kernel", self.kernel.replace("euclidian", "euclidean"), KERNELS)
         return kernel_of(self.kernel, self.exponent, self.epsilon, self.influence_cone_factor, self.scales)
 
     def _kernel(self) -> Kernel:

@@ -23,7 +23,7 @@ class Standard(nn.Module):
         """Take both from training samples [N, D] of any type, a block at a time."""
         parts = x.split(max(1, BLOCK_NUMBERS // x.shape[1]))
         self.mean.copy_(sum(part.to(wide(part)).sum(0) for part in parts) / len(x))
-        square = sum(float((part.float() - self.mean).square().sum()) for part in parts)
+        square = sum(float((part.to(wide(part)) - self.mean).square().sum()) for part in parts)
         self.deviation.fill_((square / x.numel()) ** 0.5 or 1.0)
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, Shaped
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -20,18 +20,18 @@ from nnlib.models import Saved
 TRANSFORMED = 8192  # samples at a time
 
 
-class LearnedMetric(Saved, TransformerMixin, BaseEstimator, nn.Module):
+class LearnedMetric(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, nn.Module):
     """Samples [N, D] to unit rows [N, dim], in whose cosines those of a class are neighbors.
 
     map: "linear"; "residual", x + f(x), which keeps the features; or "network" of two hidden layers of `width`, batch
     norm and `dropout`. drop_inputs: share of the features hidden while learning. adversarial: also learn from each row
-    moved so far, as a share of a row's usual length, in the direction that raises the loss most; takes twice as long.
-    The loss is neighborhood component analysis's at `temperature`: against `proxies` centers, as many a class, that
-    learn along and are then left behind (`proxies_`, for who wants to start from them), or, with proxies=0, against
-    the rest of the batch. batch_size and lr are LearnedCenters's, without a spread. products: "bfloat16" for the map's
-    products while it learns. Sources: J. Goldberger et al., Neighbourhood Components Analysis (2004); Y.
-    Movshovitz-Attias et al., No Fuss Distance Metric Learning using Proxies (2017); I. Goodfellow et al., Explaining
-    and Harnessing Adversarial Examples (2015); x + f(x): J. Loverich.
+    moved so far, as a share of a row's usual length, to where the loss is higher (twice the time; features should be
+    alike in scale). The loss is neighborhood component analysis's at `temperature`: against `proxies` centers, as many
+    a class, that learn along and are then left behind (`proxies_`, for who wants to start from them), or, with
+    proxies=0, against the rest of the batch. batch_size and lr are LearnedCenters's, without a spread. products:
+    "bfloat16" for the map's products while it learns. Sources: J. Goldberger et al., Neighbourhood Components Analysis
+    (2004); Y. Movshovitz-Attias et al., No Fuss Distance Metric Learning using Proxies (2017); I. Goodfellow et al.,
+    Explaining and Harnessing Adversarial Examples (2015); x + f(x): J. Loverich.
     """
 
     saved_attributes = ("n_features_in_", "classes_")
@@ -80,7 +80,7 @@ class LearnedMetric(Saved, TransformerMixin, BaseEstimator, nn.Module):
 
     def _descend(self, x: Shaped[Tensor, "N D"], y: Int64[Tensor, " N"]) -> None:
         owner = torch.arange(self.proxies, device=x.device) % len(self.classes_)
-        proxies = nn.Parameter(normalize(torch.randn(self.proxies, self._width(x)).to(x.device), dim=1))
+        proxies = nn.Parameter(normalize(torch.randn(self.proxies, self._n_features_out).to(x.device), dim=1))
         average = torch.optim.swa_utils.AveragedModel(self.map_, multi_avg_fn=_ema, use_buffers=True)
 
         def at(seen: Float[Tensor, "B D"], labels: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
@@ -143,8 +143,9 @@ class LearnedMetric(Saved, TransformerMixin, BaseEstimator, nn.Module):
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "map_")
 
-    def _width(self, x: Tensor) -> int:
-        return x.shape[1] if self.map == "residual" else self.dim
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_features_in_ if self.map == "residual" else self.dim
 
     def _check_settings(self) -> None:
         for name in ("dim", "width", "epochs"):

@@ -18,6 +18,7 @@ from nnlib.files import written_whole
 from nnlib.kernels import Kernel
 
 FORMAT = "nnlib.1"
+COLUMNS = {"feature_names_in_"}
 
 
 class ModelError(OSError):
@@ -38,7 +39,7 @@ class Saved:
         check_is_fitted(self, msg="This %(name)s instance is not fitted yet: call fit or load one")
         told = {
             "settings": {name: _told(value) for name, value in self.get_params(deep=False).items()},
-            "attributes": {name: _told(getattr(self, name)) for name in self.saved_attributes},
+            "attributes": {name: _told(getattr(self, name)) for name in self._attributes()},
         }
         header = {"format": FORMAT, "class": type(self).__name__, "told": json.dumps(told)}
         tensors = {name: part.contiguous() for name, part in self._tensors().items()}
@@ -51,15 +52,16 @@ class Saved:
 
         Raises ModelError, naming the file and what is wrong with it, for one that is missing, truncated or foreign.
         """
+        device = str(device_of(device))
         try:
-            with safe_open(path, "pt", device=str(device_of(device))) as file:
+            with safe_open(path, "pt", device=device) as file:
                 header = file.metadata() or {}
                 _require_class(header, cls.__name__, path)
                 # cloned: where rows begin in the file, products would be summed in another order than before the save
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             told = json.loads(header["told"])
             model = cls(**{name: _meant(value) for name, value in told["settings"].items()})
-            for name in cls.saved_attributes:
+            for name in (*cls.saved_attributes, *(COLUMNS & told["attributes"].keys())):
                 setattr(model, name, _meant(told["attributes"][name]))
             model._restore(tensors)
             return model
@@ -70,6 +72,10 @@ class Saved:
                 f"path={str(path)!r} can't be read as a {cls.__name__} ({type(error).__name__}: {error}): "
                 "give a file that its save() wrote"
             ) from None
+
+    def _attributes(self) -> list[str]:
+        """What is written beside the tensors; columns' names where a frame was fitted on."""
+        return [*self.saved_attributes, *(name for name in COLUMNS if hasattr(self, name))]
 
     def _tensors(self) -> dict[str, Tensor]:
         """What is written: each tensor under its attribute's name, less the underscore."""

@@ -3,25 +3,27 @@
 Source: A. Coates, A. Ng, "The importance of encoding versus training with sparse coding and vector quantization", 2011.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float, Shaped
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, normalize
 
 from nnlib.attend import PRODUCTS
-from nnlib.checks import require_count, require_known
+from nnlib.checks import require_count, require_known, require_number
 from nnlib.device import device_of
 from nnlib.features import mirrored
-from nnlib.inputs import answer
+from nnlib.inputs import answer, require_finite
 from nnlib.models import Saved
 
 SAMPLE = 100_000  # patches that the whitening is measured on
+FAINT = 0.01  # of the softening: contrasts below are lost in it
 BLOCK_NUMBERS = 1 << 23  # responses at a time
 
 
-class PatchFeatures(Saved, TransformerMixin, BaseEstimator):
+class PatchFeatures(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Pictures [N, H, W] or [N, H, W, C] in 0..255 to non-negative features [N, 2 x count x pool x pool].
 
     Every patch of size x size pixels is freed of its brightness and contrast, whitened, and compared with `count`
@@ -56,7 +58,14 @@ class PatchFeatures(Saved, TransformerMixin, BaseEstimator):
         """Measure the whitening and draw the patches; raises ValueError for shapes or settings without sense."""
         images = self._checked(X)
         generator = torch.Generator().manual_seed(self.seed)
-        rows = self._even(self._drawn(images, generator).to(device_of(self.device)))
+        drawn = self._drawn(images, generator).to(device_of(self.device))
+        contrast = float(drawn.var(1).mean())
+        if 0 < contrast < FAINT * self.softening:
+            raise ValueError(
+                f"X's patches vary by {contrast:.2g} grey levels squared, which softening={self.softening!r} blots "
+                "out: give pictures in 0..255, or less softening"
+            )
+        rows = self._even(drawn)
         self.mean_ = rows.mean(0)
         spread, axes = torch.linalg.eigh(torch.cov((rows - self.mean_).T).cpu().double())
         self.whitening_ = (axes * (spread.clamp(min=0) + self.floor).rsqrt() @ axes.T).to(rows)
@@ -77,6 +86,10 @@ class PatchFeatures(Saved, TransformerMixin, BaseEstimator):
         rows = max(1, BLOCK_NUMBERS // (height * width * self.count))
         parts = [self._both(part).to(torch.bfloat16 if self.compact else torch.float32) for part in images.split(rows)]
         return answer(torch.cat(parts), X)
+
+    @property
+    def _n_features_out(self) -> int:
+        return 2 * len(self.filters_) * self.pool**2
 
     def _both(self, images: Tensor) -> Float[Tensor, "B F"]:
         images = images.to(self.filters_.device)
@@ -127,12 +140,15 @@ class PatchFeatures(Saved, TransformerMixin, BaseEstimator):
         for name in ("count", "size", "pool"):
             require_count(name, getattr(self, name))
         require_known("products", self.products, PRODUCTS)
-        images = torch.as_tensor(X)
+        for name, within in {"threshold": "[0, inf)", "softening": "[0, inf)", "floor": "(0, inf)"}.items():
+            require_number(name, getattr(self, name), within)
+        images = X if isinstance(X, Tensor) else torch.as_tensor(np.asarray(X))
         if images.ndim not in (3, 4) or len(images) == 0 or min(images.shape[1:3]) < self.size + self.pool - 1:
             least = self.size + self.pool - 1
             raise ValueError(
                 f"X has shape {tuple(images.shape)}: give pictures [N, H, W] or [N, H, W, C], {least} wide"
             )
+        require_finite("X", images)
         return images
 
 

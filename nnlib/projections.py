@@ -6,7 +6,7 @@ Fitted on training samples alone, in tensors, on any device.
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -14,14 +14,15 @@ from torch.nn.functional import one_hot
 from nnlib.checks import require_count, require_number
 from nnlib.device import device_of
 from nnlib.frames import wide
-from nnlib.inputs import BLOCK_NUMBERS, answer, features_of, labels_of, places_of
+from nnlib.inputs import BLOCK_NUMBERS, answer, features_of, labels_of, places_of, require_finite
 from nnlib.models import Saved
 
 GRID = [10 ** (power / 2) for power in range(-10, 5)]  # ridges tried, in shares of the features' mean variance
+MOST = 64  # axes, where their number is left open
 NONE = 1e-30  # what a variance of 0 counts as where it divides
 
 
-class Projection(Saved, TransformerMixin, BaseEstimator):
+class Projection(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """What both projections share: x less the mean, times `axes_`, plus `offset_`."""
 
     saved_tensors = ("mean_", "axes_", "offset_")
@@ -32,6 +33,10 @@ class Projection(Saved, TransformerMixin, BaseEstimator):
         x = features_of(self, X, reset=False)
         parts = [self._centered(part.to(self.mean_.device)) @ self.axes_ + self.offset_ for part in _parts(x)]
         return answer(torch.cat(parts), X)
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.axes_.shape[1]
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -52,6 +57,7 @@ class Projection(Saved, TransformerMixin, BaseEstimator):
     def _axes(self, x: Shaped[Tensor, "N D"]) -> tuple[Float[Tensor, " D"], Float[Tensor, "D D"]]:
         """The variances along the axes of x, the smallest first, and the axes, one a column."""
         squares = sum((rows := self._centered(part)).T @ rows for part in _parts(x)) / len(x)
+        require_finite("X, squared,", squares)
         variances, axes = torch.linalg.eigh(squares.cpu().double())
         return variances.clamp(min=0).float().to(x.device), axes.float().to(x.device)
 
@@ -59,26 +65,28 @@ class Projection(Saved, TransformerMixin, BaseEstimator):
 class PrincipalComponents(Projection):
     """Samples [N, D] to their `dim` coordinates [N, dim] along the axes of largest variance, the largest first.
 
-    whiten: divide each by its deviation, to whose square `floor` times the mean variance of all axes is added, so that
-    axes of mere noise stay small. Fitted: `mean_`, `axes_` [D, dim], and `share_`, of the variance that is kept.
+    dim: None for as many as there can be, 64 at most. whiten: divide each by its deviation, to whose square `floor`
+    times the mean variance of all axes is added, so that axes of mere noise stay small. Fitted: `mean_`, `axes_` [D,
+    dim], and `share_`, of the variance that is kept.
     """
 
     saved_attributes = ("n_features_in_", "share_")
 
-    def __init__(self, dim: int = 64, whiten: bool = False, floor: float = 1e-3, device: str = "auto"):
+    def __init__(self, dim: int | None = None, whiten: bool = False, floor: float = 1e-3, device: str = "auto"):
         self.dim, self.whiten, self.floor, self.device = dim, whiten, floor, device
 
     def fit(self, X, y=None):
         """Find the axes; raises ValueError for NaN, or more of them than there are samples or features."""
         x = self._taken(X)
-        if require_count("dim", self.dim) > (most := min(x.shape)):
-            raise ValueError(f"dim={self.dim} of {x.shape[0]} samples of {x.shape[1]} features: give at most {most}")
+        dim, most = self.dim, min(x.shape)
+        if require_count("dim", dim := min(most, MOST) if dim is None else dim) > most:
+            raise ValueError(f"dim={dim} of {x.shape[0]} samples of {x.shape[1]} features: give at most {most}")
         require_number("floor", self.floor, "[0, inf)", "0 or more")
         variances, axes = (part.flip(-1) for part in self._axes(x))
-        self.share_ = float(variances[: self.dim].sum() / variances.sum().clamp(min=NONE))
+        self.share_ = float(variances[:dim].sum() / variances.sum().clamp(min=NONE))
         if self.whiten:
             axes = axes * (variances + self.floor * variances.mean()).clamp(min=NONE).rsqrt()
-        self.axes_, self.offset_ = axes[:, : self.dim].contiguous(), torch.zeros((), device=x.device)
+        self.axes_, self.offset_ = axes[:, :dim].contiguous(), torch.zeros((), device=x.device)
         return self
 
 

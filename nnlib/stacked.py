@@ -15,6 +15,7 @@ from nnlib.neighbors import DynamicClassifier, LearnedCenters
 from nnlib.shares import Classifier
 from nnlib.splits import held_out
 
+KEPT = ("folds", "validation", "seed")  # settings that a saved stack has beside its layers
 LATER = 100  # centers of a later layer, where nothing else is said
 
 
@@ -22,14 +23,14 @@ class StackedClassifier(Layered):
     """At most `num_layers` classifiers over centers, each on the class probabilities of the one before.
 
     A layer is fitted on all training samples. What the next one learns from, though, are its probabilities for samples
-    left out: those of `folds` further fits, each without one fold, so that training and new samples look alike to it.
-    A layer that is right on the share `validation` of the samples, which no layer learns from, no more often than the
-    one before, by more than chance would (two standard errors of the difference), is refused, and the stack ends there.
-    first: a DynamicClassifier, or a LearnedCenters; None: the former as it comes. later: the same for the layers after
-    it; None: LearnedCenters of softmaxed cosines, since who keeps mistakes as centers keeps mostly noise where classes
-    overlap. Fitted: `layers_`, and `validation_scores_`, of each layer tried: one more than there are layers where the
-    last was refused. Sources: D. Wolpert, Stacked generalization (1992); the stack: J. Loverich, Dynamic and Deep
-    Nearest Neighbors (2023).
+    left out: those of `folds` further fits, each without one fold, so that training and new samples look alike to it. A
+    layer that is right on the share `validation` of the samples, which no layer learns from, no more often than the one
+    before, by more than chance would (two standard errors of the difference), is refused, and the stack ends there.
+    first: a DynamicClassifier, or a LearnedCenters; None: the former by Euclidean distances. later: the same for the
+    layers after it; None: LearnedCenters of softmaxed cosines, since who keeps mistakes as centers keeps mostly noise
+    where classes overlap. Fitted: `layers_`, and `validation_scores_`, of each layer tried: one more than there are
+    layers where the last was refused. Sources: D. Wolpert, Stacked generalization (1992); the stack: J. Loverich,
+    Dynamic and Deep Nearest Neighbors (2023).
     """
 
     def __init__(
@@ -82,8 +83,9 @@ class StackedClassifier(Layered):
         given = self.later if number else self.first
         if given is None:
             settings = {"seed": self.seed, "device": self.device, "progress": False}
-            count = max(LATER, classes)
-            return LearnedCenters(count, "cosine_softmax", **settings) if number else DynamicClassifier(**settings)
+            if number == 0:
+                return DynamicClassifier("euclidean", **settings)
+            return LearnedCenters(max(LATER, classes), "cosine_softmax", **settings)
         return given
 
     def _left_out(self, given: Classifier, x: Shaped[Tensor, "N D"], labels, classes) -> Float[Tensor, "N C"]:
@@ -118,13 +120,14 @@ class StackedClassifier(Layered):
 
     def _settings(self) -> dict:
         kinds = [type(layer).__name__ for layer in self.layers_]
-        return {"kinds": kinds, "folds": self.folds, "validation": self.validation, "seed": self.seed}
+        kept = {name: getattr(self, name) for name in KEPT}
+        return {"kinds": kinds, "most": self.num_layers} | kept
 
     @classmethod
     def _from_settings(cls, told: dict, layers: list[Classifier]):
         first, *later = (clone(layer) for layer in layers)
-        kept = {name: told[name] for name in ("folds", "validation", "seed") if name in told}
-        return cls(len(layers), first, later[-1] if later else None, **kept)
+        kept = {name: told[name] for name in KEPT if name in told}
+        return cls(told.get("most", len(layers)), first, later[-1] if later else None, **kept)
 
 
 def _better(right: Bool[Tensor, " N"], before: Bool[Tensor, " N"]) -> bool:
