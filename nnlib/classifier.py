@@ -73,7 +73,10 @@ class DynamicClassifier(Pruned, Classifier):
         return self._fit(X, y, classes, more=False)
 
     def partial_fit(self, X, y=None, classes: Sequence | None = None):
-        """Go on learning: what the model gets wrong of X, y joins its centers. The first call needs `classes`."""
+        """Go on learning: what the model gets wrong of X, y joins its centers. The first call needs `classes`.
+
+        Samples of earlier calls aren't looked at again, so some of them may come out wrong.
+        """
         more = self.centers_ is not None
         if more and classes is not None and not np.array_equal(np.unique(array_of(classes)), self.classes_):
             raise ValueError(f"classes={list(classes)!r} is not what it was fitted on: give {self.classes_.tolist()}")

@@ -49,7 +49,7 @@ def map_of(shape: str, features: int, dim: int, width: int, dropout: float, drop
     require_known("map", shape, MAPS)
     first = [Standard(features), nn.Dropout(drop_inputs)]
     if shape == "linear":
-        return nn.Sequential(*first, nn.Linear(features, dim, bias=False))
+        return nn.Sequential(*first, nn.Linear(features, dim))
     if shape == "residual":
         return nn.Sequential(*first, Residual(features, width, dropout))
     return nn.Sequential(

@@ -19,9 +19,10 @@ from nnlib.votes import Rule
 class DynamicRegressor(RegressorMixin, Dynamic):
     """Values by the weighted mean over all centers, which are the samples whose error reached `tolerance`.
 
-    A batch is learned until nothing is wrong or its mean absolute error is at most `target_accuracy`, as published (at
-    0.8 that is mostly one round). The other settings are DynamicClassifier's; pictures are published with
-    kernel="influence_cone", tolerance=0.2.
+    tolerance: how far off one may be, in the targets' unit; 0.05 suits colours in 0..1. A batch is learned until
+    nothing is wrong or its mean absolute error is at most `target_accuracy`, as published (at 0.8 that is mostly one
+    round). The other settings are DynamicClassifier's; pictures are published with kernel="influence_cone",
+    tolerance=0.2.
     """
 
     saved_attributes = ("n_features_in_", "y_ndim_")

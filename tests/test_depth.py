@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from nnbook import depth
+from nnbook import depth, frontier
 from nnbook.depth import causes, gains, measured, stacks
 from nnbook.frontier_plots import layers
 from nnlib.data import load
@@ -19,6 +19,18 @@ def test_rows_of_both_stacks(monkeypatch):
     assert ours.validation.notna().all() and ours.test.iloc[0] > 0.8
     refused = ours[ours.test.isna()]
     assert len(refused) <= 1 and (refused.layer == len(ours)).all() and (refused.centers == 0).all()
+
+
+def test_what_can_not_be_measured_is_said_in_a_line(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        depth.main(["foo"])
+    assert "'foo' is not known: give mnist or cifar10" in capsys.readouterr().err
+    monkeypatch.setenv("NNLIB_DATA", str(tmp_path))
+    (tmp_path / "cifar10.npz").write_bytes(b"none")
+    for main, name in ((depth.main, "cifar10"), (frontier.main, "cifar_vector")):
+        with pytest.raises(SystemExit):
+            main([name])
+        assert "cifar10.npz" in capsys.readouterr().err
 
 
 def test_gains_are_of_the_last_layer_kept():

@@ -123,6 +123,44 @@ def test_features_know_nothing_of_other_pictures(digits):
     torch.testing.assert_close(model.transform(digits)[17], model.transform(digits[17:18])[0])
 
 
+def test_pictures_whose_contrast_the_softening_would_blot_out_are_refused(digits):
+    with pytest.raises(ValueError, match="0..255, or less softening"):
+        PatchFeatures(5, device="cpu").fit(digits / 255)
+    softer = PatchFeatures(5, softening=10 / 255**2, device="cpu").fit(digits / 255)
+    model = PatchFeatures(5, device="cpu").fit(digits)
+    torch.testing.assert_close(softer.transform(digits[:9] / 255), model.transform(digits[:9]), atol=1e-3, rtol=1e-3)
+    assert PatchFeatures(5, device="cpu").fit(torch.zeros(9, 9, 9)).transform(torch.zeros(2, 9, 9)).isfinite().all()
+
+
+def test_compact_features_of_arrays_are_ones_that_numpy_has(digits):
+    model = PatchFeatures(5, compact=True, device="cpu").fit(digits.numpy())
+    found = model.transform(digits[:3].numpy())
+    assert found.dtype == np.float32 and np.array_equal(found, model.transform(digits[:3]).float().numpy())
+
+
+@pytest.mark.parametrize("settings", [{"softening": -1}, {"floor": 0.0}, {"threshold": math.nan}], ids=str)
+def test_patches_without_sense_are_refused(settings, digits):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        PatchFeatures(5, **settings).fit(digits)
+
+
+def test_numbers_that_are_none_are_refused(digits):
+    spoilt = digits.float()
+    spoilt[7, 3, 3] = math.nan
+    with pytest.raises(ValueError, match="first in row 7"):
+        PatchFeatures(5).fit(spoilt)
+
+
+def test_arrays_are_taken_as_tensors_are(digits):
+    some = digits[:4]
+    for made in (deskewed, blurred, mirrored):
+        assert torch.equal(made(some.numpy()), made(some))
+    moved, labels = shifted(some.numpy(), np.arange(4))
+    assert len(moved) == len(labels) == 36 and torch.equal(moved, shifted(some, torch.arange(4))[0])
+    with pytest.raises(ValueError, match="pixels=-1"):
+        shifted(some, torch.arange(4), -1)
+
+
 @pytest.mark.parametrize("given", [torch.zeros(3, 28), torch.zeros(0, 28, 28), torch.zeros(4, 5, 5)])
 def test_what_are_no_pictures_is_refused(given):
     with pytest.raises(ValueError, match="X has shape"):

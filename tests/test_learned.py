@@ -145,6 +145,8 @@ def test_saved_and_loaded(tmp_path):
         {"epochs": -1},
         {"start": "here"},
         {"lr": 0},
+        {"lr": math.inf},
+        {"exponent": "-4"},
         {"kernel": KNearest(3)},
         {"kernel": "x"},
     ],
@@ -189,7 +191,8 @@ def test_adversarial_learning_is_half_from_where_rows_were_moved_against_it():
 
     def loss(rows):
         """Of all against all others, in float64."""
-        z = torch.nn.functional.normalize(rows @ metric.map_[2].weight.double().T, dim=1)
+        weight, bias = (part.double() for part in metric.map_[2].parameters())
+        z = torch.nn.functional.normalize(rows @ weight.T + bias, dim=1)
         score = (z @ z.T / metric.temperature).masked_fill(torch.eye(40, dtype=torch.bool), -math.inf)
         return -score.softmax(1).masked_fill(y[:, None] != y, 0).sum(1).log().mean()
 
@@ -198,6 +201,32 @@ def test_adversarial_learning_is_half_from_where_rows_were_moved_against_it():
     moved = rows + 0.1 * math.sqrt(x.shape[1]) * uphill / uphill.norm(dim=1, keepdim=True)
     assert loss(moved) > loss(rows) + 0.01
     assert metric.losses_[0] == pytest.approx(float((loss(rows) + loss(moved)).detach()) / 2, rel=1e-4)
+
+
+def test_a_linear_map_tells_the_class_in_the_middle_of_a_line():
+    y = torch.arange(300) % 3
+    x = (y[:, None] - 1) * torch.tensor([1.0, 2.0]) + 0.1 * torch.randn(
+        300, 2, generator=torch.Generator().manual_seed(0)
+    )
+    metric = LearnedMetric("linear", dim=3, proxies=6, drop_inputs=0.0, lr=0.01, progress=False).fit(x, y)
+    near = attend(
+        metric.transform(x), metric.transform(x), Labels(y, 3), KNearest(3), exclude=torch.arange(300)
+    ).argmax(1)
+    assert (near == y).float().mean() > 0.97
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20, 1e30])
+def test_the_unit_of_the_data_does_not_matter(scale):
+    x, y = ring(200)
+    metrics = [LearnedMetric("network", width=8, proxies=4, **QUICK).fit(rows, y) for rows in (x, x * scale)]
+    torch.testing.assert_close(metrics[1].transform(x * scale), metrics[0].transform(x), atol=1e-3, rtol=0)
+    centers = [LearnedCenters(6, "cosine", **QUICK).fit(rows, y) for rows in (x, x * scale)]
+    assert centers[1].score(x * scale, y) == pytest.approx(centers[0].score(x, y), abs=0.05)
+
+
+def test_equal_samples_of_a_class_are_no_cause_for_warnings(recwarn):
+    model = LearnedCenters(8, **QUICK).fit(torch.eye(2).repeat(10, 1), torch.arange(20) % 2)
+    assert model.num_neighbors == 2 and not recwarn.list
 
 
 def test_a_residual_map_sets_out_from_the_features_themselves():
@@ -227,6 +256,10 @@ def test_learning_leaves_the_random_numbers_of_others_alone():
         {"products": "int8"},
         {"adversarial": 1.0},
         {"adversarial": -0.1},
+        {"dropout": 1.0},
+        {"drop_inputs": "much"},
+        {"lr": math.inf},
+        {"temperature": None},
     ],
     ids=str,
 )

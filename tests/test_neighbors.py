@@ -356,6 +356,26 @@ def test_not_finite_is_refused_and_the_model_stays(value, kind):
     assert torch.equal(model.centers_, before)
 
 
+@pytest.mark.parametrize("kernel", ["euclidean", CosineInverseDistance(signed=True), "cosine"], ids=str)
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_would_take_opposite_samples_for_one_is_warned(kernel, stream, recwarn):
+    x, y = blobs(60)
+    loader = DataLoader(TensorDataset(x, y), batch_size=20)
+    model = DynamicClassifier(kernel)
+    model.fit(loader, classes=range(3)) if stream else model.fit(x, y)
+    DynamicClassifier(kernel).fit(x.abs(), y)
+    warned = [str(warning.message) for warning in recwarn.list if "takes x and -x for one" in str(warning.message)]
+    assert len(warned) == (kernel == "cosine")
+
+
+@pytest.mark.parametrize(("far", "warned"), [(1e8, 1), (1e4, 0)])
+def test_who_would_lose_digits_to_float32_is_warned(far, warned, recwarn):
+    x, y = blobs(60)
+    x[:, :4] = 1e9  # a column that is the same throughout loses nothing
+    DynamicClassifier("euclidean").fit(x.double().numpy() + far * np.eye(5)[4], y)
+    assert ["column 4" in str(warning.message) for warning in recwarn.list] == [True] * warned
+
+
 def test_a_number_too_large_for_float32_is_refused():
     with pytest.raises(ValueError, match="float32"):
         DynamicClassifier().fit(np.array([[1.0], [1e300]]), [0, 1])
@@ -379,6 +399,7 @@ def test_a_number_too_large_for_float32_is_refused():
         (lambda m, x, y: DynamicClassifier().partial_fit(x, y), "classes"),
         (lambda m, x, y: DynamicClassifier("manhattan").fit(x, y), "kernel='manhattan'"),
         (lambda m, x, y: DynamicClassifier(exponent=4).fit(x, y), "exponent=4"),
+        (lambda m, x, y: DynamicClassifier(exponent="-4").fit(x, y), "exponent='-4'"),
         (lambda m, x, y: DynamicClassifier(epsilon=-1).fit(x, y), "epsilon=-1"),
         (lambda m, x, y: DynamicClassifier("influence_cone", influence_cone_factor=1).fit(x, y), "factor=1"),
         (lambda m, x, y: DynamicClassifier("euclidian_pyramid", scales=0).fit(x, y), "scales=0"),

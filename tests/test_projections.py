@@ -37,6 +37,12 @@ def test_components_are_those_of_the_singular_values(samples, features, seed):
     torch.testing.assert_close(model.transform(x).double(), rows @ found, atol=1e-3, rtol=1e-4)
 
 
+def test_as_many_axes_as_there_can_be_up_to_64():
+    x = torch.randn(90, 80, generator=torch.Generator().manual_seed(0))
+    found = [PrincipalComponents().fit(rows).transform(rows).shape[1] for rows in (x, x[:30], x[:, :5])]
+    assert found == [64, 30, 5]
+
+
 def test_whitened_components_vary_alike_but_for_noise():
     x = torch.randn(4000, 3) @ torch.diag(torch.tensor([9.0, 1.0, 1e-4]))
     deviations = PrincipalComponents(3, whiten=True).fit(x).transform(x).std(0)
