@@ -20,7 +20,7 @@ from nnlib.stream import RunningAverage
 
 KEPT_NUMBERS = 1 << 26  # of all samples' votes; where they are more, every round counts them anew
 ROWS = 8192  # samples judged at a time
-STEP = 32  # where all centers vote, a round adds one in so many: more at once outvote each other, and more are needed
+STEP = 128  # where all centers vote, a round adds one in so many: more at once outvote each other, and more are needed
 
 
 def fcnn(

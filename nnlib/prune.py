@@ -18,7 +18,7 @@ from nnlib.votes import distances
 
 BLOCK_BYTES = 1 << 24  # for the distances of some samples to all centers
 COLUMNS = 1024  # centers whose labels are spread out at a time
-FRACTION = 12  # one center in so many is tried at once, and twice as many where all of them may go
+FRACTION = 24  # one center in so many is tried at once, and twice as many where all of them may go
 
 
 class Pruned:
