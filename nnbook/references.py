@@ -62,7 +62,6 @@ def makers(track: Track, sets: Halves, seed: int) -> dict[str, Callable]:
         "k nearest": lambda: Voters(train, 3),
         "condensed": lambda: DynamicClassifier(**ours).fit(*train),
         f"condensed in any order, {SAMPLES}": lambda: DynamicClassifier(condensing="fcnn", progress=False).fit(*few),
-        f"imbalanced-learn's condensed, {SAMPLES}": lambda: resampled(few, seed),
         f"scikit-learn's NCA, {SAMPLES}": lambda: make_pipeline(
             NeighborhoodComponentsAnalysis(32, random_state=seed), KNeighborsClassifier(3)
         ).fit(*few),
@@ -70,8 +69,9 @@ def makers(track: Track, sets: Halves, seed: int) -> dict[str, Callable]:
         f"support vectors, {SAMPLES}": lambda: SVC(C=10, gamma="scale").fit(*few),
         "small network": lambda: MLPClassifier((256,), early_stopping=True, random_state=seed).fit(*train),
     }
-    known = importlib.util.find_spec("imblearn") is not None  # which `pip install -e ".[peers]"` fetches
-    return {name: make for name, make in found.items() if known or "imbalanced" not in name}
+    if importlib.util.find_spec("imblearn"):  # which `pip install -e ".[peers]"` fetches
+        found[f"imbalanced-learn's condensed, {SAMPLES}"] = lambda: resampled(few, seed)
+    return found
 
 
 def resampled(train: tuple[Tensor, Tensor], seed: int) -> KNeighborsClassifier:
