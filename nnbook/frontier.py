@@ -30,7 +30,8 @@ def rows_of(track: Track, seed: int, beside: bool = False) -> Iterator[dict]:
     sets = track.prepared(track.data, seed)
     yield from learned(track, sets, seed, time.perf_counter() - start)
     if beside:
-        yield from references(track, sets, seed)
+        own = len(sets.train[1]) // track.copies
+        yield from references(track, sets._replace(train=tuple(part[:own] for part in sets.train)), seed)
 
 
 def learned(track: Track, sets: Halves, seed: int, before: float) -> Iterator[dict]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nnlib.data import load
+from nnlib.features import shifted
 from nnlib.knn import embed
 from nnlib.patches import PatchFeatures
 from nnlib.pictures import batches, in_order
@@ -32,7 +33,7 @@ class Track(NamedTuple):
     """data: the set's name. prepared(data, seed): its features, before a label is looked at, or as an embedding.
 
     metric: LearnedMetric's settings, None for none. counts: of centers. beside: how the names of the methods begin that
-    are measured on the same features.
+    are measured on the same features. copies: of each training picture, they themselves first.
     """
 
     data: str
@@ -40,6 +41,7 @@ class Track(NamedTuple):
     metric: dict | None
     counts: tuple[int, ...]
     beside: tuple[str, ...] = ("k nearest", "ridge")
+    copies: int = 1
 
 
 def halves(data: str, seed: int) -> Halves:
@@ -56,10 +58,14 @@ def plain(data: str, seed: int) -> Halves:
     return Halves(*((x.flatten(1), y) for x, y in halves(data, seed)))
 
 
-def patches(data: str, seed: int, **settings) -> Halves:
-    """How much of each of many whitened patches is where, in roots, which even out a few strong answers."""
+def patches(data: str, seed: int, copies: int = 1, **settings) -> Halves:
+    """How much of each of many whitened patches is where, in roots, which even out a few strong answers.
+
+    copies: of the training pictures, all but the first moved by a pixel.
+    """
     sets = halves(data, seed)
     model = PatchFeatures(threshold=0.5, products="bfloat16", compact=True, **settings).fit(sets.train[0])
+    sets = sets._replace(train=shifted(*sets.train, copies=copies, seed=seed))
     return Halves(*((model.transform(x).sqrt_(), y) for x, y in sets))
 
 
@@ -81,6 +87,7 @@ def embedded(data: str, seed: int, **settings) -> Halves:
     return Halves(*(of(part) for part in (parts.train, parts.validation, parts.test)))
 
 
+COPIES = 5
 MNIST, CIFAR = (10, 30, 100, 300), (10, 100, 1000)
 MOVED = {"dropout": 0.0, "drop_inputs": 0.0}  # learning from rows moved against the metric takes the place of both
 COLOURED = partial(patches, count=1024, softening=300.0, mirror=True)
@@ -88,10 +95,11 @@ TRACKS = {
     "mnist_vector": Track("mnist", plain, MOVED | {"epochs": 20, "adversarial": 0.15}, MNIST, ("",)),
     "mnist_geometry": Track(
         "mnist",
-        partial(patches, count=200, pool=3),
-        MOVED | {"epochs": 12, "adversarial": 0.05},
+        partial(patches, count=200, pool=3, copies=COPIES),
+        MOVED | {"epochs": 4, "adversarial": 0.05},
         MNIST,
         ("k nearest", "supp"),
+        COPIES,
     ),
     "fashion_geometry": Track(
         "fashion_mnist",

@@ -49,17 +49,35 @@ def blurred(images: Shaped[Tensor, "N H W"], sigma: float = 1.0) -> Float[Tensor
 
 
 def shifted(
-    images: Shaped[Tensor, "N H W *C"], labels: Int64[Tensor, " N"], pixels: int = 1
+    images: Shaped[Tensor, "N H W *C"],
+    labels: Int64[Tensor, " N"],
+    pixels: int = 1,
+    copies: int | None = None,
+    seed: int = 0,
 ) -> tuple[Shaped[Tensor, "K H W *C"], Int64[Tensor, " K"]]:
     """More to train on: the pictures, and copies moved by up to so many pixels each way, (2 pixels + 1)^2 in all.
 
-    The pictures themselves come first, then all copies by one shift after the other, with 0 where nothing was.
+    The pictures themselves come first, then all copies by one shift after the other, with 0 where nothing was. copies:
+    so many in place of all, the pictures themselves among them, each of the others moved by a shift drawn by the seed.
     """
     require_count("pixels", pixels, 0)
     images, labels = torch.as_tensor(images), torch.as_tensor(labels)
-    moves = [(i, j) for i in range(-pixels, pixels + 1) for j in range(-pixels, pixels + 1)]
-    moves.sort(key=lambda move: move != (0, 0))
-    return torch.cat([_moved(images, *move) for move in moves]), labels.repeat(len(moves))
+    moves = [(i, j) for i in range(-pixels, pixels + 1) for j in range(-pixels, pixels + 1) if (i, j) != (0, 0)]
+    if copies is None:
+        parts = [_moved(images, *move) for move in moves]
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        parts = [_moved_each(images, moves, generator) for _ in range(1, require_count("copies", copies))]
+    return torch.cat([images, *parts]), labels.repeat(1 + len(parts))
+
+
+def _moved_each(images: Tensor, moves: list[tuple[int, int]], generator: torch.Generator) -> Tensor:
+    """Every picture by one of the moves, drawn for it alone."""
+    found, drawn = images.clone(), torch.randint(max(1, len(moves)), (len(images),), generator=generator)
+    for number, move in enumerate(moves):
+        chosen = (drawn == number).to(images.device)
+        found[chosen] = _moved(images[chosen], *move)
+    return found
 
 
 def _moved(images: Tensor, down: int, right: int) -> Tensor:

@@ -65,6 +65,18 @@ def test_shifted_copies_hold_what_stayed_inside(pixels, colour):
     assert {tuple(image.flatten().tolist()) for image in found[::2]} == cuts
 
 
+def test_so_many_copies_are_moved_each_by_a_shift_of_its_own():
+    images, labels = torch.rand(300, 6, 7), torch.arange(300)
+    found, owner = shifted(images, labels, 1, copies=3, seed=4)
+    assert torch.equal(found[:300], images) and torch.equal(owner, labels.repeat(3))
+    assert torch.equal(found, shifted(images, labels, 1, copies=3, seed=4)[0])
+    every, source = shifted(images, labels, 1)
+    moved = [{bytes(image.numpy()): n // 300 for n, image in enumerate(every) if source[n] == i} for i in range(300)]
+    shifts = torch.tensor([moved[i % 300][bytes(image.numpy())] for i, image in enumerate(found)])
+    assert shifts[300:].min() == 1 and shifts.bincount(minlength=9)[1:].min() > 40  # of 75 each
+    assert torch.equal(shifted(images, labels, copies=1)[0], images)
+
+
 def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match="images has shape"):
         deskewed(torch.zeros(2, 3))
