@@ -87,7 +87,7 @@ def embedded(data: str, seed: int, **settings) -> Halves:
     return Halves(*(of(part) for part in (parts.train, parts.validation, parts.test)))
 
 
-COPIES = 5
+COPIES = 3
 MNIST, CIFAR = (10, 30, 100, 300), (10, 100, 1000)
 MOVED = {"dropout": 0.0, "drop_inputs": 0.0}  # learning from rows moved against the metric takes the place of both
 COLOURED = partial(patches, count=1024, softening=300.0, mirror=True)
@@ -96,7 +96,7 @@ TRACKS = {
     "mnist_geometry": Track(
         "mnist",
         partial(patches, count=200, pool=3, copies=COPIES),
-        MOVED | {"epochs": 4, "adversarial": 0.05},
+        MOVED | {"epochs": 5, "adversarial": 0.05},
         MNIST,
         ("k nearest", "supp"),
         COPIES,
