@@ -1,5 +1,6 @@
 """Centers, what they say and how sharply they say it, learned by gradient through the weighted average."""
 
+import math
 import warnings
 
 import numpy as np
@@ -118,10 +119,11 @@ class LearnedCenters(Classifier):
 
         count, step = min(count, len(x)), -(-len(x) // CLUSTERED)
         rows = x[::step].float().cpu().numpy()
+        scale = 2.0 ** (math.frexp(abs(rows).max())[1] - 1)  # exact, and squares stay numbers in any unit
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=ConvergenceWarning)  # a class of equal samples has fewer centers
-            found = KMeans(min(count, len(rows)), n_init=1, max_iter=20, random_state=self.seed).fit(rows)
-        return torch.from_numpy(found.cluster_centers_).to(x.device, torch.float32)
+            warnings.filterwarnings("ignore", category=ConvergenceWarning)  # equal samples have equal centers
+            found = KMeans(min(count, len(rows)), n_init=1, max_iter=20, random_state=self.seed).fit(rows / scale)
+        return torch.from_numpy(found.cluster_centers_ * scale).to(x.device, torch.float32)
 
     def _given(self) -> Kernel:
         """The kernel of the settings, as sharp as they say."""

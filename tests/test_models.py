@@ -44,7 +44,7 @@ def test_columns_names_are_kept_and_held_to(model, frame, tmp_path):
     assert again.get_params(deep=False).keys() == model.get_params(deep=False).keys()
     answer = "transform" if hasattr(model, "transform") else "predict"
     assert np.array_equal(getattr(again, answer)(x), getattr(model, answer)(x))
-    with pytest.raises(ValueError, match="(?s)feature names.*depth"):
+    with pytest.raises(ValueError, match="feature names should match"):
         getattr(again, answer)(x[COLUMNS[::-1]])
 
 

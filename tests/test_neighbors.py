@@ -399,7 +399,7 @@ def test_a_number_too_large_for_float32_is_refused():
         (lambda m, x, y: DynamicClassifier().partial_fit(x, y), "classes"),
         (lambda m, x, y: DynamicClassifier("manhattan").fit(x, y), "kernel='manhattan'"),
         (lambda m, x, y: DynamicClassifier(exponent=4).fit(x, y), "exponent=4"),
-        (lambda m, x, y: DynamicClassifier(exponent="-4").fit(x, y), "exponent='-4'"),
+        (lambda m, x, y: DynamicClassifier(target_accuracy="0.9").fit(x, y), "target_accuracy='0.9'"),
         (lambda m, x, y: DynamicClassifier(epsilon=-1).fit(x, y), "epsilon=-1"),
         (lambda m, x, y: DynamicClassifier("influence_cone", influence_cone_factor=1).fit(x, y), "factor=1"),
         (lambda m, x, y: DynamicClassifier("euclidian_pyramid", scales=0).fit(x, y), "scales=0"),
