@@ -40,9 +40,8 @@ def descend(
     groups = [{"params": [parameter], "lr": rate} for parameter, rate in rates]
     optimizer = torch.optim.Adam(groups, fused=device.type in ("cpu", "cuda"))
     batches = max(1, round(samples / batch_size))
-    turn = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [rate for _, rate in rates], max(1, epochs * batches), pct_start=0.2
-    )
+    steps = max(6, epochs * batches)  # a rise over a fifth of exactly five steps would have no length
+    turn = torch.optim.lr_scheduler.OneCycleLR(optimizer, [rate for _, rate in rates], steps, pct_start=0.2)
     generator, losses = torch.Generator().manual_seed(seed), []
     with one_thread() if small else nullcontext():
         for _ in tqdm(range(epochs), unit=" epochs", delay=5, leave=False, disable=not progress):

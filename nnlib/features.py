@@ -5,6 +5,7 @@ Tensors (or arrays) in, tensors out, on the device they lie on.
 
 import torch
 from jaxtyping import Float, Int64, Shaped
+from sklearn.utils.validation import check_consistent_length
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 from torchvision.transforms.v2.functional import gaussian_blur
@@ -62,6 +63,7 @@ def shifted(
     """
     require_count("pixels", pixels, 0)
     images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+    check_consistent_length(images, labels)
     moves = [(i, j) for i in range(-pixels, pixels + 1) for j in range(-pixels, pixels + 1) if (i, j) != (0, 0)]
     if copies is None:
         parts = [_moved(images, *move) for move in moves]

@@ -44,6 +44,7 @@ def _warn_of_lost_digits(x: Shaped[Tensor, "N D"]) -> None:
     """Say where numbers that differ are one in float32, as those far from 0 can be: looks at some hundred rows."""
     rows = x[:: max(1, len(x) // 512)].cpu().double()
     lost = (rows - rows.float()).abs().amax(0) > LOST * rows.std(0, correction=0)
+    lost &= rows.amax(0) > rows.amin(0)
     if lost.any():
         warnings.warn(
             f"X's column {int(lost.int().argmax())} is so far from 0 that float32, in which all is computed, holds too "

@@ -169,6 +169,8 @@ def test_arrays_are_taken_as_tensors_are(digits):
         assert torch.equal(made(some.numpy()), made(some))
     moved, labels = shifted(some.numpy(), np.arange(4))
     assert len(moved) == len(labels) == 36 and torch.equal(moved, shifted(some, torch.arange(4))[0])
+    with pytest.raises(ValueError, match="(?i)inconsistent"):
+        shifted(some, torch.arange(3))
     with pytest.raises(ValueError, match="pixels=-1"):
         shifted(some, torch.arange(4), -1)
 

@@ -118,6 +118,13 @@ def test_the_same_seed_learns_the_same_and_words_are_labels_too():
     assert named.score(x.numpy(), words) == models[0].score(x, y)
 
 
+@pytest.mark.parametrize("epochs", range(1, 8))
+def test_a_few_steps_are_enough_to_learn(epochs):
+    x, y = ring(40)
+    metric = LearnedMetric("linear", dim=3, proxies=4, epochs=epochs, progress=False).fit(x, y)
+    assert len(metric.losses_) == epochs and metric.transform(x).isfinite().all()
+
+
 def test_condensed_start():
     x, y = ring()
     model = LearnedCenters(15, "euclidean", start="condensed", epochs=30, progress=False).fit(x, y)
