@@ -15,6 +15,7 @@ from nnbook.results import shown
 ROOT = Path(__file__).parents[1]
 SHOWN = re.compile(r"(published_)?(neighbors|train_accuracy|test_accuracy)$|\d_(\w+_)?psnr_db$|(en|de)code_seconds$")
 MEAN = re.compile(r"\d+\.\d\d ± \d\.\d\d %")
+ALONE = re.compile(r"(?<!± )\b\d\d\.\d\d %")  # without a spread, and no spread itself
 
 
 @claim("the figures in the README are the recorded ones", "all of them", "test")
@@ -52,6 +53,17 @@ def _told(row: dict[str, str]) -> str:
     if row["metric"].endswith("psnr_db"):
         return f"{value:.2f}"
     return f"{value:.3g} s" if row["metric"].endswith("code_seconds") else shown(row["metric"], value, row["unit"])
+
+
+@claim("the README's other figures beside those means are recorded ones", "all of them", "test")
+def readme_beside():
+    known = {f"{100 * test:.2f} %" for table in frontier_plots.recorded().values() for test in table.test}
+    with open(ROOT / "reports/recorded/01_invariant_classification.csv", newline="", encoding="utf-8") as file:
+        known |= {_told(row) for row in csv.DictReader(file) if SHOWN.search(row["metric"])}
+    words = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = ALONE.findall(words[words.index("| MNIST, then others") : words.index("Depth pays where")])
+    foreign = sorted(set(found) - known)
+    return f"{len(found) - len(foreign)} of {len(found)}" + f", not {', '.join(foreign)}" * bool(foreign), not foreign
 
 
 @claim("bad input: each a named error, nothing half-written", "all tests pass", "slow")

@@ -25,8 +25,8 @@ class DynamicClassifier(Pruned, Classifier):
     """Classes by the summed weight of all centers, which are the samples that it got wrong while it learned.
 
     kernel: a published kernel_type ("cosine", "euclidean", "euclidian_pyramid", "influence_cone") or a Kernel, with
-    `exponent`, `epsilon`, `influence_cone_factor` and `scales` for those that have them. "cosine" suits pixels and
-    counts; as published it takes x and -x for one, so give "euclidean" for features around 0. predictor:
+    `exponent`, `epsilon`, `influence_cone_factor` and `scales` for those that have them. "cosine" is for pixels
+    and counts: as published it takes x and -x for one, and no account of lengths. Else give "euclidean". predictor:
     "interpolation", or "nearest" for the class of the largest weight. A batch of `batch_size` is learned until
     `target_accuracy` of it is right, in at most `max_count` rounds; learning ends once there are more than
     `max_neighbors` centers. passes: over the data, each in another order where they are shuffled, until one adds

@@ -21,9 +21,7 @@ def deskewed(images: Shaped[Tensor, "N H W"]) -> Float[Tensor, "N H W"]:
     The shear is that of least squares: the covariance of the rows and columns of ink over the rows' variance.
     Raises ValueError for another shape. Source: LeCun, Bottou, Bengio, Haffner 1998.
     """
-    images = torch.as_tensor(images)
-    if images.ndim != 3:
-        raise ValueError(f"images has shape {tuple(images.shape)}: give grey pictures [N, H, W]")
+    images = _grey(images)
     return torch.cat([_upright(part.float()) for part in images.split(ROWS)]) if len(images) else images.float()
 
 
@@ -42,11 +40,21 @@ def _upright(images: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
 
 
 def blurred(images: Shaped[Tensor, "N H W"], sigma: float = 1.0) -> Float[Tensor, "N H W"]:
-    """Grey pictures under a Gaussian of `sigma` pixels, so that small shifts change distances little."""
+    """Grey pictures under a Gaussian of `sigma` pixels, so that small shifts change distances little.
+
+    Raises ValueError for another shape.
+    """
     require_number("sigma", sigma, "(0, inf)", "a positive number of pixels, such as 1.0")
     size = 2 * round(3 * sigma) + 1
-    parts = [gaussian_blur(part.float()[:, None], size, sigma)[:, 0] for part in torch.as_tensor(images).split(ROWS)]
+    parts = [gaussian_blur(part.float()[:, None], size, sigma)[:, 0] for part in _grey(images).split(ROWS)]
     return torch.cat(parts)
+
+
+def _grey(images: Shaped[Tensor, "N H W"]) -> Shaped[Tensor, "N H W"]:
+    images = torch.as_tensor(images)
+    if images.ndim != 3:
+        raise ValueError(f"images has shape {tuple(images.shape)}: give grey pictures [N, H, W]")
+    return images
 
 
 def shifted(

@@ -200,7 +200,7 @@ class KNearest(Kernel):
         return self.by.metric(queries, centers, dtype)
 
 
-KERNEL_TYPES = ("cosine", "euclidean", "euclidian_pyramid", "influence_cone")
+KERNEL_TYPES = ("cosine", "euclidean", "euclidian_pyramid", "influence_cone", "cosine_softmax")
 
 
 def kernel_of(
@@ -209,8 +209,9 @@ def kernel_of(
     epsilon: float = 1e-6,
     influence_cone_factor: float = 2.0,
     scales: int = 4,
+    temperature: float = 0.05,
 ) -> Kernel:
-    """The kernel of a published `kernel_type` (either spelling of euclidean); a Kernel is passed through.
+    """The kernel of a published `kernel_type` (either spelling of euclidean), or "cosine_softmax"; a Kernel is itself.
 
     Raises ValueError for an unknown name or a setting that leaves no sense.
     """
@@ -225,4 +226,6 @@ def kernel_of(
             return EuclideanPyramid(exponent, epsilon, scales)
         case "influence_cone":
             return InfluenceCone(influence_cone_factor, epsilon)
+        case "cosine_softmax":
+            return CosineSoftmax(temperature)
     raise ValueError(f"kernel={kernel_type!r} is not known: give one of {', '.join(KERNEL_TYPES)}, or a Kernel")

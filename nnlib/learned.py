@@ -17,10 +17,9 @@ from nnlib.descent import SMALL, batch_of, descend
 from nnlib.device import device_of
 from nnlib.frames import sample_of, wide
 from nnlib.inputs import features_of, labels_of, places_of
-from nnlib.kernels import CosineSoftmax, Kernel, kernel_of
+from nnlib.kernels import Kernel, kernel_of
 from nnlib.shares import Classifier
 
-KERNELS = ("cosine", "cosine_softmax", "euclidean", "euclidean_pyramid", "influence_cone")
 STARTS = ("kmeans", "condensed")
 CLUSTERED = 20_000  # samples of a class that its first centers are found from
 SURE = 4.0  # the first logit of a center's own class, those of the others being 0
@@ -127,11 +126,8 @@ class LearnedCenters(Classifier):
 
     def _given(self) -> Kernel:
         """The kernel of the settings, as sharp as they say."""
-        if self.kernel == "cosine_softmax":
-            return CosineSoftmax(self.temperature)
-        if isinstance(self.kernel, str):
-            require_known("kernel", self.kernel.replace("euclidian", "euclidean"), KERNELS)
-        return kernel_of(self.kernel, self.exponent, self.epsilon, self.influence_cone_factor, self.scales)
+        settings = self.exponent, self.epsilon, self.influence_cone_factor, self.scales, self.temperature
+        return kernel_of(self.kernel, *settings)
 
     def _kernel(self) -> Kernel:
         return self._given().sharpened(self.sharpness_) or self._given()

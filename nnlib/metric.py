@@ -118,6 +118,7 @@ class LearnedMetric(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         """The rows, on the device where X lies."""
         check_is_fitted(self)
         x = features_of(self, X, reset=False)
+        self.map_.eval()  # whatever mode a module around it was put in since
         device = next(self.map_.buffers()).device
         with torch.no_grad():
             parts = [normalize(self.map_(part.to(device)).float(), dim=1) for part in x.split(TRANSFORMED)]

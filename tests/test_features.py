@@ -78,8 +78,10 @@ def test_so_many_copies_are_moved_each_by_a_shift_of_its_own():
 
 
 def test_wrong_shapes_are_refused():
-    with pytest.raises(ValueError, match="images has shape"):
-        deskewed(torch.zeros(2, 3))
+    for made in (deskewed, blurred):
+        for shape in ((2, 3), (2, 8, 8, 3)):  # colours would run into each other
+            with pytest.raises(ValueError, match="images has shape"):
+                made(torch.zeros(shape))
     with pytest.raises(ValueError, match="sigma="):
         blurred(torch.zeros(2, 3, 3), 0)
 

@@ -211,13 +211,11 @@ def test_adversarial_learning_is_half_from_where_rows_were_moved_against_it():
 
 def test_a_linear_map_tells_the_class_in_the_middle_of_a_line():
     y = torch.arange(300) % 3
-    x = (y[:, None] - 1) * torch.tensor([1.0, 2.0]) + 0.1 * torch.randn(
-        300, 2, generator=torch.Generator().manual_seed(0)
-    )
-    metric = LearnedMetric("linear", dim=3, proxies=6, drop_inputs=0.0, lr=0.01, progress=False).fit(x, y)
-    near = attend(
-        metric.transform(x), metric.transform(x), Labels(y, 3), KNearest(3), exclude=torch.arange(300)
-    ).argmax(1)
+    noise = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    x = (y[:, None] - 1) * torch.tensor([1.0, 2.0]) + 0.1 * noise
+    metric = LearnedMetric("linear", dim=3, proxies=6, drop_inputs=0.0, lr=0.01, progress=False)
+    z = metric.fit(x, y).transform(x)
+    near = attend(z, z, Labels(y, 3), KNearest(3), exclude=torch.arange(300)).argmax(1)
     assert (near == y).float().mean() > 0.97
 
 
@@ -273,6 +271,14 @@ def test_metrics_without_sense_are_refused(settings):
     x, y = ring(50)
     with pytest.raises(ValueError, match=next(iter(settings))):
         LearnedMetric(**QUICK | settings).fit(x, y)
+
+
+def test_what_it_says_does_not_depend_on_the_mode():
+    x, y = ring(100)
+    metric = LearnedMetric("network", width=8, proxies=4, **QUICK).fit(x, y)
+    before = metric.transform(x)
+    metric.train()
+    assert torch.equal(metric.transform(x), before)
 
 
 def test_a_metric_that_is_not_fitted_says_so():
