@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from nnlib.blocks import working_dtype
 from nnlib.checks import require_count, require_number
+from nnlib.seeds import generator_of
 from nnlib.shards import gathered, share, world
 
 DRAWN = 1 << 16  # rows drawn at a time
@@ -90,7 +91,7 @@ class MemoryBank(nn.Module):
         return whole
 
     def _drawn(self, seed: int) -> Float[Tensor, "n D"]:
-        memory, generator = torch.empty(len(self.order), self.dim), torch.Generator().manual_seed(seed)
+        memory, generator = torch.empty(len(self.order), self.dim), generator_of(seed)
         for start in range(0, self.rows.stop, DRAWN):  # those before its own too, so that all draw the same rows
             rows = torch.rand(min(DRAWN, self.rows.stop - start), self.dim, generator=generator) * 2 - 1
             first, end = max(start, self.rows.start) - self.rows.start, start + len(rows) - self.rows.start

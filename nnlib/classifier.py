@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from sklearn.utils.validation import check_consistent_length
 from torch import Tensor
 
@@ -25,10 +25,10 @@ class DynamicClassifier(Pruned, Classifier):
     """Classes by the summed weight of all centers, which are the samples that it got wrong while it learned.
 
     kernel: a published kernel_type ("cosine", "euclidean", "euclidian_pyramid", "influence_cone") or a Kernel, with
-    `exponent`, `epsilon`, `influence_cone_factor` and `scales` for those that have them. "cosine" is for pixels
-    and counts: as published it takes x and -x for one, and no account of lengths. Else give "euclidean". predictor:
-    "interpolation", or "nearest" for the class of the largest weight. A batch of `batch_size` is learned until
-    `target_accuracy` of it is right, in at most `max_count` rounds; learning ends once there are more than
+    `exponent`, `epsilon` (in X's unit), `influence_cone_factor` and `scales` for those that have them. "cosine" is for
+    pixels and counts: as published it takes x and -x for one, and no account of lengths. Else give "euclidean".
+    predictor: "interpolation", or "nearest" for the class of the largest weight. A batch of `batch_size` is learned
+    until `target_accuracy` of it is right, in at most `max_count` rounds; learning ends once there are more than
     `max_neighbors` centers. passes: over the data, each in another order where they are shuffled, until one adds
     nothing; with predictor="nearest" and batch_size=1 that is P. Hart's condensed nearest neighbor rule (1968).
     condensing: "batches", or "fcnn" for centers that don't depend on the data's order, until nothing is wrong or there
@@ -99,10 +99,10 @@ class DynamicClassifier(Pruned, Classifier):
         check_consistent_length(x, y)
         if not more:
             self.classes_ = np.unique(y if classes is None else array_of(classes))
-        self._learn(x, self._encoded(y), more)
+        self._learn(x, self._encoded(y, more), more)
         return self
 
-    def _encoded(self, y) -> Tensor:
+    def _encoded(self, y, more: bool) -> Int64[Tensor, " N"]:
         return places_of(y, self.classes_)
 
     def _check_settings(self):

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from nnlib.checks import require_count
 from nnlib.device import one_thread
+from nnlib.seeds import generator_of
 
 SMALL = 1 << 22  # multiplications
 
@@ -28,7 +29,7 @@ def descend(
     samples: int,
     epochs: int,
     batch_size: int,
-    seed: int,
+    seed: int | None,
     progress: bool = False,
     small: bool = False,
 ) -> list[float]:
@@ -42,7 +43,7 @@ def descend(
     batches = max(1, round(samples / batch_size))
     steps = max(6, epochs * batches)  # a rise over a fifth of exactly five steps would have no length
     turn = torch.optim.lr_scheduler.OneCycleLR(optimizer, [rate for _, rate in rates], steps, pct_start=0.2)
-    generator, losses = torch.Generator().manual_seed(seed), []
+    generator, losses = generator_of(seed), []
     with one_thread() if small else nullcontext():
         for _ in tqdm(range(epochs), unit=" epochs", delay=5, leave=False, disable=not progress):
             total = torch.zeros((), device=device)

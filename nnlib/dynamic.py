@@ -20,6 +20,7 @@ from nnlib.inputs import answer, features_of, gathered, stored_type
 from nnlib.kernels import Kernel, KNearest, kernel_of
 from nnlib.models import Saved
 from nnlib.rows import Chosen, Copied
+from nnlib.seeds import generator_of, seed_of
 from nnlib.votes import Rule
 
 PREDICTORS = ("interpolation", "nearest")
@@ -63,14 +64,18 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
 
     def _kernel(self) -> Kernel:
         """What the settings say, checked."""
-        kernel = kernel_of(self.kernel, self.exponent, self.epsilon, self.influence_cone_factor, self.scales)
+        kernel = kernel_of(self.kernel, self._exponent(), self.epsilon, self.influence_cone_factor, self.scales)
         require_known("predictor", self.predictor, PREDICTORS)
         return KNearest(1, kernel) if self.predictor == "nearest" else kernel
+
+    def _exponent(self) -> float:
+        return self.exponent
 
     def _rule(self) -> Rule:
         raise NotImplementedError
 
-    def _encoded(self, y) -> Tensor:
+    def _encoded(self, y, more: bool) -> Tensor:
+        """Labels or targets as they are stored; `more`: of the kind that earlier ones were."""
         raise NotImplementedError
 
     def _check_settings(self) -> None:
@@ -78,6 +83,7 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
         for name in ("batch_size", "max_neighbors", "max_count", "passes"):
             require_count(name, getattr(self, name, 1))
         require_number("target_accuracy", self.target_accuracy, "(0, 1]")
+        seed_of(self.seed)
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         super()._restore(tensors)
@@ -122,14 +128,14 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
         first = next(once, None)
         if first is None:
             raise ValueError("X hands out no batches: give at least one")
-        x, y = features_of(self, torch.as_tensor(first[0]), reset=not more), self._encoded(first[1])
+        x, y = features_of(self, torch.as_tensor(first[0]), reset=not more), self._encoded(first[1], more)
         self._warn_of_opposites(x)
         kept = stored_type(x)
         centers = self._copied(device, kept) if more else Copied(x[:0].to(device, kept), y[:0].to(device))
 
         def blocks(batches):
             """Batches as the rule takes them, each on the device and held to the first one's type."""
-            encoded = ((x, self._encoded(y)) for x, y in batches)
+            encoded = ((x, self._encoded(y, True)) for x, y in batches)
             for x, y in gathered(encoded, self._block_rows(centers)):
                 if stored_type(x) != kept:
                     raise ValueError(f"X hands out {x.dtype} after {kept}: give all batches in one type")
@@ -156,11 +162,7 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
 
     def _orders(self, samples: int) -> Iterator[Int64[Tensor, " N"]]:
         """The samples' order in each pass: their own, or each time another."""
-        generator = torch.Generator()
-        if self.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(self.seed)
+        generator = generator_of(self.seed)
         for _ in range(self.passes):
             yield torch.randperm(samples, generator=generator) if self.shuffle else torch.arange(samples)
 

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from nnlib.checks import require_count, require_number
+from nnlib.checks import require, require_count, require_number
+from nnlib.inputs import tensor_of
+from nnlib.seeds import generator_of
 
 ROWS = 4096  # pictures at a time
 
@@ -42,18 +44,27 @@ def _upright(images: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
 def blurred(images: Shaped[Tensor, "N H W"], sigma: float = 1.0) -> Float[Tensor, "N H W"]:
     """Grey pictures under a Gaussian of `sigma` pixels, so that small shifts change distances little.
 
-    Raises ValueError for another shape.
+    Raises ValueError for another shape, and for more blur than a picture has pixels for.
     """
     require_number("sigma", sigma, "(0, inf)", "a positive number of pixels, such as 1.0")
-    size = 2 * round(3 * sigma) + 1
-    parts = [gaussian_blur(part.float()[:, None], size, sigma)[:, 0] for part in _grey(images).split(ROWS)]
-    return torch.cat(parts)
+    images, reach = _grey(images), round(3 * sigma)
+    most = (min(images.shape[1:]) - 1) / 3
+    require(reach < min(images.shape[1:]), "sigma", sigma, f"{most:.3g} at most for pictures as small as these")
+    parts = [gaussian_blur(part.float()[:, None], 2 * reach + 1, sigma)[:, 0] for part in images.split(ROWS)]
+    return torch.cat(parts) if parts else images.float()
 
 
 def _grey(images: Shaped[Tensor, "N H W"]) -> Shaped[Tensor, "N H W"]:
-    images = torch.as_tensor(images)
+    images = tensor_of(images)
     if images.ndim != 3:
         raise ValueError(f"images has shape {tuple(images.shape)}: give grey pictures [N, H, W]")
+    return images
+
+
+def _pictures(images: Shaped[Tensor, "N H W *C"]) -> Shaped[Tensor, "N H W *C"]:
+    images = tensor_of(images)
+    if images.ndim not in (3, 4):
+        raise ValueError(f"images has shape {tuple(images.shape)}: give pictures [N, H, W] or [N, H, W, C]")
     return images
 
 
@@ -62,7 +73,7 @@ def shifted(
     labels: Int64[Tensor, " N"],
     pixels: int = 1,
     copies: int | None = None,
-    seed: int = 0,
+    seed: int | None = 0,
 ) -> tuple[Shaped[Tensor, "K H W *C"], Int64[Tensor, " K"]]:
     """More to train on: the pictures, and copies moved by up to so many pixels each way, (2 pixels + 1)^2 in all.
 
@@ -70,13 +81,13 @@ def shifted(
     so many in place of all, the pictures themselves among them, each of the others moved by a shift drawn by the seed.
     """
     require_count("pixels", pixels, 0)
-    images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+    images, labels = _pictures(images), tensor_of(labels)
     check_consistent_length(images, labels)
     moves = [(i, j) for i in range(-pixels, pixels + 1) for j in range(-pixels, pixels + 1) if (i, j) != (0, 0)]
     if copies is None:
         parts = [_moved(images, *move) for move in moves]
     else:
-        generator = torch.Generator().manual_seed(seed)
+        generator = generator_of(seed)
         parts = [_moved_each(images, moves, generator) for _ in range(1, require_count("copies", copies))]
     return torch.cat([images, *parts]), labels.repeat(1 + len(parts))
 
@@ -100,4 +111,4 @@ def _moved(images: Tensor, down: int, right: int) -> Tensor:
 
 def mirrored(images: Shaped[Tensor, "N H W *C"]) -> Shaped[Tensor, "N H W *C"]:
     """Every picture seen in a mirror beside it."""
-    return torch.as_tensor(images).flip(2)
+    return _pictures(images).flip(2)

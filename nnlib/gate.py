@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Float16, Float32, Float64
 from torch import Tensor, nn
 
+from nnlib.seeds import generator_of
+
 HIDDEN, BATCH, RATE, EPOCHS = 64, 2048, 1e-2, 8
 FEW = 10_000  # samples from which on weights decay less
 ROWS, LEAST = 1 << 15, 1e-6  # contexts weighed at once; the uniform guess's least weight: nothing is impossible
@@ -61,7 +63,7 @@ class Gate(nn.Module):
 
     def learn(self, samples: Float16[Tensor, "M E 3"], uniform: float, seed: int = 0) -> "Gate":
         """Train on `samples` of M positions, for the least mean -log p of the true characters."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = generator_of(seed)
         nn.init.uniform_(self.inside.weight, -(bound := self.inside.in_features**-0.5), bound, generator=generator)
         nn.init.zeros_(self.inside.bias)
         features = _features(*samples[:: len(samples) // BATCH + 1].float().unbind(2)[:2])

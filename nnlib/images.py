@@ -42,7 +42,7 @@ def encode(
     quality: float | None = None,
     background: tuple[int, int, int] = (255, 255, 255),
     steps: int | None = None,
-    seed: int = 0,
+    seed: int | None = 0,
     device: str | torch.device = "cpu",
     after: Callable[[], object] | None = None,
 ) -> bytes:

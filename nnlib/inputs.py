@@ -1,5 +1,6 @@
 """What users hand over, as tensors: numpy arrays, tensors, frames, lists, or a DataLoader's batches."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 
@@ -17,14 +18,15 @@ BLOCK_NUMBERS = 1 << 22
 
 
 def features_of(estimator, X, reset: bool) -> Shaped[Tensor, "N D"]:
-    """X as a tensor [N, D], without a copy where that can be; a tensor's further dimensions are flattened.
+    """X as a tensor [N, D], without a copy where that can be; further dimensions are flattened.
 
     Raises ValueError for NaN, infinity, no samples, no features, or another number of features than fitted on.
     """
     if is_stream(X):
         raise ValueError("X is a stream of batches, which fit and partial_fit take alone: give a tensor or an array")
     if not isinstance(X, Tensor):
-        x = _from_numpy(validate_data(estimator, X, reset=reset))
+        rows = X.reshape(len(X), math.prod(X.shape[1:])) if isinstance(X, np.ndarray) and X.ndim > 2 else X
+        x = tensor_of(validate_data(estimator, rows, reset=reset))
     else:
         x = _flat(X)
         if reset:
@@ -59,7 +61,11 @@ def _flat(X: Tensor) -> Shaped[Tensor, "N D"]:
     return X.detach().flatten(1)
 
 
-def _from_numpy(array: np.ndarray) -> Tensor:
+def tensor_of(array) -> Tensor:
+    """Numbers of any kind as a tensor, without a copy where that can be; those that torch lacks become float32."""
+    if isinstance(array, Tensor):
+        return array
+    array = np.asarray(array)
     if array.dtype.kind in "ub" and array.dtype != np.uint8 or not array.dtype.isnative:
         array = array.astype(np.float32)
     with warnings.catch_warnings():

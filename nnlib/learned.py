@@ -18,6 +18,7 @@ from nnlib.device import device_of
 from nnlib.frames import sample_of, wide
 from nnlib.inputs import features_of, labels_of, places_of
 from nnlib.kernels import Kernel, kernel_of
+from nnlib.seeds import seed_of
 from nnlib.shares import Classifier
 
 STARTS = ("kmeans", "condensed")
@@ -53,7 +54,7 @@ class LearnedCenters(Classifier):
         epochs: int = 20,
         batch_size: int | None = None,
         lr: float = 0.02,
-        seed: int = 0,
+        seed: int | None = 0,
         device: str = "auto",
         progress: bool = True,
     ):
@@ -121,7 +122,8 @@ class LearnedCenters(Classifier):
         scale = 2.0 ** (math.frexp(abs(rows).max())[1] - 1)  # exact, and squares stay numbers in any unit
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=ConvergenceWarning)  # equal samples have equal centers
-            found = KMeans(min(count, len(rows)), n_init=1, max_iter=20, random_state=self.seed).fit(rows / scale)
+            means = KMeans(min(count, len(rows)), n_init=1, max_iter=20, random_state=seed_of(self.seed))
+            found = means.fit(rows / scale)
         return torch.from_numpy(found.cluster_centers_ * scale).to(x.device, torch.float32)
 
     def _given(self) -> Kernel:

@@ -16,6 +16,7 @@ from nnlib.inputs import answer, features_of, labels_of, places_of
 from nnlib.kernels import CosineSoftmax
 from nnlib.maps import map_of
 from nnlib.models import Saved
+from nnlib.seeds import seed_of
 
 TRANSFORMED = 8192  # samples at a time
 
@@ -50,7 +51,7 @@ class LearnedMetric(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         batch_size: int | None = None,
         lr: float = 2e-3,
         products: str = "float32",
-        seed: int = 0,
+        seed: int | None = 0,
         device: str = "auto",
         progress: bool = True,
     ):
@@ -71,7 +72,7 @@ class LearnedMetric(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         device = device_of(self.device)
         x, y = x.to(device), places_of(y, self.classes_).to(device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self.seed)
+            torch.manual_seed(seed_of(self.seed))
             self.map_ = self._map().to(device)
             self.map_[0].measure(x)
             self._descend(x, y)

@@ -34,7 +34,8 @@ class Saved:
     def save(self, path: str | Path) -> None:
         """Write the fitted model to one .safetensors file, whole or not at all.
 
-        Raises NotFittedError before a fit, OSError where `path` can't be written.
+        What a fit tells of itself, such as `growth_` or `losses_`, stays behind. Raises NotFittedError before a fit,
+        OSError where `path` can't be written.
         """
         check_is_fitted(self, msg="This %(name)s instance is not fitted yet: call fit or load one")
         told = {
@@ -89,7 +90,8 @@ class Saved:
 
 def write_settings(path: Path, kind: str, settings: dict) -> None:
     """Write what a model of the class `kind` was made with, as JSON, for `read_settings`."""
-    path.write_text(json.dumps({"format": FORMAT, "class": kind, "settings": settings}, indent=1), encoding="utf-8")
+    told = {"format": FORMAT, "class": kind, "settings": settings}
+    path.write_text(json.dumps(told, indent=1, default=_told), encoding="utf-8")
 
 
 def read_settings(path: Path, kind: str) -> dict:

@@ -3,7 +3,6 @@
 Source: A. Coates, A. Ng, "The importance of encoding versus training with sparse coding and vector quantization", 2011.
 """
 
-import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -15,8 +14,9 @@ from nnlib.attend import PRODUCTS
 from nnlib.checks import require_count, require_known, require_number
 from nnlib.device import device_of
 from nnlib.features import mirrored
-from nnlib.inputs import answer, require_finite
+from nnlib.inputs import answer, require_finite, tensor_of
 from nnlib.models import Saved
+from nnlib.seeds import generator_of
 
 SAMPLE = 100_000  # patches that the whitening is measured on
 FAINT = 0.01  # of the softening: contrasts below are lost in it
@@ -47,7 +47,7 @@ class PatchFeatures(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         mirror: bool = False,
         compact: bool = False,
         products: str = "float32",
-        seed: int = 0,
+        seed: int | None = 0,
         device: str = "auto",
     ):
         self.count, self.size, self.pool, self.threshold = count, size, pool, threshold
@@ -57,7 +57,7 @@ class PatchFeatures(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
     def fit(self, X, y=None):
         """Measure the whitening and draw the patches; raises ValueError for shapes or settings without sense."""
         images = self._checked(X)
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = generator_of(self.seed)
         drawn = self._drawn(images, generator).to(device_of(self.device))
         contrast = float(drawn.var(1).mean())
         if 0 < contrast < FAINT * self.softening:
@@ -142,12 +142,14 @@ class PatchFeatures(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         require_known("products", self.products, PRODUCTS)
         for name, within in {"threshold": "[0, inf)", "softening": "[0, inf)", "floor": "(0, inf)"}.items():
             require_number(name, getattr(self, name), within)
-        images = X if isinstance(X, Tensor) else torch.as_tensor(np.asarray(X))
+        images = tensor_of(X)
         if images.ndim not in (3, 4) or len(images) == 0 or min(images.shape[1:3]) < self.size + self.pool - 1:
             least = self.size + self.pool - 1
             raise ValueError(
                 f"X has shape {tuple(images.shape)}: give pictures [N, H, W] or [N, H, W, C], {least} wide"
             )
+        if self.size == 1 and images[0, 0, 0].numel() == 1:
+            raise ValueError("size=1 of grey pictures: freed of its brightness a pixel says nothing, give 2 or more")
         require_finite("X", images)
         return images
 

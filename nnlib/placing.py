@@ -6,6 +6,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from nnlib.marks import SHAPE_LIMITS, Marks, snapped
+from nnlib.seeds import generator_of
 from nnlib.tiles import Grid, nearby, render, squared_error
 
 RATES = (0.6, 0.08, 0.03)  # steps of Adam for places (pixels), shapes and colours
@@ -16,8 +17,8 @@ ROUND_FROM, ROUND_TO = 0.5, 0.92  # the share of the steps in which places and s
 class Fit:
     """Centers that are being fitted to a picture [H, W, C] of opponent colours."""
 
-    def __init__(self, picture: Float[Tensor, "H W C"], seed: int = 0, parts: list[Tensor] | None = None):
-        self.picture, self.generator = picture, torch.Generator().manual_seed(seed)
+    def __init__(self, picture: Float[Tensor, "H W C"], seed: int | None = 0, parts: list[Tensor] | None = None):
+        self.picture, self.generator = picture, generator_of(seed)
         self.height, self.width, self.channels = picture.shape
         self.grid = Grid(self.height, self.width, device=picture.device)
         self.target = self.grid.tiled(picture)

@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 from nnlib.checks import require_count, require_number
 from nnlib.device import device_of
 from nnlib.frames import wide
-from nnlib.inputs import BLOCK_NUMBERS, answer, features_of, labels_of, places_of, require_finite
+from nnlib.inputs import BLOCK_NUMBERS, answer, features_of, labels_of, places_of
 from nnlib.models import Saved
 
 GRID = [10 ** (power / 2) for power in range(-10, 5)]  # ridges tried, in shares of the features' mean variance
@@ -57,7 +57,8 @@ class Projection(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     def _axes(self, x: Shaped[Tensor, "N D"]) -> tuple[Float[Tensor, " D"], Float[Tensor, "D D"]]:
         """The variances along the axes of x, the smallest first, and the axes, one a column."""
         squares = sum((rows := self._centered(part)).T @ rows for part in _parts(x)) / len(x)
-        require_finite("X, squared,", squares)
+        if not squares.isfinite().all():
+            raise ValueError("X's squares are more than float32 holds: divide it by its deviation first")
         variances, axes = torch.linalg.eigh(squares.cpu().double())
         return variances.clamp(min=0).float().to(x.device), axes.float().to(x.device)
 
@@ -94,9 +95,10 @@ class RidgeProjection(Projection):
     """Samples [N, D] to [N, C]: guesses by regularised least squares at whether each is of a class, 1, or not, 0.
 
     ridge: added to the variances, in shares of their mean; None: whichever of a grid guesses best for samples left out.
-    `fit_transform` gives each training sample the guess of the fit without it (exactly, by the leave-one-out identity),
-    so that who learns from the guesses sees the errors that new samples have. Fitted: `mean_`, `axes_` [D, C],
-    `offset_` [C], `classes_`, `ridge_`, and `errors_`, the mean square of the guesses left out, by ridge.
+    `fit_transform` gives each training sample the guess of the fit without it (exactly, by the leave-one-out identity,
+    the ridge being what all samples make it), so that who learns from the guesses sees the errors that new samples
+    have. Fitted: `mean_`, `axes_` [D, C], `offset_` [C], `classes_`, `ridge_`, and `errors_`, the mean square of the
+    guesses left out, by ridge.
     Source of the identity: D. Allen, The relationship between variable selection and data augmentation (1974).
     """
 

@@ -37,7 +37,7 @@ class Pruned:
         require_number("tolerance", tolerance, "[0, 1)", "a share in [0, 1)")
         if (kernel.count or 1) > 1:
             raise ValueError(f"kernel={kernel} can't be pruned: give count=1, or a kernel by which all centers vote")
-        x, y = features_of(self, X, reset=False), self._encoded(y).to(self.centers_.device)
+        x, y = features_of(self, X, reset=False), self._encoded(y, more=True).to(self.centers_.device)
         check_consistent_length(x, y)
         all_centers, labels, numbers = self.centers_, self.values_, getattr(self, "indices_", None)
         most = int(tolerance * len(x))

@@ -1,5 +1,7 @@
 """The dynamic regressor: a scikit-learn estimator that is also a torch module."""
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -21,16 +23,17 @@ class DynamicRegressor(RegressorMixin, Dynamic):
 
     tolerance: how far off one may be, in the targets' unit; 0.05 suits colours in 0..1. A batch is learned until
     nothing is wrong or its mean absolute error is at most `target_accuracy`, as published (at 0.8 that is mostly one
-    round). The other settings are DynamicClassifier's; pictures are published with kernel="influence_cone",
-    tolerance=0.2.
+    round). exponent: None for minus the number of features, from -4 (published) to -16: in many dimensions most samples
+    are about as far, and only a steep fall lets the near ones speak. The other settings are DynamicClassifier's;
+    pictures are published with kernel="influence_cone", tolerance=0.2.
     """
 
-    saved_attributes = ("n_features_in_", "y_ndim_")
+    saved_attributes = ("n_features_in_", "y_shape_")
 
     def __init__(
         self,
         kernel: str | Kernel = "euclidean",
-        exponent: float = -4.0,
+        exponent: float | None = None,
         epsilon: float = 1e-6,
         influence_cone_factor: float = 4.0,
         scales: int = 4,
@@ -69,19 +72,22 @@ class DynamicRegressor(RegressorMixin, Dynamic):
             self._learn_stream(X, more)
             return self
         x = features_of(self, X, reset=not more)
-        values = self._encoded(y)
+        values = self._encoded(y, more)
         check_consistent_length(x, values)
         self._learn(x, values, more)
         return self
 
-    def _encoded(self, y) -> Tensor:
+    def _encoded(self, y, more: bool) -> Float[Tensor, "N V"]:
         if y is None:
             raise ValueError("requires y to be passed, but the target y is None")
         if not isinstance(y, Tensor):
             y = torch.from_numpy(check_array(y, ensure_2d=False, dtype=np.float32, input_name="y"))
         require_finite("y", y)
-        self.y_ndim_ = y.ndim
-        return y.detach().to(torch.float32).reshape(len(y), -1)
+        shape = list(y.shape[1:])
+        if more and shape != list(self.y_shape_):
+            raise ValueError(f"y has shape {tuple(y.shape)}: give targets [N, *{self.y_shape_}], as it was fitted on")
+        self.y_shape_ = shape
+        return y.detach().to(torch.float32).reshape(len(y), math.prod(shape))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -91,6 +97,9 @@ class DynamicRegressor(RegressorMixin, Dynamic):
     def _check_settings(self):
         super()._check_settings()
         require_number("tolerance", self.tolerance, "(0, inf]", "a positive number")
+
+    def _exponent(self) -> float:
+        return -float(min(max(getattr(self, "n_features_in_", 0), 4), 16)) if self.exponent is None else self.exponent
 
     def _rule(self) -> Rule:
         return Rule(
@@ -113,7 +122,7 @@ class DynamicRegressor(RegressorMixin, Dynamic):
     def predict(self, X):
         """The weighted mean of the centers' values, [N] or [N, V] as the targets were."""
         mean = self._averages(X, self)
-        mean = answer(mean[:, 0] if self.y_ndim_ == 1 else mean, X)
+        mean = answer(mean.reshape(-1, *self.y_shape_), X)
         return mean if isinstance(X, Tensor) else mean.astype(np.float64)  # as scikit-learn's regressors answer
 
     def score(self, X, y, sample_weight=None) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 from nnlib.checks import require_number
 from nnlib.data import CLASSES, DataError, Dataset, load
 from nnlib.pictures import FolderPictures, Pictures, SetPictures
+from nnlib.seeds import generator_of
 
 TYPES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 TESTS = ("val", "test", "validation", "valid")  # the folder beside train/ that is tested on
@@ -63,7 +64,7 @@ def held_out(labels: Int64[Tensor, " N"], share: float, seed: int) -> Bool[Tenso
 
 def drawn(labels: Int64[Tensor, " N"], wanted: Int64[Tensor, " C"], seed: int) -> Bool[Tensor, " N"]:
     """True for so many of each class as are wanted, drawn by the seed."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(labels), generator=generator_of(seed))
     order = order[labels[order].argsort(stable=True)]
     counts = torch.bincount(labels)
     rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]

@@ -12,10 +12,11 @@ from nnlib.checks import require_count, require_number
 from nnlib.inputs import features_of, labels_of, places_of
 from nnlib.layers import KINDS, Layered, passed
 from nnlib.neighbors import DynamicClassifier, LearnedCenters
+from nnlib.seeds import seed_of
 from nnlib.shares import Classifier
 from nnlib.splits import held_out
 
-KEPT = ("folds", "validation", "seed")  # settings that a saved stack has beside its layers
+KEPT = ("folds", "validation", "seed", "progress")  # settings that a saved stack has beside its layers
 LATER = 100  # centers of a later layer, where nothing else is said
 
 
@@ -40,7 +41,7 @@ class StackedClassifier(Layered):
         later: Classifier | None = None,
         folds: int = 5,
         validation: float = 0.1,
-        seed: int = 0,
+        seed: int | None = 0,
         device: str = "auto",
         progress: bool = True,
     ):
@@ -100,7 +101,7 @@ class StackedClassifier(Layered):
 
     def _folds(self, labels: np.ndarray) -> np.ndarray:
         """Each sample's fold: shuffled, then dealt out class by class, so that folds are alike."""
-        order = np.random.default_rng(self.seed).permutation(len(labels))
+        order = np.random.default_rng(seed_of(self.seed)).permutation(len(labels))
         order = order[np.unique(labels[order], return_inverse=True)[1].argsort(kind="stable")]
         fold = np.empty_like(order)
         fold[order] = np.arange(len(order)) % self.folds

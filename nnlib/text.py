@@ -22,6 +22,7 @@ from nnlib.gate import Gate, sample
 from nnlib.models import ModelError
 from nnlib.reading import SCALARS, Reader
 from nnlib.recall import EXPERTS, Recall
+from nnlib.seeds import seed_of
 
 FORMAT = "nnlib.text.1"
 FOLDS, FOLD, PRACTICE, LITTLE = 10, 128_000, 128_000, 50  # parts to practise on, their size, in all; texts too short
@@ -46,8 +47,8 @@ class ContextModel:
     Sources: Khandelwal et al. 2020 (neighbors as a language model), Kneser and Ney 1995, Bloom 1998 (PPMZ).
     """
 
-    def __init__(self, seed: int = 0):
-        self.seed = seed
+    def __init__(self, seed: int | None = 0):
+        self.seed = seed_of(seed)
         self._recall: Recall | None = None
 
     def fit(self, text: str) -> "ContextModel":
@@ -134,7 +135,7 @@ class ContextModel:
         return Reader(self._fitted(), self.gate_, adapt)
 
     def generate(
-        self, prompt: str = "", length: int = 200, temperature: float = 1.0, seed: int = 0, memory: int = CONTEXT
+        self, prompt: str = "", length: int = 200, temperature: float = 1.0, seed: int | None = 0, memory: int = CONTEXT
     ) -> str:
         """Write on after the prompt: `length` characters, drawn from the probabilities to the power 1/temperature.
 
@@ -144,7 +145,7 @@ class ContextModel:
         require_count("length", length, 0)
         require_count("memory", memory, 0)
         require_number("temperature", temperature, "[0, inf)", "a number, 0 or more")
-        random, alphabet, written = np.random.default_rng(seed), self._fitted().alphabet, prompt
+        random, alphabet, written = np.random.default_rng(seed_of(seed)), self._fitted().alphabet, prompt
         for _ in range(length):
             p = self.predict_proba(written[len(written) - memory :] if memory < len(written) else written)[:-1]
             p = np.exp(np.log(p / p.max()) / temperature) if temperature else p == p.max()

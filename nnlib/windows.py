@@ -13,6 +13,7 @@ from nnlib.checks import require_count, require_number
 from nnlib.deep import DeepClassifier
 from nnlib.files import folder_written_whole
 from nnlib.models import ModelError, read_settings, write_settings
+from nnlib.seeds import seed_of
 
 CODES = 128  # classes; the last stands for every character that isn't ASCII
 FLOOR = 2.0**-20  # of each class's probability, where bits are counted
@@ -89,7 +90,7 @@ class WindowModel(BaseEstimator):
         require_count("length", length, least=0)
         require_number("temperature", temperature, "[0, inf)", "a number, 0 or more")
         _codes(prompt, "prompt")
-        text, generator = "", np.random.default_rng(seed)
+        text, generator = "", np.random.default_rng(seed_of(seed))
         for _ in range(length):
             text += chr(_drawn(self.predict_proba(prompt + text), temperature, generator))
         return text

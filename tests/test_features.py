@@ -82,8 +82,13 @@ def test_wrong_shapes_are_refused():
         for shape in ((2, 3), (2, 8, 8, 3)):  # colours would run into each other
             with pytest.raises(ValueError, match="images has shape"):
                 made(torch.zeros(shape))
-    with pytest.raises(ValueError, match="sigma="):
-        blurred(torch.zeros(2, 3, 3), 0)
+    for made in (mirrored, lambda images: shifted(images, torch.zeros(2, dtype=torch.int64))):
+        with pytest.raises(ValueError, match="images has shape"):
+            made(torch.zeros(2, 9))
+    for sigma in (0, 1.0):  # a blur reaches three deviations, and no farther than a picture goes
+        with pytest.raises(ValueError, match="sigma="):
+            blurred(torch.zeros(2, 3, 3), sigma)
+    torch.testing.assert_close(blurred(torch.ones(2, 4, 5), 1.0), torch.ones(2, 4, 5))
 
 
 def naive_patches(model, image):
@@ -169,6 +174,7 @@ def test_arrays_are_taken_as_tensors_are(digits):
     some = digits[:4]
     for made in (deskewed, blurred, mirrored):
         assert torch.equal(made(some.numpy()), made(some))
+        assert torch.equal(made(some.numpy()[:, ::-1]), made(some.flip(1)))  # strides that torch doesn't have
     moved, labels = shifted(some.numpy(), np.arange(4))
     assert len(moved) == len(labels) == 36 and torch.equal(moved, shifted(some, torch.arange(4))[0])
     with pytest.raises(ValueError, match="(?i)inconsistent"):
@@ -181,6 +187,19 @@ def test_arrays_are_taken_as_tensors_are(digits):
 def test_what_are_no_pictures_is_refused(given):
     with pytest.raises(ValueError, match="X has shape"):
         PatchFeatures(5).fit(given)
+
+
+def test_features_of_single_pixels_need_colours():
+    grey = 100 * torch.rand(9, 5, 5)
+    with pytest.raises(ValueError, match="size=1 of grey pictures"):
+        PatchFeatures(2, size=1, device="cpu").fit(grey)
+    colour = torch.stack([grey, grey.flip(1), grey.flip(2)], 3)
+    assert PatchFeatures(2, size=1, device="cpu").fit(colour).transform(colour).isfinite().all()
+
+
+def test_pictures_of_strides_that_torch_does_not_have(digits):
+    model = PatchFeatures(5, device="cpu").fit(digits.numpy()[:, :, ::-1])
+    assert torch.equal(torch.from_numpy(model.transform(digits.numpy()[:9, ::-1])), model.transform(digits[:9].flip(1)))
 
 
 def test_other_shapes_and_settings_are_refused(digits):

@@ -377,6 +377,34 @@ def test_who_would_lose_digits_to_float32_is_warned(far, warned, recwarn):
     assert ["column 4" in str(warning.message) for warning in recwarn.list] == [True] * warned
 
 
+def test_a_refused_batch_of_targets_leaves_the_regressor_as_it_was():
+    x = blobs(60)[0]
+    model = DynamicRegressor(progress=False).fit(x, x[:, 0])
+    wanted, loader = model.predict(x), DataLoader(TensorDataset(x, x[:, :2]), batch_size=20)
+    for refused in (lambda: model.partial_fit(x, x[:, :2]), lambda: model.partial_fit(loader)):
+        with pytest.raises(ValueError, match="y has shape"):
+            refused()
+    assert torch.equal(model.predict(x), wanted)
+    batches = iter([(x, x[:, :2]), (x, x[:, :3])])
+    with pytest.raises(ValueError, match=r"give targets \[N, \*\[2\]\]"):
+        DynamicRegressor(progress=False).fit(batches)
+
+
+def test_arrays_of_pictures_are_flattened_as_tensors_are():
+    x, y = blobs(60)
+    model = DynamicClassifier("euclidean", progress=False).fit(x.view(60, 5, 1).numpy(), y)
+    assert model.n_features_in_ == 5 and np.array_equal(model.predict(x.view(60, 1, 5).numpy()), model.predict(x))
+    with pytest.raises(ValueError, match="minimum of 1"):
+        model.predict(np.zeros((0, 5, 1)))
+
+
+@pytest.mark.parametrize(("features", "exponent"), [(2, -4.0), (7, -7.0), (40, -16.0)])
+def test_many_features_let_a_regressors_weights_fall_steeply(features, exponent):
+    x = torch.rand(50, features, generator=torch.Generator().manual_seed(0))
+    given, left = (DynamicRegressor(exponent=how, progress=False).fit(x, x[:, 0]) for how in (exponent, None))
+    assert torch.equal(given.predict(x), left.predict(x)) and torch.equal(given.centers_, left.centers_)
+
+
 def test_a_number_too_large_for_float32_is_refused():
     with pytest.raises(ValueError, match="float32"):
         DynamicClassifier().fit(np.array([[1.0], [1e300]]), [0, 1])

@@ -1,0 +1,61 @@
+"""Seeds of any kind: numpy's, none at all, and what is none."""
+
+import numpy as np
+import pytest
+import torch
+
+from nnlib.features import shifted
+from nnlib.neighbors import DynamicClassifier, DynamicRegressor, LearnedCenters, LearnedMetric
+from nnlib.patches import PatchFeatures
+from nnlib.seeds import generator_of, seed_of
+from nnlib.stacked import StackedClassifier
+
+QUICK = {"epochs": 2, "device": "cpu", "progress": False}
+SEEDED = [
+    DynamicClassifier("euclidean", progress=False),
+    DynamicRegressor(progress=False),
+    LearnedCenters(4, **QUICK),
+    LearnedMetric(width=8, dim=2, proxies=4, **QUICK),
+    PatchFeatures(3, size=2, device="cpu"),
+    StackedClassifier(2, progress=False, device="cpu"),
+]
+
+
+@pytest.fixture(params=SEEDED, ids=lambda model: type(model).__name__)
+def model(request):
+    return request.param
+
+
+def _fitted(model, seed):
+    generator = torch.Generator().manual_seed(0)
+    x = 100 * torch.rand(60, 4, 4, generator=generator)
+    answer = "transform" if hasattr(model, "transform") else "predict"
+    return getattr(model.set_params(seed=seed).fit(x, torch.arange(60) % 2), answer)(x)
+
+
+def test_a_seed_of_numpy_is_as_good_and_is_saved(model, tmp_path):
+    wanted = _fitted(model, 3)
+    assert torch.equal(_fitted(model, np.int64(3)), wanted) and torch.equal(_fitted(model, np.uint8(3)), wanted)
+    model.save(tmp_path / "model")
+    assert type(model).load(tmp_path / "model", "cpu").seed == 3
+
+
+def test_no_seed_is_another_each_time(model):
+    assert len(_fitted(model, None)) == 60
+    assert len({seed_of(None) for _ in range(5)}) == 5
+
+
+@pytest.mark.parametrize("seed", ["a", -1, 1.5, 2**32, float("nan")])
+def test_what_is_no_seed_is_refused(model, seed):
+    with pytest.raises(ValueError, match=f"seed={seed!r} can't be used"):
+        _fitted(model, seed)
+
+
+def test_copies_are_drawn_by_any_seed():
+    x, y = torch.arange(48).view(3, 4, 4), torch.arange(3)
+    assert torch.equal(shifted(x, y, copies=3, seed=np.int32(2))[0], shifted(x, y, copies=3, seed=2)[0])
+    assert len(shifted(x, y, copies=3, seed=None)[0]) == 9
+
+
+def test_the_largest_seed_draws():
+    assert generator_of(2**32 - 1).initial_seed() == 2**32 - 1
