@@ -23,18 +23,20 @@ from nnlib.shares import Classifier
 
 STARTS = ("kmeans", "condensed")
 CLUSTERED = 20_000  # samples of a class that its first centers are found from
+SHARE, MOST = 20, 300  # one center for so many samples, up to so many, where their number is left open
 SURE = 4.0  # the first logit of a center's own class, those of the others being 0
 
 
 class LearnedCenters(Classifier):
     """A weighted average over `count` centers that gradients have moved, each with class probabilities of its own.
 
-    start: "kmeans" within each class, or "condensed": the first samples that a DynamicClassifier gets wrong. kernel and
-    its settings as DynamicClassifier's, or "cosine_softmax", to begin with at `temperature`. How sharp it is (the
-    exponent, one over the temperature) is learned too where it can be. The loss is the mean of -log p(own class): that
-    of neighborhood component analysis, over centers. It falls in `epochs` of batches of `batch_size` (None: a hundredth
-    of the samples, 32 to 500) under Adam, whose rate rises to `lr` times the data's spread and falls again; epochs=0
-    leaves the centers where they start.
+    count: None for a twentieth of the samples, two a class at least and 300 at most. start: "kmeans" within each class,
+    or "condensed": the first samples that a DynamicClassifier gets wrong. kernel and its settings as
+    DynamicClassifier's, or "cosine_softmax", to begin with at `temperature`. How sharp it is (the exponent, one over
+    the temperature) is learned too where it can be. The loss is the mean of -log p(own class): that of neighborhood
+    component analysis, over centers. It falls in `epochs` of batches of `batch_size` (None: a hundredth of the samples,
+    32 to 500) under Adam, whose rate rises to `lr` times the data's spread and falls again; epochs=0 leaves the centers
+    where they start.
     Fitted: `centers_` [M, D] and `values_` [M, C], whose rows sum to 1, `sharpness_`, and `losses_`, an epoch each.
     Sources: M. Kusner et al., Stochastic Neighbor Compression (2014); learning vector quantization (T. Kohonen).
     """
@@ -43,7 +45,7 @@ class LearnedCenters(Classifier):
 
     def __init__(
         self,
-        count: int = 300,
+        count: int | None = None,
         kernel: str | Kernel = "euclidean",
         temperature: float = 0.1,
         exponent: float = -4.0,
@@ -75,13 +77,14 @@ class LearnedCenters(Classifier):
         self.classes_ = np.unique(y)
         y = places_of(y, self.classes_)
         self._check_settings()
+        count = self._count(len(x))
         device = device_of(self.device)
-        self._descend(x.to(device), y.to(device))
+        self._descend(x.to(device), y.to(device), count)
         return self
 
-    def _descend(self, x: Shaped[Tensor, "N D"], y: Int64[Tensor, " N"]) -> None:
+    def _descend(self, x: Shaped[Tensor, "N D"], y: Int64[Tensor, " N"], count: int) -> None:
         """Find where centers start, and move them, what they say, and how sharply."""
-        centers, owner = self._first(x, y)
+        centers, owner = self._first(x, y, count)
         logits = SURE * nn.functional.one_hot(owner, len(self.classes_)).float()
         centers, logits, power = (nn.Parameter(part) for part in (centers, logits, torch.zeros((), device=x.device)))
         sharpens, kernel = self._given().sharpened(1.0) is not None, self._given()
@@ -102,14 +105,14 @@ class LearnedCenters(Classifier):
         self.centers_, self.values_ = centers.detach(), logits.detach().softmax(1)
 
     def _first(
-        self, x: Shaped[Tensor, "N D"], y: Int64[Tensor, " N"]
+        self, x: Shaped[Tensor, "N D"], y: Int64[Tensor, " N"], count: int
     ) -> tuple[Float[Tensor, "M D"], Int64[Tensor, " M"]]:
         if self.start == "condensed":
-            settings = {"kernel": self._given(), "max_neighbors": self.count, "seed": self.seed, "progress": False}
+            settings = {"kernel": self._given(), "max_neighbors": count, "seed": self.seed, "progress": False}
             model = DynamicClassifier(device=self.device, **settings).fit(x, y)
-            return model.centers_[: self.count].float().clone(), model.values_[: self.count]
+            return model.centers_[:count].float().clone(), model.values_[:count]
         classes = len(self.classes_)
-        shares = [self.count // classes + (place < self.count % classes) for place in range(classes)]
+        shares = [count // classes + (place < count % classes) for place in range(classes)]
         parts = [self._clusters(x[y == place], share) for place, share in enumerate(shares)]
         owner = [torch.full((len(part),), place, device=x.device) for place, part in enumerate(parts)]
         return torch.cat(parts), torch.cat(owner)
@@ -138,11 +141,16 @@ class LearnedCenters(Classifier):
         return attend(x, self.centers_, self.values_, self._kernel())
 
     def _check_settings(self) -> None:
-        require_count("count", self.count)
         require_count("epochs", self.epochs, 0)
         if self._given().count is not None:
             raise ValueError(f"kernel={self.kernel!r} passes no gradient on to centers: give one that weighs them all")
         require_known("start", self.start, STARTS)
         require_number("lr", self.lr, "(0, inf)", "a positive number, such as 0.02")
-        if self.count < len(self.classes_):
-            raise ValueError(f"count={self.count!r} for {len(self.classes_)} classes: give one center each at least")
+
+    def _count(self, samples: int) -> int:
+        classes = len(self.classes_)
+        if self.count is None:
+            return max(2 * classes, min(samples // SHARE, MOST))
+        if (count := require_count("count", self.count)) < classes:
+            raise ValueError(f"count={count} for {classes} classes: give one center each at least")
+        return count

@@ -99,6 +99,12 @@ def test_learned_centers_beat_the_clusters_they_set_out_from():
     assert moved.score(test, test_y) > start.score(test, test_y) + 0.02
 
 
+@pytest.mark.parametrize(("samples", "centers"), [(20, 4), (200, 10), (7000, 300)])
+def test_as_many_centers_as_there_are_samples_for(samples, centers):
+    model = LearnedCenters(epochs=0, device="cpu", progress=False).fit(*ring(samples))
+    assert model.num_neighbors == centers
+
+
 def test_predictions_are_the_equation_over_what_was_learned():
     x, y = ring()
     model = LearnedCenters(10, CosineSoftmax(0.3), epochs=3, progress=False).fit(x, y)
