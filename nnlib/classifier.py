@@ -29,12 +29,14 @@ class DynamicClassifier(Pruned, Classifier):
     pixels and counts: as published it takes x and -x for one, and no account of lengths. Else give "euclidean".
     predictor: "interpolation", or "nearest" for the class of the largest weight. A batch of `batch_size` is learned
     until `target_accuracy` of it is right, in at most `max_count` rounds; learning ends once there are more than
-    `max_neighbors` centers. passes: over the data, each in another order where they are shuffled, until one adds
-    nothing; with predictor="nearest" and batch_size=1 that is P. Hart's condensed nearest neighbor rule (1968).
-    condensing: "batches", or "fcnn" for centers that don't depend on the data's order, until nothing is wrong or there
-    are `max_neighbors`, which does without `batch_size`, `target_accuracy`, `max_count`, `passes`, `shuffle` and
-    `seed`, and takes no streams. The rule and its settings: Dynamic and Deep Nearest Neighbors (J. Loverich, 2023);
-    FCNN: F. Angiulli, Fast condensed nearest neighbor rule (ICML 2005).
+    `max_neighbors` centers, a batch more at most. Where classes overlap, samples that contradict each other join again
+    and again: condensing="fcnn" and LearnedCenters do without. passes: over the data, each in another order where they
+    are shuffled, until one adds no sample that wasn't a center; with predictor="nearest" and batch_size=1 that is P.
+    Hart's condensed nearest neighbor rule (1968). condensing: "batches", or "fcnn" for centers that don't depend on the
+    data's order, until nothing is wrong or there are `max_neighbors`, which does without `batch_size`,
+    `target_accuracy`, `max_count`, `passes`, `shuffle` and `seed`, and takes no streams. The rule and its settings:
+    Dynamic and Deep Nearest Neighbors (J. Loverich, 2023); FCNN: F. Angiulli, Fast condensed nearest neighbor rule
+    (ICML 2005).
     """
 
     def __init__(

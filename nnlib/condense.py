@@ -32,11 +32,11 @@ def condense_in_passes(
     rule: Rule,
     watch: Watch = lambda samples, neighbors: None,
 ) -> None:
-    """Condense pass after pass, each the blocks of a set, until one adds nothing or the centers are too many."""
+    """Condense pass after pass, each the blocks of a set, until one adds nothing new or the centers are too many."""
     for blocks in passes:
-        before = len(centers)
+        before = centers.distinct
         condense(blocks, centers, kernel, rule, watch)
-        if len(centers) == before or len(centers) > rule.max_neighbors:
+        if centers.distinct == before or len(centers) > rule.max_neighbors:
             return
 
 

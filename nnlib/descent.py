@@ -1,5 +1,6 @@
 """Gradient descent as small models need it: shuffled batches, Adam, one rise and fall of its rates."""
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -35,7 +36,8 @@ def descend(
 ) -> list[float]:
     """Move (parameter, rate) pairs down the mean of `loss(rows)`; the mean loss of each epoch.
 
-    Batches are as equal as can be. small: whether a step is so little work that more than one thread only delays it.
+    Batches are as equal as can be. Raises ValueError once the loss is no number. small: whether a step is so little
+    work that more than one thread only delays it.
     """
     device = rates[0][0].device
     groups = [{"params": [parameter], "lr": rate} for parameter, rate in rates]
@@ -55,4 +57,6 @@ def descend(
                 turn.step()
                 total += value.detach()
             losses.append(float(total) / batches)
+            if not math.isfinite(losses[-1]):
+                raise ValueError(f"lr is too large: the loss came to {losses[-1]}, give a smaller lr")
     return losses

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import check_consistent_length
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -16,6 +17,7 @@ from nnlib.attend import nearest
 from nnlib.checks import require_count, require_known, require_number
 from nnlib.condense import Batch, Watch, block_rows, condense_in_passes
 from nnlib.device import device_of
+from nnlib.frames import sample_of, wide
 from nnlib.inputs import answer, features_of, gathered, stored_type
 from nnlib.kernels import Kernel, KNearest, kernel_of
 from nnlib.models import Saved
@@ -24,6 +26,7 @@ from nnlib.seeds import generator_of, seed_of
 from nnlib.votes import Rule
 
 PREDICTORS = ("interpolation", "nearest")
+BLOTTED = 100  # times epsilon: distances that are no larger lose much to it
 PREDICT_ROWS = 8192  # at least
 PREDICT_NUMBERS = 1 << 19  # the features of more where they have few
 
@@ -55,7 +58,7 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
         X [N, D], or None for the centers themselves, each without itself -> [N, K] and [N, K] (or the numbers alone).
         """
         self._require_fitted()
-        if not 1 <= n_neighbors <= self.num_neighbors:
+        if require_count("n_neighbors", n_neighbors) > self.num_neighbors:
             raise ValueError(f"n_neighbors={n_neighbors!r} of {self.num_neighbors} centers: give 1 up to as many")
         x = self.centers_ if X is None else features_of(self, X, reset=False).to(self.centers_.device)
         own = torch.arange(len(x), device=x.device) if X is None else None
@@ -92,12 +95,20 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
             raise ValueError(f"centers {tuple(centers.shape)} and values {tuple(values.shape)} don't belong together")
         self._kernel()
 
-    def _warn_of_opposites(self, x: Shaped[Tensor, "N D"]) -> None:
-        """Of what the published cosine means for samples that have negative features, which pixels don't."""
-        if isinstance(self.kernel, str) and self.kernel == "cosine" and x.dtype != torch.uint8 and float(x.amin()) < 0:
+    def _warn_of_kernel(self, x: Shaped[Tensor, "N D"]) -> None:
+        """Of what a kernel given by name can't tell apart: x and -x, or distances that its epsilon blots out."""
+        if x.dtype == torch.uint8 or not isinstance(self.kernel, str):
+            return
+        if self.kernel == "cosine" and float(x.amin()) < 0:
             warnings.warn(
                 "kernel='cosine' takes x and -x for one, as published, and X has negative numbers: "
                 "'euclidean' and CosineInverseDistance(signed=True) tell them apart",
+                stacklevel=5,
+            )
+        spread = float(sample_of(x, wide(x)).std(0, correction=0).amax())
+        if "cosine" not in self.kernel and 0 < spread < BLOTTED * self.epsilon:
+            warnings.warn(
+                f"X varies by {spread:.2g}, which epsilon={self.epsilon:g} blots out: scale X, or give less epsilon",
                 stacklevel=5,
             )
 
@@ -107,7 +118,7 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
 
     def _learn(self, x: Shaped[Tensor, "N D"], y: Shaped[Tensor, "N *V"], more: bool) -> None:
         """Condense a set at hand into new centers, or into `more` of them."""
-        self._warn_of_opposites(x)
+        self._warn_of_kernel(x)
         device = device_of(self.device)
         if x.device != device:
             x = x.to(device=device, dtype=stored_type(x))
@@ -128,21 +139,30 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
         first = next(once, None)
         if first is None:
             raise ValueError("X hands out no batches: give at least one")
-        x, y = features_of(self, torch.as_tensor(first[0]), reset=not more), self._encoded(first[1], more)
-        self._warn_of_opposites(x)
+        x, y = self._taken(first, more)
+        self._warn_of_kernel(x)
         kept = stored_type(x)
         centers = self._copied(device, kept) if more else Copied(x[:0].to(device, kept), y[:0].to(device))
 
+        def checked(batch) -> tuple[Tensor, Tensor]:
+            x, y = self._taken(batch, True)
+            if stored_type(x) != kept:
+                raise ValueError(f"X hands out {x.dtype} after {kept}: give all batches in one type")
+            return x, y
+
         def blocks(batches):
-            """Batches as the rule takes them, each on the device and held to the first one's type."""
-            encoded = ((x, self._encoded(y, True)) for x, y in batches)
-            for x, y in gathered(encoded, self._block_rows(centers)):
-                if stored_type(x) != kept:
-                    raise ValueError(f"X hands out {x.dtype} after {kept}: give all batches in one type")
-                yield features_of(self, x, reset=False).to(device, torch.float32), y.to(device), None
+            """Batches as the rule takes them, each on the device."""
+            for x, y in gathered(map(checked, batches), self._block_rows(centers)):
+                yield x.to(device, torch.float32), y.to(device), None
 
         passes = map(blocks, chain([chain([first], once)], repeat(batches, self.passes - 1)))
         self._grow(partial(condense_in_passes, passes, centers, self._kernel(), self._rule()), centers, None)
+
+    def _taken(self, batch, more: bool) -> tuple[Shaped[Tensor, "B D"], Shaped[Tensor, "B *V"]]:
+        """A stream's batch, checked; `more`: to be like those before."""
+        x, y = features_of(self, batch[0], reset=not more), self._encoded(batch[1], more)
+        check_consistent_length(x, y)
+        return x, y
 
     def _grow(self, learn: Callable[[Watch], None], centers: Chosen | Copied, samples: int | None) -> None:
         """Let centers be added, and take them over."""

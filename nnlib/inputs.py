@@ -97,8 +97,17 @@ def labels_of(y) -> np.ndarray:
     if y is None:
         raise ValueError("requires y to be passed, but the target y is None")
     y = column_or_1d(array_of(y), warn=True)
+    if y.dtype == object:
+        _require_order(y)
     check_classification_targets(y)
     return y
+
+
+def _require_order(labels: np.ndarray) -> None:
+    try:
+        np.unique(labels)
+    except TypeError:
+        raise ValueError("y holds labels that have no order, as words beside None: give labels of one kind") from None
 
 
 def places_of(y, classes: np.ndarray) -> Int64[Tensor, " N"]:
@@ -127,8 +136,8 @@ def is_stream(X) -> bool:
 def gathered(batches: Iterable, rows: Callable[[], int]) -> Iterator[tuple[Tensor, Tensor]]:
     """(x, y) batches joined and cut to `rows()` samples each, but for the last."""
     x, y, held = [], [], 0
-    for batch in batches:
-        x, y, held = [*x, torch.as_tensor(batch[0])], [*y, torch.as_tensor(batch[1])], held + len(batch[0])
+    for more_x, more_y in batches:
+        x, y, held = [*x, more_x], [*y, more_y], held + len(more_x)
         while held >= (wanted := rows()):
             all_x, all_y = torch.cat(x), torch.cat(y)
             yield all_x[:wanted], all_y[:wanted]

@@ -62,7 +62,7 @@ class Layered(ClassifierMixin, BaseEstimator, torch.nn.Module):
         return answer(self._last("predict_proba", X), X)
 
     def predict(self, X):
-        """The class of the largest share, [N]; a tensor for tensors, where the classes are numbers."""
+        """The class of the largest share, [N]; a tensor for tensors, where the classes are whole numbers."""
         found = self._last("predict", X)
         return answer(found, X) if isinstance(found, Tensor) else found
 

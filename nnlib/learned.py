@@ -24,6 +24,8 @@ from nnlib.shares import Classifier
 STARTS = ("kmeans", "condensed")
 CLUSTERED = 20_000  # samples of a class that its first centers are found from
 SHARE, MOST = 20, 300  # one center for so many samples, up to so many, where their number is left open
+MOST_POWER = 10.0  # of e, that sharpness may become or be one over
+FAR = 3.0  # times the usual length of a row: what longer ones add to the spread is left out
 SURE = 4.0  # the first logit of a center's own class, those of the others being 0
 
 
@@ -78,6 +80,7 @@ class LearnedCenters(Classifier):
         y = places_of(y, self.classes_)
         self._check_settings()
         count = self._count(len(x))
+        self._warn_of_kernel(x)
         device = device_of(self.device)
         self._descend(x.to(device), y.to(device), count)
         return self
@@ -91,17 +94,16 @@ class LearnedCenters(Classifier):
 
         def loss(rows: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
             """The mean of -log p(own class); `power` is the sharpness's logarithm."""
-            sharpness = power.exp() if sharpens else None
+            sharpness = power.clamp(-MOST_POWER, MOST_POWER).exp() if sharpens else None
             shares = attend(x[rows].float(), centers, logits.softmax(1), kernel, sharpness=sharpness)
             own = shares.gather(1, y[rows, None])
             return -own.clamp(min=torch.finfo(own.dtype).tiny).log().mean()
 
-        spread = float(sample_of(x, wide(x)).std(0, correction=0).square().mean().sqrt()) or 1.0
-        rates = [(centers, self.lr * spread), (logits, 5 * self.lr), (power, self.lr)]
+        rates = [(centers, self.lr * _spread(sample_of(x, wide(x)))), (logits, 5 * self.lr), (power, self.lr)]
         size = batch_of(self.batch_size, len(x))
         small = size * centers.numel() < SMALL
         self.losses_ = descend(loss, rates, len(x), self.epochs, size, self.seed, self.progress, small)
-        self.sharpness_ = float(power.detach().exp())
+        self.sharpness_ = float(power.detach().clamp(-MOST_POWER, MOST_POWER).exp())
         self.centers_, self.values_ = centers.detach(), logits.detach().softmax(1)
 
     def _first(
@@ -154,3 +156,10 @@ class LearnedCenters(Classifier):
         if (count := require_count("count", self.count)) < classes:
             raise ValueError(f"count={count} for {classes} classes: give one center each at least")
         return count
+
+
+def _spread(x: Float[Tensor, "N D"]) -> float:
+    """The deviation of a feature, of all together; where a few rows are far out, that of the others."""
+    lengths = (x - x.median(0).values).square().mean(1).sqrt()
+    whole, usual = float(x.std(0, correction=0).square().mean().sqrt()), float(lengths.median())
+    return min(whole, FAR * usual or whole) or 1.0

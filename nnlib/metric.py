@@ -18,6 +18,7 @@ from nnlib.maps import map_of
 from nnlib.models import Saved
 from nnlib.seeds import seed_of
 
+PROXIES = 300  # where their number is left open, or one a class if there are more
 TRANSFORMED = 8192  # samples at a time
 
 
@@ -27,12 +28,13 @@ class LearnedMetric(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
     map: "linear"; "residual", x + f(x), which keeps the features; or "network" of two hidden layers of `width`, batch
     norm and `dropout`. drop_inputs: share of the features hidden while learning. adversarial: also learn from each row
     moved so far, as a share of a row's usual length, to where the loss is higher (twice the time; features should be
-    alike in scale). The loss is neighborhood component analysis's at `temperature`: against `proxies` centers, as many
-    a class, that learn along and are then left behind (`proxies_`, for who wants to start from them), or, with
-    proxies=0, against the rest of the batch. batch_size and lr are LearnedCenters's, without a spread. products:
-    "bfloat16" for the map's products while it learns. Sources: J. Goldberger et al., Neighbourhood Components Analysis
-    (2004); Y. Movshovitz-Attias et al., No Fuss Distance Metric Learning using Proxies (2017); I. Goodfellow et al.,
-    Explaining and Harnessing Adversarial Examples (2015); x + f(x): J. Loverich.
+    alike in scale). The loss is neighborhood component analysis's at `temperature`: against `proxies` centers (None:
+    300, or one a class where those are more), as many of each class, that learn along and are then left behind
+    (`proxies_`, for who wants to start from them), or, with proxies=0, against the rest of the batch. batch_size and lr
+    are LearnedCenters's, without a spread. products: "bfloat16" for the map's products while it learns. Sources: J.
+    Goldberger et al., Neighbourhood Components Analysis (2004); Y. Movshovitz-Attias et al., No Fuss Distance Metric
+    Learning using Proxies (2017); I. Goodfellow et al., Explaining and Harnessing Adversarial Examples (2015); x +
+    f(x): J. Loverich.
     """
 
     saved_attributes = ("n_features_in_", "classes_")
@@ -41,7 +43,7 @@ class LearnedMetric(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         self,
         map: str = "network",
         dim: int = 64,
-        proxies: int = 300,
+        proxies: int | None = None,
         temperature: float = 0.1,
         width: int = 1024,
         dropout: float = 0.5,
@@ -80,8 +82,9 @@ class LearnedMetric(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         return self
 
     def _descend(self, x: Shaped[Tensor, "N D"], y: Int64[Tensor, " N"]) -> None:
-        owner = torch.arange(self.proxies, device=x.device) % len(self.classes_)
-        proxies = nn.Parameter(normalize(torch.randn(self.proxies, self._n_features_out).to(x.device), dim=1))
+        count = max(PROXIES, len(self.classes_)) if self.proxies is None else self.proxies
+        owner = torch.arange(count, device=x.device) % len(self.classes_)
+        proxies = nn.Parameter(normalize(torch.randn(count, self._n_features_out).to(x.device), dim=1))
         average = torch.optim.swa_utils.AveragedModel(self.map_, multi_avg_fn=_ema, use_buffers=True)
 
         def at(seen: Float[Tensor, "B D"], labels: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
@@ -109,7 +112,7 @@ class LearnedMetric(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
 
     def _loss(self, z: Float[Tensor, "B D"], y: Int64[Tensor, " B"], proxies, owner) -> Float[Tensor, ""]:
         kernel, classes = CosineSoftmax(self.temperature), len(self.classes_)
-        if self.proxies:
+        if self.proxies != 0:
             found = class_log_probabilities(z, proxies, owner, classes, kernel)
         else:
             found = class_log_probabilities(z, z, y, classes, kernel, exclude=torch.arange(len(z), device=z.device))
@@ -152,7 +155,7 @@ class LearnedMetric(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
     def _check_settings(self) -> None:
         for name in ("dim", "width", "epochs"):
             require_count(name, getattr(self, name))
-        if 0 < require_count("proxies", self.proxies, 0) < len(self.classes_):
+        if self.proxies is not None and 0 < require_count("proxies", self.proxies, 0) < len(self.classes_):
             raise ValueError(f"proxies={self.proxies!r} for {len(self.classes_)} classes: give one each at least, or 0")
         require_known("products", self.products, PRODUCTS)
         for name in ("dropout", "drop_inputs", "adversarial"):

@@ -13,13 +13,13 @@ from torch.nn.functional import avg_pool2d, conv2d, normalize
 from nnlib.attend import PRODUCTS
 from nnlib.checks import require_count, require_known, require_number
 from nnlib.device import device_of
-from nnlib.features import mirrored
+from nnlib.features import mirrored, planes
 from nnlib.inputs import answer, require_finite, tensor_of
 from nnlib.models import Saved
 from nnlib.seeds import generator_of
 
 SAMPLE = 100_000  # patches that the whitening is measured on
-FAINT = 0.01  # of the softening: contrasts below are lost in it
+FAINT = 0.1  # of the softening: contrasts below are lost in it, as all are of pictures in 0..1 by default
 BLOCK_NUMBERS = 1 << 23  # responses at a time
 
 
@@ -115,10 +115,10 @@ class PatchFeatures(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
 
     def _whitened(self, images: Shaped[Tensor, "B H W *C"]) -> Float[Tensor, "K S"]:
         """All patches of all pictures, even and white: one convolution, over the contrasts, less the mean."""
-        planes, size, numbers = _planes(images), self.size, self.mean_.numel()
-        around = (planes - planes.mean((1, 2, 3), keepdim=True)).contiguous(memory_format=torch.channels_last)
+        seen, size, numbers = planes(images), self.size, self.mean_.numel()
+        around = (seen - seen.mean((1, 2, 3), keepdim=True)).contiguous(memory_format=torch.channels_last)
         even = self.whitening_ - self.whitening_.mean(1, keepdim=True)  # takes a patch's brightness away
-        white = conv2d(around, even.view(-1, planes.shape[1], size, size)).movedim(1, -1)
+        white = conv2d(around, even.view(-1, seen.shape[1], size, size)).movedim(1, -1)
         sums = [avg_pool2d(part.mean(1, keepdim=True), size, 1)[:, 0] for part in (around, around.square())]
         contrast = (sums[1] - sums[0].square()).clamp_(min=0) * (numbers / max(1, numbers - 1)) + self.softening
         return (white / contrast.sqrt()[..., None] - self.mean_ @ self.whitening_).flatten(0, 2)
@@ -129,7 +129,7 @@ class PatchFeatures(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         picture, top, left = (torch.randint(n, (SAMPLE, 1, 1), generator=generator) for n in (len(images), *tops))
         step = torch.arange(self.size)
         places = (part.to(images.device) for part in (picture, top + step[:, None], left + step))
-        return _planes(images[*places]).flatten(1)
+        return planes(images[*places]).flatten(1)
 
     def _even(self, rows: Float[Tensor, "K S"]) -> Float[Tensor, "K S"]:
         """Patches without their brightness and contrast."""
@@ -152,7 +152,3 @@ class PatchFeatures(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
             raise ValueError("size=1 of grey pictures: freed of its brightness a pixel says nothing, give 2 or more")
         require_finite("X", images)
         return images
-
-
-def _planes(images: Shaped[Tensor, "B H W *C"]) -> Float[Tensor, "B C H W"]:
-    return images.float().movedim(3, 1) if images.ndim == 4 else images.float()[:, None]

@@ -96,7 +96,7 @@ class RidgeProjection(Projection):
 
     ridge: added to the variances, in shares of their mean; None: whichever of a grid guesses best for samples left out.
     `fit_transform` gives each training sample the guess of the fit without it (exactly, by the leave-one-out identity,
-    the ridge being what all samples make it), so that who learns from the guesses sees the errors that new samples
+    means and ridge being those of all samples), so that who learns from the guesses sees the errors that new samples
     have. Fitted: `mean_`, `axes_` [D, C], `offset_` [C], `classes_`, `ridge_`, and `errors_`, the mean square of the
     guesses left out, by ridge.
     Source of the identity: D. Allen, The relationship between variable selection and data augmentation (1974).
@@ -137,10 +137,13 @@ class RidgeProjection(Projection):
         return found[best]
 
     def _left_out(self, part, own, axes, along, inverses, samples: int) -> Float[Tensor, "R B C"]:
-        """For each ridge, what a fit without a sample guesses for it: the guess less its own pull."""
+        """For each ridge, what a fit without a sample guesses for it: the guess less its own pull.
+
+        The mean keeps the sample's share: without it guesses that say nothing would still tell the label, by being low.
+        """
         rows = self._centered(part) @ axes
         guess = torch.stack([rows @ (inverse[:, None] * along) for inverse in inverses]) + self.offset_
-        pull = (rows.square() @ inverses.T / samples + 1 / samples).T.clamp(max=1 - 1e-6)[..., None]
+        pull = (rows.square() @ inverses.T / samples).T.clamp(max=1 - 1e-6)[..., None]
         return (guess - pull * own) / (1 - pull)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from nnlib.attend import attend
 from nnlib.checks import require_number
 from nnlib.dynamic import Dynamic
-from nnlib.inputs import answer, array_of, features_of, is_stream, require_finite
+from nnlib.inputs import answer, array_of, features_of, is_stream, require_finite, tensor_of
 from nnlib.kernels import Kernel
 from nnlib.votes import Rule
 
@@ -81,7 +81,7 @@ class DynamicRegressor(RegressorMixin, Dynamic):
         if y is None:
             raise ValueError("requires y to be passed, but the target y is None")
         if not isinstance(y, Tensor):
-            y = torch.from_numpy(check_array(y, ensure_2d=False, dtype=np.float32, input_name="y"))
+            y = tensor_of(check_array(y, ensure_2d=False, dtype=np.float32, input_name="y"))
         require_finite("y", y)
         shape = list(y.shape[1:])
         if more and shape != list(self.y_shape_):

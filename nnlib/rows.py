@@ -38,6 +38,11 @@ class Copied:
     def __len__(self) -> int:
         return self._x.length
 
+    @property
+    def distinct(self) -> int:
+        """How many there are: of copies nobody knows which were one sample."""
+        return len(self)
+
     def again(self) -> "Copied":
         """The same centers and the room behind them, to grow without touching what this one shows."""
         other = Copied(self._x.store, self._y.store)
@@ -72,6 +77,11 @@ class Chosen:
 
     def __len__(self) -> int:
         return self._numbers.length
+
+    @property
+    def distinct(self) -> int:
+        """How many samples there are among them, one that was added again counting once."""
+        return len(self.numbers.unique())
 
     def append(self, x, y, numbers: Int64[Tensor, " K"]) -> None:
         """Keep the rows of these numbers."""

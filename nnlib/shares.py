@@ -34,7 +34,7 @@ class Classifier(ClassifierMixin, Dynamic):
         return answer(self._averages(X, self._shares), X)
 
     def predict(self, X):
-        """The class of the largest share, [N]; a tensor for tensors, where the classes are numbers."""
+        """The class of the largest share, [N]; a tensor for tensors, where the classes are whole numbers."""
         place = self._averages(X, self._shares).argmax(1)
         if isinstance(X, Tensor) and self.classes_.dtype.kind in "iub":
             return torch.from_numpy(self.classes_).to(X.device)[place.to(X.device)]

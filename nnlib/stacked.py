@@ -122,13 +122,15 @@ class StackedClassifier(Layered):
     def _settings(self) -> dict:
         kinds = [type(layer).__name__ for layer in self.layers_]
         kept = {name: getattr(self, name) for name in KEPT}
-        return {"kinds": kinds, "most": self.num_layers} | kept
+        given = [name for name in ("first", "later") if getattr(self, name) is not None]
+        return {"kinds": kinds, "most": self.num_layers, "given": given} | kept
 
     @classmethod
     def _from_settings(cls, told: dict, layers: list[Classifier]):
-        first, *later = (clone(layer) for layer in layers)
         kept = {name: told[name] for name in KEPT if name in told}
-        return cls(told.get("most", len(layers)), first, later[-1] if later else None, **kept)
+        places = {"first": layers[:1], "later": layers[1:]}
+        given = {name: clone(part[-1]) for name, part in places.items() if part and name in told.get("given", places)}
+        return cls(told.get("most", len(layers)), **given, **kept)
 
 
 def _better(right: Bool[Tensor, " N"], before: Bool[Tensor, " N"]) -> bool:

@@ -188,6 +188,12 @@ def test_passes_end_with_too_many_centers_or_with_nothing_new():
     assert len(DynamicClassifier("euclidean", passes=50).fit(apart, y).growth_) <= 3 * 15
 
 
+def test_passes_end_where_only_samples_that_contradict_each_other_are_wrong():
+    x, y = torch.arange(200.0)[:, None] % 5 + 1, torch.arange(200) // 5 % 2  # five places, each of both classes
+    fits = [DynamicClassifier("euclidean", passes=passes).fit(x, y) for passes in (50, 100)]
+    assert torch.equal(fits[0].indices_, fits[1].indices_) and len(fits[0].growth_) < 50 * 4
+
+
 def test_passes_over_streams_and_of_a_regressor():
     x, y = drawn(640)
     loader = DataLoader(TensorDataset(x, y), batch_size=64)

@@ -234,6 +234,32 @@ def test_the_unit_of_the_data_does_not_matter(scale):
     assert centers[1].score(x * scale, y) == pytest.approx(centers[0].score(x, y), abs=0.05)
 
 
+def test_one_sample_far_out_does_not_spoil_the_others():
+    x, y = ring()
+    far, label = torch.cat([x, torch.full((1, x.shape[1]), 1e5)]), torch.cat([y, y[:1]])
+    fits = [LearnedCenters(6, device="cpu", progress=False).fit(*data) for data in ((x, y), (far, label))]
+    assert fits[1].score(x, y) > fits[0].score(x, y) - 0.05
+
+
+@pytest.mark.parametrize("lr", [100.0, 1e3])
+def test_steps_that_are_too_long_leave_a_kernel_that_holds(lr):
+    for kernel in ("euclidean", "cosine_softmax"):
+        model = LearnedCenters(6, kernel, lr=lr, epochs=3, device="cpu", progress=False).fit(*ring())
+        assert model.predict_proba(ring()[0]).isfinite().all()
+
+
+def test_a_loss_that_is_no_number_is_laid_to_the_rate():
+    with pytest.raises(ValueError, match="lr is too large"):
+        LearnedMetric(width=8, dim=2, lr=1e30, **QUICK).fit(*ring())
+
+
+def test_proxies_are_as_many_as_classes_at_least():
+    x = torch.randn(602, 4, generator=torch.Generator().manual_seed(0))
+    model = LearnedMetric(width=8, dim=4, **QUICK).fit(x, torch.arange(602) // 2)
+    assert len(model.proxies_) == 301
+    assert len(LearnedMetric(width=8, dim=4, **QUICK).fit(x, torch.arange(602) % 2).proxies_) == 300
+
+
 def test_equal_samples_of_a_class_are_no_cause_for_warnings(recwarn):
     model = LearnedCenters(8, **QUICK).fit(torch.eye(2).repeat(10, 1), torch.arange(20) % 2)
     assert model.num_neighbors == 8 and not recwarn.list

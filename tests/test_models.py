@@ -61,6 +61,7 @@ def test_a_stack_remembers_how_many_layers_it_might_have(frame, tmp_path):
     model.save(tmp_path / "stack")
     again = StackedClassifier.load(tmp_path / "stack", "cpu")
     assert again.num_layers == 3 and len(again.layers_) == len(model.layers_)
+    assert again.first is None and again.later is None and again.progress is False
 
 
 def test_others_may_read_a_file_as_any_new_one(frame, tmp_path):

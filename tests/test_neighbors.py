@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import oracle
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,7 +23,7 @@ from nnlib import condense as condense_module
 from nnlib.data import load
 from nnlib.kernels import CosineInverseDistance, InfluenceCone, InverseDistance, KNearest
 from nnlib.models import ModelError
-from nnlib.neighbors import DynamicClassifier, DynamicRegressor
+from nnlib.neighbors import DynamicClassifier, DynamicRegressor, LearnedCenters
 
 # Checks that can't hold, each with its reason.
 EXPECTED = {"check_no_attributes_set_in_init": "a torch module keeps its flag `training` from the start"}
@@ -368,6 +369,36 @@ def test_who_would_take_opposite_samples_for_one_is_warned(kernel, stream, recwa
     assert len(warned) == (kernel == "cosine")
 
 
+@pytest.mark.parametrize("model", [DynamicClassifier("euclidean"), LearnedCenters(6, epochs=1, device="cpu")])
+@pytest.mark.parametrize(("unit", "epsilon", "warned"), [(1.0, 1e-6, 0), (1e-6, 1e-6, 1), (1e-6, 1e-12, 0)])
+def test_who_would_lose_distances_to_epsilon_is_warned(model, unit, epsilon, warned, recwarn):
+    x, y = blobs(60)
+    model.set_params(epsilon=epsilon, progress=False).fit(x * unit, y)
+    assert ["epsilon=1e-06 blots out" in str(warning.message) for warning in recwarn.list] == [True] * warned
+    model.fit(torch.ones(60, 5), y)  # which tell nothing in any unit
+    assert len(recwarn.list) == warned
+
+
+@pytest.mark.parametrize("model", [DynamicClassifier("euclidean"), DynamicRegressor()])
+def test_a_streams_batches_are_held_to_the_first(model):
+    x, y = blobs(60)
+    more = {"classes": [0, 1, 2]} if isinstance(model, DynamicClassifier) else {}
+    with pytest.raises(ValueError, match="(?i)inconsistent"):
+        model.fit(iter([(x[:20], y[:20]), (x[20:40], y[20:41])]), **more)
+    with pytest.raises(ValueError, match="4 features"):
+        model.fit(iter([(x[:20], y[:20]), (x[20:, :4], y[20:])]), **more)
+    rows = [(x[i : i + 20].numpy(), y[i : i + 20].numpy()) for i in (0, 20, 40)]
+    frames = [(pd.DataFrame(part), labels.tolist()) for part, labels in rows]
+    fits = [clone(model).fit(iter(batches), **more).centers_ for batches in (rows, frames)]
+    assert torch.equal(*fits)
+
+
+@pytest.mark.parametrize("labels", [["a", None], ["a", 1], ["a", float("nan")]])
+def test_labels_without_an_order_are_refused(labels):
+    with pytest.raises(ValueError, match="y holds labels that have no order"):
+        DynamicClassifier("euclidean").fit(blobs(60)[0], np.array(labels * 30, dtype=object))
+
+
 @pytest.mark.parametrize(("far", "warned"), [(1e8, 1), (1e4, 0)])
 def test_who_would_lose_digits_to_float32_is_warned(far, warned, recwarn):
     x, y = blobs(60)
@@ -425,6 +456,7 @@ def test_a_number_too_large_for_float32_is_refused():
         (lambda m, x, y: m.fit(x), "requires y"),
         (lambda m, x, y: m.fit(iter([]), classes=[0, 1]), "no batches"),
         (lambda m, x, y: m.kneighbors(x, 10_000), "n_neighbors=10000"),
+        (lambda m, x, y: m.kneighbors(x, "a"), "n_neighbors='a'"),
         (lambda m, x, y: DynamicClassifier().partial_fit(x, y), "classes"),
         (lambda m, x, y: DynamicClassifier("manhattan").fit(x, y), "kernel='manhattan'"),
         (lambda m, x, y: DynamicClassifier(exponent=4).fit(x, y), "exponent=4"),

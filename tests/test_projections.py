@@ -60,10 +60,12 @@ def test_a_training_guess_is_that_of_the_fit_without_the_sample(samples, feature
     left_out = model.fit_transform(x, y)
     truth = torch.nn.functional.one_hot(y).double()
     alpha = ridge * float((x - x.mean(0)).double().square().mean()) * samples
+    even, mean = x.double() - x.double().mean(0), truth.mean(0)  # the means are those of all samples
     for sample in (0, samples - 1):
         kept = torch.arange(samples) != sample
-        oracle = Ridge(alpha=alpha).fit(x[kept].double(), truth[kept])
-        np.testing.assert_allclose(left_out[sample], oracle.predict(x[sample : sample + 1].double())[0], atol=2e-3)
+        oracle = Ridge(alpha=alpha, fit_intercept=False).fit(even[kept], (truth - mean)[kept])
+        guess = oracle.predict(even[sample : sample + 1])[0] + mean.numpy()
+        np.testing.assert_allclose(left_out[sample], guess, atol=2e-3)
     whole = Ridge(alpha=alpha).fit(x.double(), truth)
     np.testing.assert_allclose(model.transform(x), whole.predict(x.double()), atol=2e-3)
 
@@ -77,6 +79,13 @@ def test_the_ridge_is_the_one_that_guesses_best_for_samples_left_out():
     assert min(model.errors_.values()) == pytest.approx(error) == pytest.approx(model.errors_[model.ridge_])
     in_sample = float((model.transform(x) - torch.nn.functional.one_hot(y)).square().mean())
     assert in_sample < error  # what a layer would learn from, were it fed its own training guesses
+
+
+def test_guesses_that_say_nothing_do_not_tell_the_label_either():
+    x, y = torch.randn(150, 4, generator=torch.Generator().manual_seed(0)), torch.arange(150) % 3
+    x[0] = 1e4  # beside which the others hardly vary
+    left_out = RidgeProjection(1.0).fit_transform(x, y)
+    assert float((left_out.argmin(1) == y).float().mean()) < 0.6
 
 
 def test_new_samples_are_guessed_as_well_as_those_left_out():
