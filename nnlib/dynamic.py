@@ -36,7 +36,7 @@ class Dynamic(Saved, BaseEstimator, torch.nn.Module):
 
     Fitted, it has the buffers `centers_` [M, D] and `values_` [M, ...]; `indices_` [M]: which samples of a set at hand
     became centers (None after a stream or `partial_fit`); `growth_`: how many there were after each batch,
-    of all passes.
+    of all passes. A state_dict holds what was learned but not the classes; `save` and `load` keep all.
     """
 
     def __init__(self):

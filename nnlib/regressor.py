@@ -21,11 +21,12 @@ from nnlib.votes import Rule
 class DynamicRegressor(RegressorMixin, Dynamic):
     """Values by the weighted mean over all centers, which are the samples whose error reached `tolerance`.
 
-    tolerance: how far off one may be, in the targets' unit; 0.05 suits colours in 0..1. A batch is learned until
-    nothing is wrong or its mean absolute error is at most `target_accuracy`, as published (at 0.8 that is mostly one
-    round). exponent: None for minus the number of features, from -4 (published) to -16: in many dimensions most samples
-    are about as far, and only a steep fall lets the near ones speak. The other settings are DynamicClassifier's;
-    pictures are published with kernel="influence_cone", tolerance=0.2.
+    tolerance: how far off one may be, in the targets' unit; 0.05 suits colours in 0..1, and less than the noise of what
+    is measured makes a center of every sample. A batch is learned until nothing is wrong or its mean absolute error is
+    at most `target_accuracy`, as published (at 0.8 that is mostly one round). exponent: None for minus the number of
+    features, from -4 (published) to -16: in many dimensions most samples are about as far, and only a steep fall lets
+    the near ones speak. The other settings are DynamicClassifier's; pictures are published with
+    kernel="influence_cone", tolerance=0.2.
     """
 
     saved_attributes = ("n_features_in_", "y_shape_")
