@@ -1,4 +1,4 @@
-"""What pixels give before anything is learned from labels: straight digits, blur, and copies shifted, bent or mirrored.
+"""What pixels give before anything is learned from labels: straight digits, blur, shifted and mirrored copies.
 
 Tensors (or arrays) in, tensors out, on the device they lie on.
 """
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from sklearn.utils.validation import check_consistent_length
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample, interpolate, pad
+from torch.nn.functional import affine_grid, grid_sample, pad
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from nnlib.checks import require, require_count, require_number
@@ -52,7 +52,7 @@ def blurred(images: Shaped[Tensor, "N H W"], sigma: float = 1.0) -> Float[Tensor
     most = (min(images.shape[1:]) - 1) / 3
     require(reach < min(images.shape[1:]), "sigma", sigma, f"{most:.3g} at most for pictures as small as these")
     parts = [gaussian_blur(part.float()[:, None], 2 * reach + 1, sigma)[:, 0] for part in images.split(ROWS)]
-    return torch.cat(parts) if parts else images.float()
+    return torch.cat(parts)
 
 
 def _grey(images: Shaped[Tensor, "N H W"]) -> Shaped[Tensor, "N H W"]:
@@ -116,52 +116,6 @@ def _moved(images: Tensor, down: int, right: int) -> Tensor:
     tail = [0, 0] * (images.ndim - 3)
     frame = pad(images, [*tail, max(right, 0), max(-right, 0), max(down, 0), max(-down, 0)])
     return frame[:, max(-down, 0) :][:, :height, max(-right, 0) :][:, :, :width]
-
-
-def warped(
-    images: Shaped[Tensor, "N H W *C"],
-    labels: Shaped[Tensor | np.ndarray, " N"],
-    pixels: float = 1.0,
-    knots: int = 4,
-    copies: int = 2,
-    seed: int | None = 0,
-) -> tuple[Shaped[Tensor, "K H W *C"], Shaped[Tensor | np.ndarray, " K"]]:
-    """More to train on: the pictures, and `copies` - 1 of each that are bent, each in its own way.
-
-    What moves every point is a smooth field, bicubic between knots x knots moves drawn by the seed, whose deviation is
-    `pixels` down and across; 0 comes in from outside. Source: P. Simard, D. Steinkraus, J. Platt, "Best practices for
-    convolutional neural networks applied to visual document analysis", 2003, whose fields are noise under a Gaussian.
-    """
-    require_number("pixels", pixels, "[0, inf)", "0 or more")
-    require_count("knots", knots, 2)
-    images = _pictures(images)
-    check_consistent_length(images, labels)
-    generator = generator_of(seed)
-    parts = [_bent(images, pixels, knots, generator) for _ in range(1, require_count("copies", copies))]
-    return torch.cat([images, *parts]), _again(labels, 1 + len(parts))
-
-
-def _bent(images: Tensor, pixels: float, knots: int, generator: torch.Generator) -> Tensor:
-    """Every picture by a field of its own."""
-    drawn = [torch.randn(len(part), 2, knots, knots, generator=generator) for part in images.split(ROWS)]
-    pairs = zip(images.split(ROWS), drawn, strict=True)
-    return torch.cat([_along(part, pixels * field.to(part.device)) for part, field in pairs])
-
-
-def _along(images: Shaped[Tensor, "B H W *C"], field: Float[Tensor, "B 2 K K"]) -> Tensor:
-    """Pictures whose points are fetched from where a field says, in the pictures' own type."""
-    height, width = images.shape[1:3]
-    moves = interpolate(field, (height, width), mode="bicubic", align_corners=True).movedim(1, -1)
-    still = affine_grid(torch.eye(2, 3).expand(len(images), 2, 3), [len(images), 1, height, width], align_corners=True)
-    grid = still.to(moves) + moves * 2 / torch.tensor([width - 1, height - 1]).to(moves)
-    found = grid_sample(planes(images), grid, align_corners=True)
-    found = found.movedim(1, -1).reshape(images.shape)
-    return found if images.is_floating_point() else found.round().to(images.dtype)
-
-
-def planes(images: Shaped[Tensor, "B H W *C"]) -> Float[Tensor, "B C H W"]:
-    """Pictures as convolutions take them, colours before rows."""
-    return images.float().movedim(3, 1) if images.ndim == 4 else images.float()[:, None]
 
 
 def mirrored(images: Shaped[Tensor, "N H W *C"]) -> Shaped[Tensor, "N H W *C"]:

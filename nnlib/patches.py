@@ -13,7 +13,7 @@ from torch.nn.functional import avg_pool2d, conv2d, normalize
 from nnlib.attend import PRODUCTS
 from nnlib.checks import require_count, require_known, require_number
 from nnlib.device import device_of
-from nnlib.features import mirrored, planes
+from nnlib.features import mirrored
 from nnlib.inputs import answer, require_finite, tensor_of
 from nnlib.models import Saved
 from nnlib.seeds import generator_of
@@ -115,7 +115,7 @@ class PatchFeatures(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
 
     def _whitened(self, images: Shaped[Tensor, "B H W *C"]) -> Float[Tensor, "K S"]:
         """All patches of all pictures, even and white: one convolution, over the contrasts, less the mean."""
-        seen, size, numbers = planes(images), self.size, self.mean_.numel()
+        seen, size, numbers = _planes(images), self.size, self.mean_.numel()
         around = (seen - seen.mean((1, 2, 3), keepdim=True)).contiguous(memory_format=torch.channels_last)
         even = self.whitening_ - self.whitening_.mean(1, keepdim=True)  # takes a patch's brightness away
         white = conv2d(around, even.view(-1, seen.shape[1], size, size)).movedim(1, -1)
@@ -129,7 +129,7 @@ class PatchFeatures(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         picture, top, left = (torch.randint(n, (SAMPLE, 1, 1), generator=generator) for n in (len(images), *tops))
         step = torch.arange(self.size)
         places = (part.to(images.device) for part in (picture, top + step[:, None], left + step))
-        return planes(images[*places]).flatten(1)
+        return _planes(images[*places]).flatten(1)
 
     def _even(self, rows: Float[Tensor, "K S"]) -> Float[Tensor, "K S"]:
         """Patches without their brightness and contrast."""
@@ -152,3 +152,7 @@ class PatchFeatures(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
             raise ValueError("size=1 of grey pictures: freed of its brightness a pixel says nothing, give 2 or more")
         require_finite("X", images)
         return images
+
+
+def _planes(images: Shaped[Tensor, "B H W *C"]) -> Float[Tensor, "B C H W"]:
+    return images.float().movedim(3, 1) if images.ndim == 4 else images.float()[:, None]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnlib.data import load
-from nnlib.features import blurred, deskewed, mirrored, shifted, warped
+from nnlib.features import blurred, deskewed, mirrored, shifted
 from nnlib.patches import PatchFeatures
 
 
@@ -78,31 +78,8 @@ def test_so_many_copies_are_moved_each_by_a_shift_of_its_own():
 
 
 def test_words_are_labels_of_copies_too(digits):
-    for made in (shifted, warped):
-        labels = made(digits[:3], np.array(["one", "two", "six"]), copies=2)[1]
-        assert labels.tolist() == ["one", "two", "six"] * 2
-
-
-def test_bent_copies_follow_a_smooth_field(digits):
-    some, labels = digits[:5], torch.arange(5)
-    bent, again = warped(some, labels, 1.0, copies=3, seed=4)
-    assert bent.dtype == some.dtype and torch.equal(bent[:5], some) and torch.equal(again, labels.repeat(3))
-    assert not torch.equal(bent[5:10], bent[10:]) and torch.equal(bent, warped(some, labels, 1.0, copies=3, seed=4)[0])
-    torch.testing.assert_close(warped(some.float(), labels, 0.0)[0][5:], some.float(), atol=1e-2, rtol=0)
-
-
-def test_a_bent_ramp_says_how_far_each_point_was_fetched_from():
-    ramp = torch.arange(40.0).expand(300, 40, 40) + 100  # brighter by one each pixel to the right
-    moves = (warped(ramp, torch.zeros(300, dtype=torch.int64), 1.5)[0][300:] - ramp)[:, 8:-8, 8:-8]
-    knots = torch.stack([moves[:, 5, 5], moves[:, -6, -6]])  # at a third of the way, where knots are
-    assert 1.3 < float(knots.std()) < 1.7 and abs(float(moves.mean())) < 0.2
-    assert float(moves.diff(dim=2).abs().mean()) < 0.2 * float(moves.abs().mean())  # near points move alike
-
-
-def test_colours_are_bent_together():
-    grey = torch.rand(4, 9, 8)
-    one, three = (warped(images, torch.arange(4), seed=2)[0] for images in (grey, grey[..., None].repeat(1, 1, 1, 3)))
-    torch.testing.assert_close(three, one[..., None].expand_as(three))
+    labels = shifted(digits[:3], np.array(["one", "two", "six"]), copies=2)[1]
+    assert labels.tolist() == ["one", "two", "six"] * 2
 
 
 def test_wrong_shapes_are_refused():
@@ -111,7 +88,7 @@ def test_wrong_shapes_are_refused():
             with pytest.raises(ValueError, match="images has shape"):
                 made(torch.zeros(shape))
     labels = torch.zeros(2, dtype=torch.int64)
-    for made in (mirrored, lambda images: shifted(images, labels), lambda images: warped(images, labels)):
+    for made in (mirrored, lambda images: shifted(images, labels)):
         with pytest.raises(ValueError, match="images has shape"):
             made(torch.zeros(2, 9))
     for sigma in (0, 1.0):  # a blur reaches three deviations, and no farther than a picture goes
@@ -210,9 +187,8 @@ def test_arrays_are_taken_as_tensors_are(digits):
     assert len(moved) == len(labels) == 36 and torch.equal(moved, shifted(some, torch.arange(4))[0])
     with pytest.raises(ValueError, match="(?i)inconsistent"):
         shifted(some, torch.arange(3))
-    for made in (shifted, warped):
-        with pytest.raises(ValueError, match="pixels=-1"):
-            made(some, torch.arange(4), -1)
+    with pytest.raises(ValueError, match="pixels=-1"):
+        shifted(some, torch.arange(4), -1)
 
 
 @pytest.mark.parametrize("given", [torch.zeros(3, 28), torch.zeros(0, 28, 28), torch.zeros(4, 5, 5)])
