@@ -25,7 +25,7 @@ STARTS = ("kmeans", "condensed")
 CLUSTERED = 20_000  # samples of a class that its first centers are found from
 SHARE, MOST = 20, 300  # one center for so many samples, up to so many, where their number is left open
 MOST_POWER = 10.0  # of e, that sharpness may become or be one over
-FAR = 3.0  # times the usual length of a row: what longer ones add to the spread is left out
+FEW, FAR = 0.02, 3.0  # a share of the rows that may be so many times as long as all others without adding to the spread
 SURE = 4.0  # the first logit of a center's own class, those of the others being 0
 
 
@@ -159,7 +159,7 @@ class LearnedCenters(Classifier):
 
 
 def _spread(x: Float[Tensor, "N D"]) -> float:
-    """The deviation of a feature, of all together; where a few rows are far out, that of the others."""
+    """The deviation of a feature, of all together; no more than a few rows far out let it be."""
     lengths = (x - x.median(0).values).square().mean(1).sqrt()
-    whole, usual = float(x.std(0, correction=0).square().mean().sqrt()), float(lengths.median())
-    return min(whole, FAR * usual or whole) or 1.0
+    whole, others = float(x.std(0, correction=0).square().mean().sqrt()), float(lengths.quantile(1 - FEW))
+    return min(whole, FAR * others or whole) or 1.0
