@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
@@ -73,6 +73,7 @@ def test_the_published_formula_where_it_is_finite():
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 5), st.integers(1, 12), st.integers(0, 10**6))
+@example(4, 1, 4, 1, 28840)  # a row of length 0.07
 def test_any_sizes_blocks_and_orders(n, b, classes, dim, seed):
     g = torch.Generator().manual_seed(seed)
     bank, bank_labels = torch.randn(n, dim, generator=g), torch.randint(classes, (n,), generator=g)
@@ -87,7 +88,8 @@ def test_any_sizes_blocks_and_orders(n, b, classes, dim, seed):
     finally:
         module.BLOCK_PAIRS = before
     assert loss.item() == pytest.approx(true.item(), rel=1e-4, abs=1e-6)
-    assert torch.allclose(gradient, wanted, rtol=1e-3, atol=1e-5)
+    shortest = float(x.norm(dim=1).min())  # x is divided by its length, and so is what rounding leaves
+    assert torch.allclose(gradient, wanted, rtol=1e-3, atol=1e-5 / min(1, shortest))
 
 
 def test_classes_of_one_carry_no_loss_and_no_nan():
