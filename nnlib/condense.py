@@ -33,11 +33,13 @@ def condense_in_passes(
     watch: Watch = lambda samples, neighbors: None,
 ) -> None:
     """Condense pass after pass, each the blocks of a set, until one adds nothing new or the centers are too many."""
+    before = centers.distinct
     for blocks in passes:
-        before = centers.distinct
         condense(blocks, centers, kernel, rule, watch)
-        if centers.distinct == before or len(centers) > rule.max_neighbors:
+        now = centers.distinct
+        if now == before or len(centers) > rule.max_neighbors:
             return
+        before = now
 
 
 def condense(

@@ -16,6 +16,7 @@ from nnlib.frames import wide
 from nnlib.kernels import Kernel
 from nnlib.nearby import take_nearer
 from nnlib.rows import Chosen, Copied
+from nnlib.seeds import generator_of
 from nnlib.stream import RunningAverage
 
 KEPT_NUMBERS = 1 << 26  # of all samples' votes; where they are more, every round counts them anew
@@ -132,7 +133,7 @@ def _from_means(x, y, kernel: Kernel, classes: int) -> Float[Tensor, " N"]:
 
 def _keys(x: Shaped[Tensor, "N D"]) -> Float[Tensor, " N"]:
     """A number for each row, made of nothing but the row: what equally near ones are sorted by, wherever they stand."""
-    along = torch.randn(x.shape[1], generator=torch.Generator().manual_seed(0)).to(x.device)
+    along = torch.randn(x.shape[1], generator=generator_of(0)).to(x.device)
     return torch.cat([(x[rows] * along).sum(1) for rows in row_blocks(x)])
 
 

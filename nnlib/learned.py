@@ -92,10 +92,14 @@ class LearnedCenters(Classifier):
         centers, logits, power = (nn.Parameter(part) for part in (centers, logits, torch.zeros((), device=x.device)))
         sharpens, kernel = self._given().sharpened(1.0) is not None, self._given()
 
+        def sharpness() -> Float[Tensor, ""]:
+            """What `power` is the logarithm of."""
+            return power.clamp(-MOST_POWER, MOST_POWER).exp()
+
         def loss(rows: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
-            """The mean of -log p(own class); `power` is the sharpness's logarithm."""
-            sharpness = power.clamp(-MOST_POWER, MOST_POWER).exp() if sharpens else None
-            shares = attend(x[rows].float(), centers, logits.softmax(1), kernel, sharpness=sharpness)
+            """The mean of -log p(own class)."""
+            sharp = sharpness() if sharpens else None
+            shares = attend(x[rows].float(), centers, logits.softmax(1), kernel, sharpness=sharp)
             own = shares.gather(1, y[rows, None])
             return -own.clamp(min=torch.finfo(own.dtype).tiny).log().mean()
 
@@ -103,7 +107,7 @@ class LearnedCenters(Classifier):
         size = batch_of(self.batch_size, len(x))
         small = size * centers.numel() < SMALL
         self.losses_ = descend(loss, rates, len(x), self.epochs, size, self.seed, self.progress, small)
-        self.sharpness_ = float(power.detach().clamp(-MOST_POWER, MOST_POWER).exp())
+        self.sharpness_ = float(sharpness().detach())
         self.centers_, self.values_ = centers.detach(), logits.detach().softmax(1)
 
     def _first(

@@ -115,10 +115,10 @@ class PatchFeatures(Saved, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
 
     def _whitened(self, images: Shaped[Tensor, "B H W *C"]) -> Float[Tensor, "K S"]:
         """All patches of all pictures, even and white: one convolution, over the contrasts, less the mean."""
-        seen, size, numbers = _planes(images), self.size, self.mean_.numel()
-        around = (seen - seen.mean((1, 2, 3), keepdim=True)).contiguous(memory_format=torch.channels_last)
+        planes, size, numbers = _planes(images), self.size, self.mean_.numel()
+        around = (planes - planes.mean((1, 2, 3), keepdim=True)).contiguous(memory_format=torch.channels_last)
         even = self.whitening_ - self.whitening_.mean(1, keepdim=True)  # takes a patch's brightness away
-        white = conv2d(around, even.view(-1, seen.shape[1], size, size)).movedim(1, -1)
+        white = conv2d(around, even.view(-1, planes.shape[1], size, size)).movedim(1, -1)
         sums = [avg_pool2d(part.mean(1, keepdim=True), size, 1)[:, 0] for part in (around, around.square())]
         contrast = (sums[1] - sums[0].square()).clamp_(min=0) * (numbers / max(1, numbers - 1)) + self.softening
         return (white / contrast.sqrt()[..., None] - self.mean_ @ self.whitening_).flatten(0, 2)

@@ -17,6 +17,8 @@ from nnlib.inputs import answer, array_of, features_of, is_stream, require_finit
 from nnlib.kernels import Kernel
 from nnlib.votes import Rule
 
+LEAST, MOST = 4, 16  # what minus the exponent is, where it is left open
+
 
 class DynamicRegressor(RegressorMixin, Dynamic):
     """Values by the weighted mean over all centers, which are the samples whose error reached `tolerance`.
@@ -100,7 +102,9 @@ class DynamicRegressor(RegressorMixin, Dynamic):
         require_number("tolerance", self.tolerance, "(0, inf]", "a positive number")
 
     def _exponent(self) -> float:
-        return -float(min(max(getattr(self, "n_features_in_", 0), 4), 16)) if self.exponent is None else self.exponent
+        if self.exponent is not None:
+            return self.exponent
+        return -float(min(max(getattr(self, "n_features_in_", 0), LEAST), MOST))  # checked before a fit knows features
 
     def _rule(self) -> Rule:
         return Rule(

@@ -53,7 +53,7 @@ def open_pictures(
     return Splits(gallery, *parts, test)
 
 
-def held_out(labels: Int64[Tensor, " N"], share: float, seed: int) -> Bool[Tensor, " N"]:
+def held_out(labels: Int64[Tensor, " N"], share: float, seed: int | None) -> Bool[Tensor, " N"]:
     """True for that share of each class, drawn by the seed; at least one, and 2 are left, of classes of 3 and more."""
     counts = torch.bincount(labels)
     wanted = (counts * share).round().long()
@@ -62,7 +62,7 @@ def held_out(labels: Int64[Tensor, " N"], share: float, seed: int) -> Bool[Tenso
     return drawn(labels, wanted, seed)
 
 
-def drawn(labels: Int64[Tensor, " N"], wanted: Int64[Tensor, " C"], seed: int) -> Bool[Tensor, " N"]:
+def drawn(labels: Int64[Tensor, " N"], wanted: Int64[Tensor, " C"], seed: int | None) -> Bool[Tensor, " N"]:
     """True for so many of each class as are wanted, drawn by the seed."""
     order = torch.randperm(len(labels), generator=generator_of(seed))
     order = order[labels[order].argsort(stable=True)]

@@ -40,9 +40,15 @@ def test_a_seed_of_numpy_is_as_good_and_is_saved(model, tmp_path):
     assert type(model).load(tmp_path / "model", "cpu").seed == 3
 
 
-def test_no_seed_is_another_each_time(model):
+def test_no_seed_will_do(model):
     assert len(_fitted(model, None)) == 60
+
+
+def test_no_seed_is_another_each_time():
     assert len({seed_of(None) for _ in range(5)}) == 5
+    x, y = torch.rand(400, 3), torch.arange(400) % 2
+    firsts = [DynamicClassifier("euclidean", seed=None, progress=False).fit(x, y).indices_[:64] for _ in range(2)]
+    assert not torch.equal(*firsts)  # the first batch, of 64 drawn from 400
 
 
 @pytest.mark.parametrize("seed", ["a", -1, 1.5, 2**32, float("nan")])
