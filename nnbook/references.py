@@ -7,6 +7,9 @@ import importlib.util
 import time
 from collections.abc import Callable, Iterator
 
+import numpy as np
+import torch
+from sklearn.linear_model import RidgeCV
 from sklearn.neighbors import KNeighborsClassifier, NeighborhoodComponentsAnalysis
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
@@ -17,7 +20,6 @@ from nnbook.tracks import Halves, Track
 from nnlib.attend import Labels, attend
 from nnlib.kernels import InverseDistance, Kernel, KNearest
 from nnlib.neighbors import DynamicClassifier, LearnedCenters
-from nnlib.projections import RidgeProjection
 
 EUCLIDEAN, SOFTMAX = InverseDistance(), "cosine_softmax"
 FEW = 10_000  # samples that are given to what is quadratic in them
@@ -61,7 +63,7 @@ def makers(track: Track, sets: Halves, seed: int) -> dict[str, Callable]:
     found = {
         "k nearest": lambda: Voters(train, 3),
         "condensed": lambda: DynamicClassifier(**ours).fit(*train),
-        f"condensed in any order, {SAMPLES}": lambda: DynamicClassifier(condensing="fcnn", progress=False).fit(*few),
+        "condensed, three passes": lambda: DynamicClassifier(passes=3, **ours).fit(*train),
         f"scikit-learn's NCA, {SAMPLES}": lambda: make_pipeline(
             NeighborhoodComponentsAnalysis(32, random_state=seed), KNeighborsClassifier(3)
         ).fit(*few),
@@ -83,10 +85,12 @@ def resampled(train: tuple[Tensor, Tensor], seed: int) -> KNeighborsClassifier:
 
 def guessed(sets: Halves, seed: int, count: int = 100) -> dict:
     """A row of centers that learn from closed-form guesses, each training sample's being of the fit without it."""
-    start, ridge = time.perf_counter(), RidgeProjection()
-    train = (ridge.fit_transform(*sets.train), sets.train[1])
-    model = LearnedCenters(count, SOFTMAX, seed=seed, progress=False).fit(*train)
-    sets = Halves(train, *((ridge.transform(x), y) for x, y in sets[1:]))
+    start, (x, y) = time.perf_counter(), sets.train
+    ridge = RidgeCV(np.logspace(-5, 2, 15) * len(x), scoring="neg_mean_squared_error", store_cv_results=True)
+    ridge.fit(x.float().numpy(), torch.nn.functional.one_hot(y).float().numpy())
+    left_out = ridge.cv_results_[..., list(ridge.alphas).index(ridge.alpha_)]
+    model = LearnedCenters(count, SOFTMAX, seed=seed, progress=False).fit(left_out.astype(np.float32), y)
+    sets = Halves(sets.train, *((torch.from_numpy(ridge.predict(x.float().numpy())).float(), y) for x, y in sets[1:]))
     row = {"method": "learned centers on ridge guesses", "centers": count, "seconds": time.perf_counter() - start}
     return row | scores(model, sets)
 

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from sklearn.decomposition import PCA
 from torch import Tensor
 
 from nnlib.data import load
@@ -13,7 +15,6 @@ from nnlib.features import shifted
 from nnlib.knn import embed
 from nnlib.patches import PatchFeatures
 from nnlib.pictures import batches, in_order
-from nnlib.projections import PrincipalComponents
 from nnlib.settings import Settings
 from nnlib.splits import open_pictures
 from nnlib.training import train
@@ -72,8 +73,11 @@ def patches(data: str, seed: int, copies: int = 1, **settings) -> Halves:
 def white(data: str, seed: int, dim: int, floor: float, before: Callable[[str, int], Halves] = plain) -> Halves:
     """The coordinates along the axes of largest variance, evened out: gradients otherwise miss what is faint."""
     sets = before(data, seed)
-    model = PrincipalComponents(dim, whiten=True, floor=floor).fit(sets.train[0])
-    return Halves(*((model.transform(x).bfloat16(), y) for x, y in sets))
+    x = sets.train[0].flatten(1).float()
+    pca = PCA(dim, svd_solver="covariance_eigh").fit(x.numpy())
+    deviations = np.sqrt(pca.explained_variance_ + floor * float(x.var(0).mean()))
+    mean, axes = torch.from_numpy(pca.mean_), torch.from_numpy(pca.components_.T / deviations).float()
+    return Halves(*((((x.flatten(1).float() - mean) @ axes).bfloat16(), y) for x, y in sets))
 
 
 def embedded(data: str, seed: int, **settings) -> Halves:

@@ -1,7 +1,6 @@
 """The dynamic classifier: a scikit-learn estimator that is also a torch module."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -10,18 +9,13 @@ from sklearn.utils.validation import check_consistent_length
 from torch import Tensor
 
 from nnlib.attend import Labels, attend
-from nnlib.checks import require_known
-from nnlib.fcnn import fcnn
 from nnlib.inputs import array_of, features_of, is_stream, labels_of, places_of
 from nnlib.kernels import Kernel
-from nnlib.prune import Pruned
 from nnlib.shares import Classifier
 from nnlib.votes import Rule
 
-CONDENSING = ("batches", "fcnn")
 
-
-class DynamicClassifier(Pruned, Classifier):
+class DynamicClassifier(Classifier):
     """Classes by the summed weight of all centers, which are the samples that it got wrong while it learned.
 
     kernel: a published kernel_type ("cosine", "euclidean", "euclidian_pyramid", "influence_cone") or a Kernel, with
@@ -30,13 +24,9 @@ class DynamicClassifier(Pruned, Classifier):
     predictor: "interpolation", or "nearest" for the class of the largest weight. A batch of `batch_size` is learned
     until `target_accuracy` of it is right, in at most `max_count` rounds; learning ends once there are more than
     `max_neighbors` centers, a batch more at most. Where classes overlap, samples that contradict each other join again
-    and again: condensing="fcnn" and LearnedCenters do without. passes: over the data, each in another order where they
-    are shuffled, until one adds no sample that wasn't a center; with predictor="nearest" and batch_size=1 that is P.
-    Hart's condensed nearest neighbor rule (1968). condensing: "batches", or "fcnn" for centers that don't depend on the
-    data's order, until nothing is wrong or there are `max_neighbors`, which does without `batch_size`,
-    `target_accuracy`, `max_count`, `passes`, `shuffle` and `seed`, and takes no streams. The rule and its settings:
-    Dynamic and Deep Nearest Neighbors (J. Loverich, 2023); FCNN: F. Angiulli, Fast condensed nearest neighbor rule
-    (ICML 2005).
+    and again: LearnedCenters does without. passes: over the data, each in another order where they are shuffled, until
+    one adds no sample that wasn't a center; with predictor="nearest" and batch_size=1 that is P. Hart's condensed
+    nearest neighbor rule (1968). The rule and its settings: Dynamic and Deep Nearest Neighbors (J. Loverich, 2023).
     """
 
     def __init__(
@@ -55,7 +45,6 @@ class DynamicClassifier(Pruned, Classifier):
         seed: int | None = 0,
         device: str = "auto",
         progress: bool = True,
-        condensing: str = "batches",
         passes: int = 1,
     ):
         super().__init__()
@@ -64,7 +53,7 @@ class DynamicClassifier(Pruned, Classifier):
         self.batch_size, self.target_accuracy, self.max_count = batch_size, target_accuracy, max_count
         self.max_neighbors, self.shuffle, self.seed = max_neighbors, shuffle, seed
         self.device, self.progress = device, progress
-        self.condensing, self.passes = condensing, passes
+        self.passes = passes
 
     def fit(self, X, y=None, classes: Sequence | None = None):
         """Learn from X [N, D] and labels y [N] of any kind, in one pass over shuffled batches, or as the settings say.
@@ -89,8 +78,6 @@ class DynamicClassifier(Pruned, Classifier):
     def _fit(self, X, y, classes, more: bool):
         self._check_settings()
         if is_stream(X):
-            if self.condensing == "fcnn":
-                raise ValueError("condensing='fcnn' over a stream: give X and y whole, or condensing='batches'")
             if not more and classes is None:
                 raise ValueError("classes=None with a stream of batches: give all labels there will be")
             self.classes_ = self.classes_ if more else np.unique(array_of(classes))
@@ -106,15 +93,6 @@ class DynamicClassifier(Pruned, Classifier):
 
     def _encoded(self, y, more: bool) -> Int64[Tensor, " N"]:
         return places_of(y, self.classes_)
-
-    def _check_settings(self):
-        super()._check_settings()
-        require_known("condensing", self.condensing, CONDENSING)
-
-    def _learner(self, x, y, centers):
-        if self.condensing == "batches":
-            return super()._learner(x, y, centers)
-        return partial(fcnn, x, y, centers, self._kernel(), len(self.classes_), self.max_neighbors)
 
     def _rule(self) -> Rule:
         classes = len(self.classes_)

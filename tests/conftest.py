@@ -11,7 +11,7 @@ CORE = (
     *("attend", "blocks", "condense", "cosine", "euclidean", "frames", "gradients", "kernels"),
     *("nearby", "reach", "rows", "search", "stream"),
     *("contexts", "evidence", "gate", "recall"),
-    *("fcnn", "prune", "shards"),
+    "shards",
 )
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels for a GPU run here too, slowly

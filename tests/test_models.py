@@ -9,7 +9,6 @@ import torch
 from sklearn.exceptions import NotFittedError
 
 from nnlib.neighbors import DynamicClassifier, DynamicRegressor, LearnedCenters, LearnedMetric
-from nnlib.projections import PrincipalComponents, RidgeProjection
 from nnlib.stacked import StackedClassifier
 
 QUICK = {"epochs": 2, "device": "cpu", "progress": False}
@@ -19,8 +18,6 @@ ALL = [
     DynamicRegressor(progress=False),
     LearnedCenters(4, **QUICK),
     LearnedMetric(width=8, dim=2, proxies=4, **QUICK),
-    PrincipalComponents(2),
-    RidgeProjection(),
     StackedClassifier(3, progress=False),
 ]
 
