@@ -21,7 +21,13 @@ ROOT = Path(__file__).parents[1]
 CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 SMALL = {  # parameters with which a chapter's Run All takes seconds
     "01": {"n_train": "3000"},
-    "02": {"image_path": '"chelsea"', "side": "96", "steps": "30", "rates": '"0.5, 1.0"', "tolerance": "0.4"},
+    "02": {
+        "image_path": '"chelsea"',
+        "side": "96",
+        "steps": "30",
+        "rates": '"0.5, 1.0"',
+        "tolerance": "0.4",
+    },
     "03": {"max_neighbors": "2000", "test_characters": "2000"},
     "04": {"n_train": "300", "n_test": "200", "epochs": "2"},
     "05": {"n_centers": "5000", "repeats": "1"},
@@ -63,11 +69,18 @@ def browser() -> Iterator:
         from playwright.sync_api import sync_playwright
     except ImportError as error:
         raise NotMeasured("Playwright isn't installed") from error
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    path = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if path is None:
         raise NotMeasured("no Chromium is installed")
     with sync_playwright() as playwright:
-        quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+        quiet = [
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--no-first-run",
+        ]
         started = playwright.chromium.launch(executable_path=path, args=quiet)
         try:
             yield started
@@ -79,7 +92,9 @@ def browser() -> Iterator:
 def lab(folder: Path) -> Iterator[str]:
     """The address of a JupyterLab that serves a folder."""
     with free_port() as port, tempfile.TemporaryDirectory() as home:
-        settings = Path(home) / TRACKER  # all cells are drawn, also those that a person would have to scroll to
+        settings = (
+            Path(home) / TRACKER
+        )  # all cells are drawn, also those that a person would have to scroll to
         settings.parent.mkdir(parents=True)
         settings.write_text('{"windowingMode": "none"}')
         words = [
@@ -89,7 +104,10 @@ def lab(folder: Path) -> Iterator[str]:
             "--IdentityProvider.token=",
             "--ip=127.0.0.1",
         ]
-        environment = os.environ | {"JUPYTERLAB_SETTINGS_DIR": str(settings.parents[1]), "PYTHONPATH": str(ROOT)}
+        environment = os.environ | {
+            "JUPYTERLAB_SETTINGS_DIR": str(settings.parents[1]),
+            "PYTHONPATH": str(ROOT),
+        }
         command = [sys.executable, "-m", "jupyterlab", *words, f"--ServerApp.root_dir={folder}"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         server = subprocess.Popen(command, env=environment, cwd=folder, **quiet)
@@ -130,7 +148,9 @@ def copy(chapter: Path, folder: Path, parameters: dict[str, str] | None = None) 
         cell.outputs, cell.execution_count = [], None
         if "parameters" in cell.metadata.get("tags", []):
             for name, value in (parameters or {}).items():
-                cell.source, count = re.subn(rf"^{name} = .*?(?=  #)", f"{name} = {value}", cell.source, flags=re.M)
+                cell.source, count = re.subn(
+                    rf"^{name} = .*?(?=  #)", f"{name} = {value}", cell.source, flags=re.M
+                )
                 assert count == 1, f"{chapter.stem} has no parameter {name}"
     nbformat.write(notebook, folder / chapter.name)
 
@@ -138,15 +158,23 @@ def copy(chapter: Path, folder: Path, parameters: dict[str, str] | None = None) 
 def run_all(page, address: str, seconds: float = 300) -> list[str]:
     """Open a notebook in JupyterLab and run all of its cells; returns the errors that its cells show."""
     page.goto(address)
-    page.wait_for_function(READY, timeout=60_000)  # cells that are run before there is a kernel don't run at all
+    page.wait_for_function(
+        READY, timeout=60_000
+    )  # cells that are run before there is a kernel don't run at all
     page.click('.lm-MenuBar-itemLabel:text-is("Run")')
     page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
-    page.wait_for_function(f"() => {PROMPTS}.every((text) => /[*\\d]/.test(text)) || {ERROR}", timeout=30_000)
-    page.wait_for_function(f"() => !{PROMPTS}.some((text) => text.includes('*'))", timeout=1000 * seconds)
+    page.wait_for_function(
+        f"() => {PROMPTS}.every((text) => /[*\\d]/.test(text)) || {ERROR}", timeout=30_000
+    )
+    page.wait_for_function(
+        f"() => !{PROMPTS}.some((text) => text.includes('*'))", timeout=1000 * seconds
+    )
     page.wait_for_timeout(1000)
     if all(re.search(r"\d", text) for text in page.evaluate(PROMPTS)):
         return []
-    return [each.inner_text() for each in page.query_selector_all("[data-mime-type$=stderr]")] or ["cells weren't run"]
+    return [each.inner_text() for each in page.query_selector_all("[data-mime-type$=stderr]")] or [
+        "cells weren't run"
+    ]
 
 
 def controls(page) -> list[tuple[int, int]]:
@@ -182,8 +210,12 @@ def crawl(page, start: Path) -> Crawl:
             continue
         found.pages.add(address)
         page.goto(address)
-        anchors[address] = set(page.eval_on_selector_all("[id]", "(all) => all.map((each) => each.id)"))
-        for link in page.eval_on_selector_all("a[href]", "(links) => links.map((link) => link.href)"):
+        anchors[address] = set(
+            page.eval_on_selector_all("[id]", "(all) => all.map((each) => each.id)")
+        )
+        for link in page.eval_on_selector_all(
+            "a[href]", "(links) => links.map((link) => link.href)"
+        ):
             path, _, anchor = link.partition("#")
             if not path.startswith("file:"):
                 continue

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from claims.memory import within
 from claims.table import NotMeasured, claim
-from nnlib.data import DataError, Dataset, load
-from nnlib.neighbors import DynamicClassifier
+from nnlib.datasets import DataError, Dataset, load
+from nnlib.neighbors.classifier import DynamicClassifier
 
 SEEDS = (0, 1, 2)
 
@@ -32,9 +32,15 @@ def published(name: str) -> list[Fitted]:
     """Fits at the published setting, a seed each."""
     data, fits = _data(name), []
     for seed in SEEDS:
-        model = DynamicClassifier(seed=seed, progress=False).fit(data.train_images, data.train_labels)
-        train = model.score(data.train_images, data.train_labels) if name == "mnist" else float("nan")
-        fits.append(Fitted(model.num_neighbors, train, model.score(data.test_images, data.test_labels)))
+        model = DynamicClassifier(seed=seed, progress=False).fit(
+            data.train_images, data.train_labels
+        )
+        train = (
+            model.score(data.train_images, data.train_labels) if name == "mnist" else float("nan")
+        )
+        fits.append(
+            Fitted(model.num_neighbors, train, model.score(data.test_images, data.test_labels))
+        )
     return fits
 
 
@@ -45,7 +51,9 @@ def _percent(values) -> str:
 @claim("MNIST, published setting, 3 seeds: centers", "2,800 to 3,100", "slow")
 def mnist_centers():
     counts = [fit.neighbors for fit in published("mnist")]
-    return ", ".join(f"{count:,}" for count in counts), all(2800 <= count <= 3100 for count in counts)
+    return ", ".join(f"{count:,}" for count in counts), all(
+        2800 <= count <= 3100 for count in counts
+    )
 
 
 @claim("MNIST, published setting: test accuracy of each of 3 seeds", "96.6 to 97.2 %", "slow")
@@ -64,7 +72,9 @@ def mnist_train():
 @claim("CIFAR-10, published setting, 3 seeds: centers", "30,000 to 31,600", "data")
 def cifar_centers():
     counts = [fit.neighbors for fit in published("cifar10")]
-    return ", ".join(f"{count:,}" for count in counts), all(30_000 <= count <= 31_600 for count in counts)
+    return ", ".join(f"{count:,}" for count in counts), all(
+        30_000 <= count <= 31_600 for count in counts
+    )
 
 
 @claim("CIFAR-10, published setting: test accuracy of each of 3 seeds", "41 to 42.5 %", "data")
@@ -74,13 +84,17 @@ def cifar_test():
     return told, all(0.41 <= value <= 0.425 for value in values)
 
 
-@claim("CIFAR-100, published setting: centers and test accuracy", "beside 42,378 and 17.93 %", "data")
+@claim(
+    "CIFAR-100, published setting: centers and test accuracy", "beside 42,378 and 17.93 %", "data"
+)
 def cifar100():
     fits = published("cifar100")
     return f"{fits[0].neighbors:,} centers, {_percent(fit.test for fit in fits)}", True
 
 
-@claim("extra memory while fitting and predicting, inputs and model aside", "at most 256 MB", "slow")
+@claim(
+    "extra memory while fitting and predicting, inputs and model aside", "at most 256 MB", "slow"
+)
 def mnist_memory():
     return within("fit mnist cosine", "fit mnist euclidean", "fit mnist cone")
 
@@ -91,6 +105,10 @@ def cifar_memory():
     return within("fit cifar10 cosine")
 
 
-@claim("extra memory of attend, 60,000 x 60,000 x 784, inputs and results aside", "at most 256 MB", "slow")
+@claim(
+    "extra memory of attend, 60,000 x 60,000 x 784, inputs and results aside",
+    "at most 256 MB",
+    "slow",
+)
 def attend_memory():
     return within("attend euclidean", "attend cosine", "attend cone", "attend and gradient")

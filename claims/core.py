@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from claims.table import NotMeasured, claim
-from nnlib.attend import attend, class_log_probabilities
+from nnlib.attention.dispatch import attend, class_log_probabilities
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
@@ -25,17 +25,25 @@ def errors(device: str) -> tuple[float, float]:
         for kernel, ours in cases.KERNELS.items():
             if kernel == "k_nearest" and name in ("exact duplicates", "zero rows"):
                 continue  # which of equally far centers count is open
-            weights = oracle.weights(x, c, kernel, **({"count": min(3, len(c))} if kernel == "k_nearest" else {}))
+            weights = oracle.weights(
+                x, c, kernel, **({"count": min(3, len(c))} if kernel == "k_nearest" else {})
+            )
             there = [part.to(device) for part in (x, c, v, labels)]
             found = attend(*there[:3], ours).cpu()
-            average = max(average, float((found - weights @ v.double()).abs().max() / v.abs().max()))
+            average = max(
+                average, float((found - weights @ v.double()).abs().max() / v.abs().max())
+            )
             share = weights @ torch.nn.functional.one_hot(labels, 5).double()
             found = class_log_probabilities(*there[:2], there[3], 5, ours).cpu()
             logs = max(logs, float((found - share.log())[share > 1e-12].abs().max()))
     return average, logs
 
 
-@claim("attend against float64: 7 kernels, 14 kinds of data, relative to max|v|", "at most 1e-5", "test")
+@claim(
+    "attend against float64: 7 kernels, 14 kinds of data, relative to max|v|",
+    "at most 1e-5",
+    "test",
+)
 def average_error():
     return f"{errors('cpu')[0]:.1e}", errors("cpu")[0] <= 1e-5
 

@@ -7,11 +7,11 @@ from tempfile import NamedTemporaryFile
 from typing import NamedTuple
 
 from claims.table import claim
-from nnbook import text_rivals
-from nnlib.data import text
-from nnlib.reading import decode, encode
-from nnlib.text import ContextModel
-from nnlib.windows import WindowModel
+from nnbook.benchmarks import language_baselines
+from nnlib.datasets import load_text
+from nnlib.language.coding import decode, encode
+from nnlib.language.context_model import ContextModel
+from nnlib.language.window_model import WindowModel
 
 TEXTS = ("alice", "persuasion")
 FIT = """
@@ -48,7 +48,7 @@ class Split(NamedTuple):
 
 
 def halves(name: str) -> tuple[str, str]:
-    book = text(name).replace("\r\n", "\n")
+    book = load_text(name).replace("\r\n", "\n")
     return book[: int(0.9 * len(book))], book[int(0.9 * len(book)) :]
 
 
@@ -57,26 +57,46 @@ def split(name: str) -> Split:
     head, tail = halves(name)
     model, book = ContextModel().fit(head), head + tail
     static, adapting = (
-        [text_rivals.kneser_ney(book, len(head), order, every) for order in range(3, 9)] for every in (0, 1)
+        [language_baselines.kneser_ney(book, len(head), order, every) for order in range(3, 9)]
+        for every in (0, 1)
     )
-    rivals = [*text_rivals.compressed(book, len(head)).values(), *(bits.mean() for bits, _ in adapting)]
-    ours = (model.bits_per_character(tail), model.bits_per_character(tail, adapt=True), model.accuracy(tail))
-    return Split(*ours, min(b.mean() for b, _ in static), min(rivals), max(r.mean() for _, r in static))
+    rivals = [
+        *language_baselines.compressed(book, len(head)).values(),
+        *(bits.mean() for bits, _ in adapting),
+    ]
+    ours = (
+        model.bits_per_character(tail),
+        model.bits_per_character(tail, adapt=True),
+        model.accuracy(tail),
+    )
+    return Split(
+        *ours, min(b.mean() for b, _ in static), min(rivals), max(r.mean() for _, r in static)
+    )
 
 
 def _told(ours, theirs, digits: int = 3) -> str:
     pairs = zip(TEXTS, ours, theirs, strict=True)
-    return "; ".join(f"{name} {mine:.{digits}f} against {other:.{digits}f}" for name, mine, other in pairs)
+    return "; ".join(
+        f"{name} {mine:.{digits}f} against {other:.{digits}f}" for name, mine, other in pairs
+    )
 
 
-@claim("language, static: bits a character, against the best modified Kneser-Ney of 3 to 8", "0.05 fewer", "slow")
+@claim(
+    "language, static: bits a character, against the best modified Kneser-Ney of 3 to 8",
+    "0.05 fewer",
+    "slow",
+)
 def static():
     found = [split(name) for name in TEXTS]
     met = all(one.static <= one.rival_static - 0.05 for one in found)
     return _told([one.static for one in found], [one.rival_static for one in found]), met
 
 
-@claim("language, adapting: bits a character, against the best of PPM and adapting Kneser-Ney", "0.08 fewer", "slow")
+@claim(
+    "language, adapting: bits a character, against the best of PPM and adapting Kneser-Ney",
+    "0.08 fewer",
+    "slow",
+)
 def adapting():
     found = [split(name) for name in TEXTS]
     met = all(one.adapting <= one.rival_adapting - 0.08 for one in found)
@@ -87,14 +107,19 @@ def adapting():
 def right():
     found = [split(name) for name in TEXTS]
     met = all(one.right >= one.rival_right + 0.01 for one in found)
-    return _told([100 * one.right for one in found], [100 * one.rival_right for one in found], 1), met
+    return _told(
+        [100 * one.right for one in found], [100 * one.rival_right for one in found], 1
+    ), met
 
 
 @claim("the published language model, one layer, on alice's last tenth", "stated", "slow")
 def published():
     head, tail = halves("alice")
     model = WindowModel(progress=False).fit(head)
-    return f"{model.accuracy(tail):.1%} right, {model.bits_per_character(tail):.2f} bits a character", True
+    return (
+        f"{model.accuracy(tail):.1%} right, {model.bits_per_character(tail):.2f} bits a character",
+        True,
+    )
 
 
 @claim(
@@ -112,7 +137,7 @@ def coded():
 
 @claim("probabilities sum to 1, 500 contexts", "within 1e-6", "test")
 def sums():
-    book = text("alice")
+    book = load_text("alice")
     model = ContextModel().fit(book[:20_000])
     contexts = [book[place : place + place % 90] for place in range(0, 125_000, 250)]
     worst = max(abs(model.predict_proba(context).sum() - 1) for context in contexts)
@@ -120,7 +145,9 @@ def sums():
 
 
 @claim(
-    "language, fit on 1 MB: seconds, bytes a character at the peak; characters written a second", "10, 60; 500", "slow"
+    "language, fit on 1 MB: seconds, bytes a character at the peak; characters written a second",
+    "10, 60; 500",
+    "slow",
 )
 def megabyte():
     return _fitted(_sampled(1_000_000), 10)
@@ -133,7 +160,7 @@ def ten_megabytes():
 
 @claim("the same on 10 MB that repeat one page", "120, 60", "slow")
 def page():
-    book = text("persuasion")[20_000:22_000]
+    book = load_text("persuasion")[20_000:22_000]
     return _fitted(book * 5_000, 120, speed=0)
 
 
@@ -149,7 +176,9 @@ def _fitted(book: str, limit: float, speed: float = 500) -> tuple[str, bool]:
     with NamedTemporaryFile("w", encoding="utf-8", newline="") as file:
         file.write(book)
         file.flush()
-        out = subprocess.run([sys.executable, "-c", FIT, file.name], capture_output=True, text=True, check=True).stdout
+        out = subprocess.run(
+            [sys.executable, "-c", FIT, file.name], capture_output=True, text=True, check=True
+        ).stdout
     seconds, held, fast = map(float, out.split())
     told = f"{seconds:.1f} s, {held:.0f} bytes a character, {fast:,.0f} characters a second"
     return told, seconds <= limit and held <= 60 and fast >= speed

@@ -9,18 +9,22 @@ import sys
 import torch
 
 from claims.table import NotMeasured
-from nnbook.speed import STATUS, Peak
-from nnlib.attend import Labels, attend
-from nnlib.data import load, photo
-from nnlib.images import decode, encode
-from nnlib.kernels import CosineInverseDistance, InfluenceCone, InverseDistance
-from nnlib.nca import MemoryBank, nca_loss
-from nnlib.neighbors import DynamicClassifier
+from nnbook.benchmarks.speed import STATUS, Peak
+from nnlib.attention.blockwise import Labels
+from nnlib.attention.dispatch import attend
+from nnlib.attention.kernels import CosineInverseDistance, InfluenceCone, InverseDistance
+from nnlib.datasets import load, load_photo
+from nnlib.image_codec.codec import decode, encode
+from nnlib.nca.loss import nca_loss
+from nnlib.nca.memory_bank import MemoryBank
+from nnlib.neighbors.classifier import DynamicClassifier
 
 
 def extra_megabytes(work: str) -> float:
     """Run a piece of work in a new process, and return what it printed."""
-    done = subprocess.run([sys.executable, "-m", "claims.memory", work], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "claims.memory", work], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(done.stderr)
     return float(done.stdout)
@@ -31,12 +35,16 @@ def within(*works: str) -> tuple[str, bool]:
     if not STATUS.exists():
         raise NotMeasured("resident memory is read from Linux's /proc")
     found = {work: extra_megabytes(work) for work in works}
-    return ", ".join(f"{work} {size:.0f} MB" for work, size in found.items()), max(found.values()) <= 256
+    return ", ".join(f"{work} {size:.0f} MB" for work, size in found.items()), max(
+        found.values()
+    ) <= 256
 
 
 def _fit(name: str, kernel: str) -> float:
     data = load(name)
-    DynamicClassifier(kernel, progress=False).fit(data.train_images[:2000], data.train_labels[:2000])  # warm libraries
+    DynamicClassifier(kernel, progress=False).fit(
+        data.train_images[:2000], data.train_labels[:2000]
+    )  # warm libraries
     model = DynamicClassifier(kernel, progress=False)
     with Peak() as fit:
         model.fit(data.train_images, data.train_labels)
@@ -85,7 +93,7 @@ def _crowded() -> float:
 
 def _encode_large() -> float:
     """Three photos side by side and one above the other until they are 4,000 x 3,000."""
-    parts = [photo(name)[:300, :450] for name in ("astronaut", "chelsea", "tmshre_500")]
+    parts = [load_photo(name)[:300, :450] for name in ("astronaut", "chelsea", "tmshre_500")]
     picture = torch.cat([parts[at % 3] for at in range(10)]).repeat(1, 9, 1)[:, :4000].contiguous()
     with Peak() as peak:
         decode(encode(picture, 0.25))

@@ -21,7 +21,11 @@ COLOURS = "cifar10 -a small --epochs 6 --schedule cosine --warmup 1 --validation
 QUICK = "cifar10 -a resnet18 -b 512 --epochs 24 --lr 0.4 --wd 5e-4 --schedule cosine --warmup 3 --watch stale -j 4"
 
 
-@claim("NCA's loss and gradient against float64, T 0.005 to 1, margins, mixed and separated", "1 at most", "test")
+@claim(
+    "NCA's loss and gradient against float64, T 0.005 to 1, margins, mixed and separated",
+    "1 at most",
+    "test",
+)
 def loss_error():
     import test_nca as cases
 
@@ -43,12 +47,14 @@ def loss_memory():
     if not STATUS.exists():
         raise NotMeasured("resident memory is read from Linux's /proc")
     found = {name: extra_megabytes(f"nca {name}") for name in ("bank", "rows")}
-    return ", ".join(f"{name} {size:.0f} MB" for name, size in found.items()), max(found.values()) <= 100
+    return ", ".join(f"{name} {size:.0f} MB" for name, size in found.items()), max(
+        found.values()
+    ) <= 100
 
 
 @claim("the same: time over that of its two bare products", "at most 1.3", "slow")
 def loss_time():
-    from nnbook.imagenet import trial
+    from nnbook.benchmarks.imagenet_cost import trial
 
     found = [trial(queries=1, repeats=1) for _ in range(5)]
     ratio = sorted(each.loss_seconds / each.bare_seconds for each in found)[2]
@@ -56,7 +62,11 @@ def loss_time():
     return f"{ratio:.2f}: {loss:.2f} s over {bare:.2f} s, medians of 5", ratio <= 1.3
 
 
-@claim("a bank in 2 shards: loss, gradient, k-NN as of one process; memory", "within 1e-5; half", "test")
+@claim(
+    "a bank in 2 shards: loss, gradient, k-NN as of one process; memory",
+    "within 1e-5; half",
+    "test",
+)
 def shards():
     import test_bank
 
@@ -64,16 +74,23 @@ def shards():
         whole, parts = test_bank._whole(24), test_bank.in_processes((0, 12, 24), Path(folder))
     apart = [abs(sum(part["loss"] for part in parts) / 2 - whole["loss"])]
     apart += [(torch.cat([part["gradient"] for part in parts]) / 2 - whole["gradient"]).abs().max()]
-    same = all(torch.equal(torch.cat([p[name] for p in parts]), whole[name]) for name in ("classes", "plain"))
+    same = all(
+        torch.equal(torch.cat([p[name] for p in parts]), whole[name])
+        for name in ("classes", "plain")
+    )
     held = [part["here"] for part in parts]
     most = float(max(apart))
-    return f"{most:.0e} apart, classes {'equal' if same else 'differ'}, {held} of 101 rows", most <= 1e-5 and same
+    return (
+        f"{most:.0e} apart, classes {'equal' if same else 'differ'}, {held} of 101 rows",
+        most <= 1e-5 and same,
+    )
 
 
 @claim("50,000 queries against 1,281,167 x 128, 30 nearest: exact", "200 of 200", "slow")
 def full_evaluation():
-    from nnbook.imagenet import CLASSES, DIM, PICTURES
-    from nnlib.nca import MemoryBank, knn_predict
+    from nnbook.benchmarks.imagenet_cost import CLASSES, DIM, PICTURES
+    from nnlib.nca.knn import knn_predict
+    from nnlib.nca.memory_bank import MemoryBank
 
     generator = torch.Generator().manual_seed(0)
     bank = MemoryBank(torch.randint(CLASSES, (PICTURES,), generator=generator), DIM)
@@ -89,24 +106,29 @@ def full_evaluation():
 
 
 def trained(line: str, seed: int = 0) -> tuple[float, float]:
-    """The k-NN's share of right test answers after `python -m nnlib.train LINE`, and the seconds of all of it."""
+    """The k-NN's share of right test answers after `python -m nnlib.training LINE`, and the seconds of all of it."""
     with tempfile.TemporaryDirectory() as out:
         words = [*line.split(), "--out", f"{out}/run", "--seed", str(seed), "--no-progress"]
         started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "nnlib.train", *words], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "nnlib.training", *words], capture_output=True, text=True
+        )
         if done.returncode:
             raise RuntimeError(done.stderr)
     share = float(done.stdout.split("test: knn_top1 ")[1].split()[0]) / 100
     return share, time.perf_counter() - started
 
 
-@claim(f"python -m nnlib.train {DIGITS}: k-NN on test, all of it", "99.0 % in 180 s", "slow")
+@claim(f"python -m nnlib.training {DIGITS}: k-NN on test, all of it", "99.0 % in 180 s", "slow")
 def digits():
     share, seconds = trained(DIGITS)
-    return f"{share:.2%} in {seconds:.0f} s, seed 0, epoch chosen on validation", share >= 0.99 and seconds <= 180
+    return (
+        f"{share:.2%} in {seconds:.0f} s, seed 0, epoch chosen on validation",
+        share >= 0.99 and seconds <= 180,
+    )
 
 
-@claim(f"python -m nnlib.train {QUICK}: k-NN on test, 3 seeds, each in 180 s", "95 %", "gpu")
+@claim(f"python -m nnlib.training {QUICK}: k-NN on test, 3 seeds, each in 180 s", "95 %", "gpu")
 def colours_on_a_gpu():
     if not torch.cuda.is_available():
         raise NotMeasured("no GPU here")
@@ -117,13 +139,15 @@ def colours_on_a_gpu():
     )
 
 
-@claim(f"what two cores can do: python -m nnlib.train {COLOURS}", "shown, not held", "data")
+@claim(f"what two cores can do: python -m nnlib.training {COLOURS}", "shown, not held", "data")
 def colours():
     share, seconds = trained(COLOURS)
     return f"{share:.2%} in {seconds:.0f} s; not measured on a GPU", True
 
 
-@claim("kill -9 at 20 random moments, --resume auto: all as of an undisturbed run", "20 of 20", "slow")
+@claim(
+    "kill -9 at 20 random moments, --resume auto: all as of an undisturbed run", "20 of 20", "slow"
+)
 def killed():
     return _killed(20)
 
@@ -134,7 +158,9 @@ def _killed(times: int) -> tuple[str, bool]:
     same = hit = 0
     with tempfile.TemporaryDirectory() as folder:
         tree = cases.planted(Path(folder) / "tree")
-        settings = cases.Settings(str(tree), f"{folder}/whole", **cases.SMALL | {"save_steps": 1, "epochs": 8})
+        settings = cases.Settings(
+            str(tree), f"{folder}/whole", **cases.SMALL | {"save_steps": 1, "epochs": 8}
+        )
         cases.train(settings)
         for at in range(times):
             moment = random.Random(at).uniform(0, 0.4)

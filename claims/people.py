@@ -17,7 +17,14 @@ from claims import browser
 from claims.table import NotMeasured, claim
 
 ROOT = Path(__file__).parents[1]
-GRID = ["-g", "exponent=-1,-2,-4,-8", "-g", "batch_size=32,64,128", "-g", "n_train=300,400"]  # 24 points
+GRID = [
+    "-g",
+    "exponent=-1,-2,-4,-8",
+    "-g",
+    "batch_size=32,64,128",
+    "-g",
+    "n_train=300,400",
+]  # 24 points
 COMMAND = [sys.executable, "-m", "nnbook", "sweep", "01", *GRID, "--jobs", "2", "--name", "s"]
 
 
@@ -27,11 +34,15 @@ def _rows(reports: Path) -> list[dict[str, str]]:
 
 
 def _run(command: list, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        list(map(str, command)), cwd=cwd, capture_output=True, text=True, check=False
+    )
 
 
 @claim(
-    "a sweep of 24 points of chapter 1, killed with -9 at 5 random moments", "24 rows, none twice, none lost", "slow"
+    "a sweep of 24 points of chapter 1, killed with -9 at 5 random moments",
+    "24 rows, none twice, none lost",
+    "slow",
 )
 def killed_sweep():
     with tempfile.TemporaryDirectory() as folder:
@@ -44,19 +55,33 @@ def killed_sweep():
             running.wait()
             done.append(len(list(reports.glob("sweeps/s/points/*.json"))))
         code = _run([*COMMAND, "--reports", folder]).returncode
-        return _compared(_rows(reports), code, f"after the kills {', '.join(map(str, done))} were done; ")
+        return _compared(
+            _rows(reports), code, f"after the kills {', '.join(map(str, done))} were done; "
+        )
 
 
 def _compared(rows: list[dict[str, str]], code: int, told: str = "") -> tuple[str, bool]:
-    points = {(row["exponent"], row["batch_size"], row["n_train"]) for row in rows if row["status"] == "done"}
+    points = {
+        (row["exponent"], row["batch_size"], row["n_train"])
+        for row in rows
+        if row["status"] == "done"
+    }
     return f"{told}{len(rows)} rows, {len(points)} different points done, exit {code}", (
         len(rows) == len(points) == 24 and code == 0
     )
 
 
-@claim("the same sweep on a Dask scheduler's two worker processes", "the same table as by processes here", "slow")
+@claim(
+    "the same sweep on a Dask scheduler's two worker processes",
+    "the same table as by processes here",
+    "slow",
+)
 def dask_sweep():
-    with tempfile.TemporaryDirectory() as here, tempfile.TemporaryDirectory() as there, _cluster() as address:
+    with (
+        tempfile.TemporaryDirectory() as here,
+        tempfile.TemporaryDirectory() as there,
+        _cluster() as address,
+    ):
         codes = [_run([*COMMAND, "--reports", here]).returncode]
         codes.append(_run([*COMMAND, "--reports", there, "--scheduler", address]).returncode)
         tables = [[_untimed(row) for row in _rows(Path(folder))] for folder in (here, there)]
@@ -75,10 +100,17 @@ def _cluster():
     with browser.free_port() as port:
         address = f"tcp://127.0.0.1:{port}"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment, "cwd": ROOT}
+    quiet = {
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+        "env": environment,
+        "cwd": ROOT,
+    }
     dask = [sys.executable, "-m", "dask"]
     try:
-        running = [subprocess.Popen([*dask, "scheduler", "--port", str(port), "--no-dashboard"], **quiet)]
+        running = [
+            subprocess.Popen([*dask, "scheduler", "--port", str(port), "--no-dashboard"], **quiet)
+        ]
         worker = [*dask, "worker", address, "--nworkers", "2", "--nthreads", "1", "--no-dashboard"]
         running.append(subprocess.Popen(worker, **quiet))
         yield address
@@ -88,11 +120,18 @@ def _cluster():
             process.wait(20)
 
 
-@claim("one bad point of a sweep", "refused before, or one failed row; the others done; exit not 0", "slow")
+@claim(
+    "one bad point of a sweep",
+    "refused before, or one failed row; the others done; exit not 0",
+    "slow",
+)
 def bad_point():
     start = [sys.executable, "-m", "nnbook", "sweep", "01", "--name", "s", "-p", "n_train", "300"]
     with tempfile.TemporaryDirectory() as folder:
-        refused = [_run([*start, "--reports", folder, "-g", bad]) for bad in ("exponent=-4,x", "kernel_type=cosin")]
+        refused = [
+            _run([*start, "--reports", folder, "-g", bad])
+            for bad in ("exponent=-4,x", "kernel_type=cosin")
+        ]
         nothing = not (Path(folder) / "sweeps").exists()
         cone = ["-p", "kernel_type", "influence_cone", "-g", "influence_cone_factor=2,0.5,4"]
         failed = _run([*start, "--reports", folder, *cone]).returncode
@@ -112,7 +151,10 @@ def overhead():
             words = ["--name", "s", "--reports", folder, "-g", f"n_train={points}"]
             _run([sys.executable, "-m", "nnbook", "sweep", "01", *words])
             seconds = time.perf_counter() - start
-            cells = [float(_run([sys.executable, "-c", code, path]).stdout) for path in Path(folder).glob("**/*.json")]
+            cells = [
+                float(_run([sys.executable, "-c", code, path]).stdout)
+                for path in Path(folder).glob("**/*.json")
+            ]
             times.append(seconds - sum(cells))
     return f"{(times[1] - times[0]) / 3:.1f} s", (times[1] - times[0]) / 3 <= 3
 
@@ -126,7 +168,11 @@ def _latency(chapter: Path):
                 if errors := browser.run_all(page, f"{address}/{chapter.name}?reset"):
                     return f"Run All fails: {errors[0][:200]}", False
                 moves = 2 * ("ArrowRight", "ArrowLeft", "ArrowRight", "ArrowLeft")
-                times = [browser.answered(page, place, key) for place in browser.controls(page) for key in moves]
+                times = [
+                    browser.answered(page, place, key)
+                    for place in browser.controls(page)
+                    for key in moves
+                ]
         known = sorted(time for time in times if time is not None)
         told = f"{statistics.median(known):.0f} ms, at most {known[-1]:.0f} ms, {len(known)} of {len(times)} moves"
         return told, len(known) == len(times) and statistics.median(known) <= 300
@@ -135,11 +181,17 @@ def _latency(chapter: Path):
 
 
 for _chapter in browser.CHAPTERS:
-    _what = f"chapter {int(_chapter.stem[:2])} in JupyterLab: a control moved, the other picture drawn"
+    _what = (
+        f"chapter {int(_chapter.stem[:2])} in JupyterLab: a control moved, the other picture drawn"
+    )
     claim(_what, "median at most 300 ms on 2 cores", "slow")(_latency(_chapter))
 
 
-@claim("the report site, clicked through", "0 requests to the net, 0 broken links, 0 console errors", "slow")
+@claim(
+    "the report site, clicked through",
+    "0 requests to the net, 0 broken links, 0 console errors",
+    "slow",
+)
 def site():
     with browser.browser() as chromium, tempfile.TemporaryDirectory() as folder:
         for chapter in browser.CHAPTERS:
@@ -154,26 +206,37 @@ def site():
 
 
 @claim(
-    "a newcomer's path: clone, make book, one parameter, a sweep, a comparison", "each step as the README says", "slow"
+    "a newcomer's path: clone, make book, one parameter, a sweep, a comparison",
+    "each step as the README says",
+    "slow",
 )
 def newcomer():
     if not (ROOT / ".git").exists() or not shutil.which("make"):
         raise NotMeasured("this isn't a checkout with make")
     steps = ["make book", "nnbook run 01 -p exponent -8 -p n_train 3000 --name steep"]
-    steps += ["nnbook sweep 01 -g exponent=-2,-4 -p n_train 300 --name first", "nnbook report --compare default steep"]
-    missing = [step for step in steps if step not in (ROOT / "README.md").read_text(encoding="utf-8")]
+    steps += [
+        "nnbook sweep 01 -g exponent=-2,-4 -p n_train 300 --name first",
+        "nnbook report --compare default steep",
+    ]
+    missing = [
+        step for step in steps if step not in (ROOT / "README.md").read_text(encoding="utf-8")
+    ]
     if missing:
         return f"the README doesn't say {missing}", False
     with tempfile.TemporaryDirectory() as folder:
         clone, codes = Path(folder) / "clone", []
         _run(["git", "clone", "--quiet", ROOT, clone])
         environment = {
-            name: value for name, value in os.environ.items() if not re.match("PYTHON|VIRTUAL_ENV|NNLIB", name)
+            name: value
+            for name, value in os.environ.items()
+            if not re.match("PYTHON|VIRTUAL_ENV|NNLIB", name)
         }
         for step in steps:
             words = step.split()
             words[0] = str(clone / ".venv/bin/nnbook") if words[0] == "nnbook" else words[0]
-            codes.append(subprocess.run(words, cwd=clone, env=environment, capture_output=True).returncode)
+            codes.append(
+                subprocess.run(words, cwd=clone, env=environment, capture_output=True).returncode
+            )
         pages = [
             clone / "reports" / name
             for name in ("index.html", "sweeps/first/index.html", "compare/default--steep.html")

@@ -8,10 +8,10 @@ import torch
 
 from claims.memory import within
 from claims.table import claim
-from nnbook import naive
-from nnlib import images
-from nnlib.data import photo
-from nnlib.neighbors import DynamicRegressor
+from nnbook.benchmarks import reference_loop
+from nnlib.datasets import load_photo
+from nnlib.image_codec import codec
+from nnlib.neighbors.regressor import DynamicRegressor
 
 
 class Run(NamedTuple):
@@ -25,12 +25,14 @@ class Run(NamedTuple):
 
 def samples() -> tuple[torch.Tensor, torch.Tensor]:
     """Rows and columns [196608, 2], in pixels, of a picture of 384 x 512, and their RGB [196608, 3] in 0 ... 1."""
-    return images.samples(photo("astronaut")[:384, :512])
+    return codec.samples(load_photo("astronaut")[:384, :512])
 
 
 def regressor() -> DynamicRegressor:
     """At the published setting for pictures."""
-    return DynamicRegressor("influence_cone", influence_cone_factor=4.0, tolerance=0.2, seed=0, progress=False)
+    return DynamicRegressor(
+        "influence_cone", influence_cone_factor=4.0, tolerance=0.2, seed=0, progress=False
+    )
 
 
 @cache
@@ -45,9 +47,11 @@ def race() -> tuple[Run, Run]:
     fitted = time.perf_counter()
     ours = model.predict(x)
     ended = time.perf_counter()
-    centers, values, chosen = naive.fit_values(x, y, order, factor=4.0, tolerance=0.2)
+    centers, values, chosen = reference_loop.fit_values(x, y, order, factor=4.0, tolerance=0.2)
     plain_fitted = time.perf_counter()
-    plain = torch.cat([naive.predict_values(rows, centers, values, 4.0) for rows in x.split(256)])
+    plain = torch.cat(
+        [reference_loop.predict_values(rows, centers, values, 4.0) for rows in x.split(256)]
+    )
     plain_ended = time.perf_counter()
     return (
         Run(fitted - start, ended - fitted, model.indices_, _decibels(ours, y)),
@@ -61,15 +65,26 @@ def _decibels(guess: torch.Tensor, y: torch.Tensor) -> float:
 
 def _faster(part: str, bar: float) -> tuple[str, bool]:
     ours, plain = (getattr(run, part) for run in race())
-    return f"{plain / ours:.1f} times faster: {ours:.2f} s against {plain:.1f} s", plain / ours >= bar
+    return (
+        f"{plain / ours:.1f} times faster: {ours:.2f} s against {plain:.1f} s",
+        plain / ours >= bar,
+    )
 
 
-@claim("a picture's fit, influence cones, against the plain loop in one run", "at least 8 times faster", "slow")
+@claim(
+    "a picture's fit, influence cones, against the plain loop in one run",
+    "at least 8 times faster",
+    "slow",
+)
 def fit_speed():
     return _faster("fit", 8)
 
 
-@claim("predicting all its 196,608 pixels, against the plain loop in one run", "at least 20 times faster", "slow")
+@claim(
+    "predicting all its 196,608 pixels, against the plain loop in one run",
+    "at least 20 times faster",
+    "slow",
+)
 def predict_speed():
     return _faster("predict", 20)
 
@@ -87,6 +102,8 @@ def decibels():
     return f"{ours:.2f} and {plain:.2f} dB", abs(ours - plain) <= 0.3
 
 
-@claim("extra memory of both, and of queries with 100,000 centers in reach", "at most 256 MB", "slow")
+@claim(
+    "extra memory of both, and of queries with 100,000 centers in reach", "at most 256 MB", "slow"
+)
 def memory():
     return within("fit picture", "attend crowded")

@@ -9,13 +9,18 @@ from typing import NamedTuple
 import torch
 
 from claims.table import NotMeasured, claim
-from nnbook import naive, speed
-from nnlib.attend import attend
-from nnlib.data import load
-from nnlib.kernels import CosineSoftmax, InverseDistance
-from nnlib.neighbors import DynamicClassifier
+from nnbook.benchmarks import reference_loop, speed
+from nnlib.attention.dispatch import attend
+from nnlib.attention.kernels import CosineSoftmax, InverseDistance
+from nnlib.datasets import load
+from nnlib.neighbors.classifier import DynamicClassifier
 
-ROUNDS = {"cosine": 5, "euclidean": 1, "euclidian_pyramid": 1, "influence_cone": 1}  # the loop takes up to 20 minutes
+ROUNDS = {
+    "cosine": 5,
+    "euclidean": 1,
+    "euclidian_pyramid": 1,
+    "influence_cone": 1,
+}  # the loop takes up to 20 minutes
 
 
 class Race(NamedTuple):
@@ -41,7 +46,7 @@ def race(kernel: str) -> Race:
         found.ours.append(time.perf_counter() - start)
         found.products.append(speed.seconds(lambda model=model: speed.products_of(model, x)))
         start = time.perf_counter()
-        centers, labels, chosen = naive.fit(x, y, order, kernel)
+        centers, labels, chosen = reference_loop.fit(x, y, order, kernel)
         found.plain.append(time.perf_counter() - start)
         same = torch.equal(chosen, model.indices_) and torch.equal(centers, model.centers_)
         found = found._replace(same=found.same and same and torch.equal(labels, model.values_))
@@ -59,7 +64,11 @@ def _median_ratio(above: list[float], below: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
-@claim("MNIST fit, cosine, against the plain published loop in one run", "at least 3.5 times faster", "slow")
+@claim(
+    "MNIST fit, cosine, against the plain published loop in one run",
+    "at least 3.5 times faster",
+    "slow",
+)
 def cosine_speed():
     return _faster("cosine", 3.5)
 
@@ -105,7 +114,9 @@ def _against_peers(rows: Callable, sizes: dict[int, int]) -> tuple[str, bool]:
     for features, queries in sizes.items():
         found = {row["peer"]: row for row in rows(queries, 100_000, features, 5)}
         there = {
-            name: row for name, row in found.items() if "over_nnlib" in row and name not in ("nnlib", "bare product")
+            name: row
+            for name, row in found.items()
+            if "over_nnlib" in row and name not in ("nnlib", "bare product")
         }
         best = min(there, key=lambda name: there[name]["over_nnlib"])
         told.append(f"D={features} {there[best]['over_nnlib']:.2f} ({best})")
@@ -114,12 +125,18 @@ def _against_peers(rows: Callable, sizes: dict[int, int]) -> tuple[str, bool]:
     return f"{', '.join(told)}; {max(extra):.0f} MB", min(ratios) >= 1 and max(extra) <= 256
 
 
-@claim("attend, 10,000 x 100,000: the best peer's time over ours", "1.0 at least; at most 256 MB", "slow")
+@claim(
+    "attend, 10,000 x 100,000: the best peer's time over ours",
+    "1.0 at least; at most 256 MB",
+    "slow",
+)
 def forward():
     return _against_peers(speed.forward, dict.fromkeys((2, 10, 128, 784), 10_000))
 
 
-@claim("the same with gradients, 2,000 queries", "1.0 at least; 256 MB beside the gradients", "slow")
+@claim(
+    "the same with gradients, 2,000 queries", "1.0 at least; 256 MB beside the gradients", "slow"
+)
 def backward():
     return _against_peers(speed.backward, dict.fromkeys((2, 10, 128, 784), 2_000))
 
@@ -128,19 +145,28 @@ def backward():
 def nearest():
     found = {d: speed.nearest(2000, 100_000, d) for d in (10, 128, 784)}
     ratios = {
-        d: next(row["over_nnlib"] for row in rows if row["peer"] == "product + topk") for d, rows in found.items()
+        d: next(row["over_nnlib"] for row in rows if row["peer"] == "product + topk")
+        for d, rows in found.items()
     }
     return ", ".join(f"D={d} {ratio:.2f}" for d, ratio in ratios.items()), min(ratios.values()) >= 1
 
 
-@claim("NCA loss and gradient over 1,281,167 x 128, B = 256: the published way's time over ours", "3 at least", "slow")
+@claim(
+    "NCA loss and gradient over 1,281,167 x 128, B = 256: the published way's time over ours",
+    "3 at least",
+    "slow",
+)
 def published_loss():
     found = {row["peer"]: row for row in speed.loss()}
     ratio = found["as published"]["over_nnlib"]
     return f"{ratio:.1f}", ratio >= 3
 
 
-@claim("attend as centers grow from 10,000 to 1,000,000: time a pair, extra memory", "within 20 %, flat", "slow")
+@claim(
+    "attend as centers grow from 10,000 to 1,000,000: time a pair, extra memory",
+    "within 20 %, flat",
+    "slow",
+)
 def growth():
     told, good = [], True
     for features in (3, 128):
@@ -157,25 +183,38 @@ def _need_gpu() -> None:
         raise NotMeasured("no GPU here")
 
 
-@claim("MNIST fit on a GPU, cosine: time; against the plain loop there", "at most 0.3 s; 50 times faster", "gpu")
+@claim(
+    "MNIST fit on a GPU, cosine: time; against the plain loop there",
+    "at most 0.3 s; 50 times faster",
+    "gpu",
+)
 def gpu_fit():
     _need_gpu()
     data = load("mnist")
     x, y = data.train_images.flatten(1).cuda().float() / 255, data.train_labels.cuda()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).cuda()
     fit = [speed.seconds(lambda: DynamicClassifier(progress=False).fit(x, y)) for _ in range(6)][1:]
-    plain = speed.seconds(lambda: naive.fit(x, y, order, "cosine"))
+    plain = speed.seconds(lambda: reference_loop.fit(x, y, order, "cosine"))
     ours = statistics.median(fit)
     return f"{ours:.2f} s; {plain / ours:.0f} times", ours <= 0.3 and plain / ours >= 50
 
 
-@claim("attend on a GPU, cos/T, D = 128, 100,000 x 100,000: share of the bf16 product's rate", "at least 60 %", "gpu")
+@claim(
+    "attend on a GPU, cos/T, D = 128, 100,000 x 100,000: share of the bf16 product's rate",
+    "at least 60 %",
+    "gpu",
+)
 def gpu_softmax():
     _need_gpu()
     x, c, v = (part.cuda() for part in speed.drawn(100_000, 100_000, 128))
     low = [part.bfloat16() for part in (x, c)]
-    bare = [speed.seconds(lambda: [part @ low[1].T for part in low[0].split(10_000)]) for _ in range(6)][1:]
-    ours = [speed.seconds(lambda: attend(x, c, v, CosineSoftmax(), products="bfloat16")) for _ in range(6)][1:]
+    bare = [
+        speed.seconds(lambda: [part @ low[1].T for part in low[0].split(10_000)]) for _ in range(6)
+    ][1:]
+    ours = [
+        speed.seconds(lambda: attend(x, c, v, CosineSoftmax(), products="bfloat16"))
+        for _ in range(6)
+    ][1:]
     share = statistics.median(bare) / statistics.median(ours)
     return f"{share:.0%}", share >= 0.6
 
@@ -189,11 +228,20 @@ def gpu_low():
     return f"{rows['KeOps']['over_nnlib']:.2f}", rows["KeOps"]["over_nnlib"] >= 1
 
 
-@claim("inverse distances on a GPU, D = 784: time over that of its product and roots", "at most 1.5", "gpu")
+@claim(
+    "inverse distances on a GPU, D = 784: time over that of its product and roots",
+    "at most 1.5",
+    "gpu",
+)
 def gpu_floor():
     _need_gpu()
     x, c, v = (part.cuda() for part in speed.drawn(20_000, 100_000, 784))
-    ours = [speed.seconds(lambda: attend(x, c, v, InverseDistance(), backend="blocks")) for _ in range(6)][1:]
-    floor = [speed.seconds(lambda: [(part @ c.T).rsqrt_() for part in x.split(2000)]) for _ in range(6)][1:]
+    ours = [
+        speed.seconds(lambda: attend(x, c, v, InverseDistance(), backend="blocks"))
+        for _ in range(6)
+    ][1:]
+    floor = [
+        speed.seconds(lambda: [(part @ c.T).rsqrt_() for part in x.split(2000)]) for _ in range(6)
+    ][1:]
     ratio = statistics.median(ours) / statistics.median(floor)
     return f"{ratio:.2f}", ratio <= 1.5

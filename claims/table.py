@@ -6,7 +6,12 @@ import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
-TAGS = {"test": "seconds", "slow": "minutes", "data": "needs a set that isn't shipped", "gpu": "needs a GPU"}
+TAGS = {
+    "test": "seconds",
+    "slow": "minutes",
+    "data": "needs a set that isn't shipped",
+    "gpu": "needs a GPU",
+}
 
 
 class Claim(NamedTuple):
@@ -42,7 +47,7 @@ def report(claims: list[Claim], show=print) -> bool:
     for row in claims:
         started = time.perf_counter()
         try:
-            measured, met = row.measure()
+            measured, met = row.pairwise()
             verdict = "met" if met else "MISSED"
         except NotMeasured as reason:
             measured, verdict = f"not measured: {reason}", "—"
@@ -57,11 +62,18 @@ def report(claims: list[Claim], show=print) -> bool:
 def line(row: Claim | None, measured: str, verdict: str) -> str:
     """One row, its cells wrapped to columns."""
     widths = (48, 34, 48, 14, 4)
-    cells = (row.what, row.bar, measured, verdict, row.tag) if row else ("what", "bar", measured, verdict, "tag")
-    wrapped = [textwrap.wrap(cell, width) or [""] for cell, width in zip(cells, widths, strict=True)]
+    cells = (
+        (row.what, row.bar, measured, verdict, row.tag)
+        if row
+        else ("what", "bar", measured, verdict, "tag")
+    )
+    wrapped = [
+        textwrap.wrap(cell, width) or [""] for cell, width in zip(cells, widths, strict=True)
+    ]
     height = max(map(len, wrapped))
     columns = [lines + [""] * (height - len(lines)) for lines in wrapped]
     rows = zip(*columns, strict=True)
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in rows
+        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        for cells in rows
     )

@@ -2,7 +2,7 @@
 
 import sys
 
-from nnbook.book import main
+from nnbook.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,17 @@ def weights(x, c, kernel_type, exclude=None, **settings):
 
 
 def log_weights(
-    x, c, kernel_type, exclude=None, *, exponent=-4.0, epsilon=1e-6, factor=2.0, scales=4, temperature=0.05, count=3
+    x,
+    c,
+    kernel_type,
+    exclude=None,
+    *,
+    exponent=-4.0,
+    epsilon=1e-6,
+    factor=2.0,
+    scales=4,
+    temperature=0.05,
+    count=3,
 ):
     keep = torch.ones(len(x), len(c), dtype=torch.bool)
     if exclude is not None:
@@ -25,7 +35,10 @@ def log_weights(
         case "cosine_signed":
             score = exponent * torch.log((1 - cosine(x, c)).clamp(min=0) + epsilon)
         case "euclidian_pyramid":
-            powers = [exponent * torch.log(euclidean(x[:, :: 2**i], c[:, :: 2**i]) + epsilon) for i in range(scales)]
+            powers = [
+                exponent * torch.log(euclidean(x[:, :: 2**i], c[:, :: 2**i]) + epsilon)
+                for i in range(scales)
+            ]
             score = torch.logsumexp(torch.stack(powers), 0) - math.log(scales)
         case "influence_cone":
             d = euclidean(x, c) + epsilon
@@ -35,7 +48,9 @@ def log_weights(
             score = cosine(x, c) / temperature
         case "k_nearest":
             d = euclidean(x, c).masked_fill(~keep, math.inf)
-            score = torch.full_like(d, -math.inf).scatter(1, d.topk(count, largest=False).indices, 0)
+            score = torch.full_like(d, -math.inf).scatter(
+                1, d.topk(count, largest=False).indices, 0
+            )
     return score.masked_fill(~keep, -math.inf)
 
 
@@ -48,13 +63,25 @@ def cosine(x, c):
     return x @ c.T
 
 
-def condense(x, y, classes, kernel_type, batches, target_accuracy=0.9, max_count=3, max_neighbors=100_000, **settings):
+def condense(
+    x,
+    y,
+    classes,
+    kernel_type,
+    batches,
+    target_accuracy=0.9,
+    max_count=3,
+    max_neighbors=100_000,
+    **settings,
+):
     """The published training rule, a plain loop in float64: the indices that became centers, in order."""
     chosen = batches[0].tolist()
 
     def wrong(batch):
         share = weights(x[batch], x[chosen], kernel_type, **settings)
-        votes = torch.zeros(len(batch), classes, dtype=torch.float64).index_add_(1, y[chosen], share)
+        votes = torch.zeros(len(batch), classes, dtype=torch.float64).index_add_(
+            1, y[chosen], share
+        )
         return votes.argmax(1) != y[batch]
 
     for batch in batches[1:]:

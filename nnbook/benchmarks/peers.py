@@ -1,0 +1,123 @@
+"""What one would take instead: the same averages, losses and neighbors by other libraries, on the same inputs.
+
+Each peer is given the form that suits it best. A peer that isn't installed is None.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable
+
+import torch
+from sklearn.metrics import pairwise_distances_chunked
+from torch import Tensor
+
+from nnlib.attention import InverseDistance, attend, nearest
+from nnlib.nca import nca_loss
+
+CHUNK = 1000  # queries of whole rows of weights at a time, where a peer would fill the memory
+FEW = 16  # features up to which a fused loop over pairs is worth its time
+
+
+def averages(features: int) -> dict[str, Callable | None]:
+    """(queries, centers, values) -> averages weighted by inverse fourth powers of distances, by name."""
+    return {
+        "nnlib": lambda x, c, v: attend(
+            x, c, v, InverseDistance(), backend="blocks" if x.is_cpu else "auto"
+        ),
+        "cdist + softmax": lambda x, c, v: torch.cat(
+            [softmax_averages(part, c, v) for part in x.split(CHUNK)]
+        ),
+        "scikit-learn": None if torch.cuda.is_available() else _by_sklearn,
+        "KeOps": _by_keops if _has("pykeops") and features <= FEW else None,
+    }
+
+
+def neighbors(features: int) -> dict[str, Callable | None]:
+    """(queries, centers, count) -> indices of the nearest centers, by name."""
+    return {
+        "nnlib": lambda x, c, k: nearest(x, c, k, InverseDistance(), backend="blocks")[1],
+        "product + topk": lambda x, c, k: torch.cat([_topk(part, c, k) for part in x.split(CHUNK)]),
+        "FAISS": _by_faiss if _has("faiss") else None,
+    }
+
+
+def losses() -> dict[str, Callable | None]:
+    """(features, labels, bank, bank labels, own rows) -> the NCA loss, by name."""
+    return {
+        "nnlib": lambda x, y, bank, labels, own: nca_loss(x, y, bank, labels, own),
+        "as published": _published_loss,
+        "metric learning": _metric_learning_loss if _has("pytorch_metric_learning") else None,
+    }
+
+
+def _has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def softmax_averages(x: Tensor, c: Tensor, v: Tensor) -> Tensor:
+    """Averages [B, V] by whole rows of distances and a softmax, in place where no gradient is asked for."""
+    distance = torch.cdist(x, c)
+    if torch.is_grad_enabled() and x.requires_grad:
+        return (
+            torch.softmax((distance + InverseDistance.epsilon).log() * InverseDistance.exponent, 1)
+            @ v
+        )
+    return (
+        torch.softmax(
+            distance.add_(InverseDistance.epsilon).log_().mul_(InverseDistance.exponent), 1
+        )
+        @ v
+    )
+
+
+def _by_sklearn(x: Tensor, c: Tensor, v: Tensor) -> Tensor:
+    values = v.numpy()
+
+    def reduced(distance, start):
+        weights = (distance + InverseDistance.epsilon) ** InverseDistance.exponent
+        return weights @ values / weights.sum(1, keepdims=True)
+
+    parts = pairwise_distances_chunked(
+        x.numpy(), c.numpy(), reduce_func=reduced, working_memory=128
+    )
+    return torch.cat([torch.from_numpy(part) for part in parts])
+
+
+def _by_keops(x: Tensor, c: Tensor, v: Tensor) -> Tensor:
+    """Sums of powers, without the running maximum that its softmax would take four times as long for."""
+    os.environ.setdefault("PYKEOPS_VERBOSE", "0")
+    from pykeops.torch import LazyTensor
+
+    distance = ((LazyTensor(x[:, None]) - LazyTensor(c[None])) ** 2).sum(
+        -1
+    ).sqrt() + InverseDistance.epsilon
+    sums = (1 / (distance**2) ** 2) @ torch.cat([v, torch.ones_like(v[:, :1])], 1)
+    return sums[:, :-1] / sums[:, -1:]
+
+
+def _topk(x: Tensor, c: Tensor, count: int) -> Tensor:
+    squares = torch.addmm((c * c).sum(1).expand(len(x), -1), x, c.T, alpha=-2)
+    return squares.topk(count, largest=False).indices
+
+
+def _by_faiss(x: Tensor, c: Tensor, count: int) -> Tensor:
+    import faiss
+
+    return torch.from_numpy(faiss.knn(x.cpu().numpy(), c.cpu().numpy(), count)[1])
+
+
+def _published_loss(x: Tensor, y: Tensor, bank: Tensor, labels: Tensor, own: Tensor) -> Tensor:
+    """Whole rows of scores, as published: exponentials, a mask of the own class, a quotient."""
+    weights = torch.exp(torch.nn.functional.normalize(x) @ bank.T / 0.05)
+    weights = weights.scatter(1, own[:, None], 0)
+    same = (weights * (labels == y[:, None])).sum(1)
+    return -(same / weights.sum(1)).log().mean()
+
+
+def _metric_learning_loss(
+    x: Tensor, y: Tensor, bank: Tensor, labels: Tensor, own: Tensor
+) -> Tensor:
+    """Its own loss, of squared distances between unit vectors; it can't leave out a feature's own row."""
+    from pytorch_metric_learning.losses import NCALoss
+
+    return NCALoss(softmax_scale=10)(x, y, ref_emb=bank, ref_labels=labels)

@@ -1,0 +1,5 @@
+from nnlib.language.coding import decode, encode
+from nnlib.language.context_model import ContextModel
+from nnlib.language.window_model import WindowModel
+
+__all__ = ["ContextModel", "WindowModel", "decode", "encode"]

@@ -1,0 +1,198 @@
+"""The bank's rows, one by one and over processes, and the k-NN that reads them."""
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch.nn.functional import normalize
+
+from nnlib.nca.knn import embed, knn_evaluate, knn_predict
+from nnlib.nca.loss import nca_loss
+from nnlib.nca.memory_bank import MemoryBank, momentum_at
+
+
+def drawn(n=101, b=24, dim=16, classes=5, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (n,), generator=g)
+    index = torch.randperm(n, generator=g)[:b]
+    return labels, index, torch.randn(b, dim, generator=g), torch.randn(n, dim, generator=g)
+
+
+def test_rows_are_unit_vectors_in_the_samples_order():
+    labels, index, features, rows = drawn()
+    bank = MemoryBank(labels, 16)
+    assert torch.allclose(bank.embeddings().norm(dim=1), torch.ones(101), atol=1e-6)
+    bank.fill(rows)
+    assert torch.allclose(bank.embeddings(), normalize(rows, dim=1), atol=1e-6)
+    assert (bank.labels.diff() >= 0).all()
+
+
+def test_update_moves_only_its_rows_by_the_published_rule():
+    labels, index, features, rows = drawn()
+    bank = MemoryBank(labels, 16, momentum=0.5)
+    bank.fill(rows)
+    before = bank.embeddings()
+    bank.update(index, features * 7)
+    wanted = before.clone()
+    wanted[index] = normalize(0.5 * before[index] + 0.5 * normalize(features, dim=1), dim=1)
+    assert torch.allclose(bank.embeddings(), wanted, atol=1e-6)
+    bank.update(index[:1], torch.zeros(1, 16), momentum=0)
+    assert torch.allclose(bank.embeddings(), wanted, atol=1e-6)
+
+
+def test_a_bank_is_drawn_by_its_seed_and_saved_by_torch():
+    labels = drawn()[0]
+    one, two, other = (MemoryBank(labels, 16, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(one.memory, two.memory) and not torch.equal(one.memory, other.memory)
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(one.embeddings(), other.embeddings())
+
+
+def test_momentum_follows_the_published_epochs():
+    assert [momentum_at(epoch, 130) for epoch in (0, 79, 80, 119, 120, 129)] == [
+        0.5,
+        0.5,
+        0.8,
+        0.8,
+        0.9,
+        0.9,
+    ]
+    assert momentum_at(9, 10, early=0.95) == 0.95
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda: MemoryBank(torch.tensor([0.0, 1.0])), "labels is"),
+        (lambda: MemoryBank(torch.tensor([-1, 0])), "labels is"),
+        (lambda: MemoryBank(torch.tensor([0, 1]), dim=0), "dim=0"),
+        (lambda: MemoryBank(torch.tensor([0, 1]), momentum=1), "momentum=1"),
+        (
+            lambda: MemoryBank(torch.tensor([0, 1]), 4).update(torch.tensor([2]), torch.ones(1, 4)),
+            "index holds 2",
+        ),
+        (
+            lambda: MemoryBank(torch.tensor([0, 1]), 4).update(torch.tensor([1]), torch.ones(1, 5)),
+            "features",
+        ),
+        (lambda: MemoryBank(torch.tensor([0, 1]), 4).fill(torch.ones(3, 4)), "embeddings"),
+    ],
+)
+def test_what_does_not_fit_is_named(make, word):
+    with pytest.raises(ValueError, match=word):
+        make()
+
+
+def naive_knn(x, rows, labels, k, temperature, classes, exclude=None):
+    cosine = normalize(x.double(), dim=1) @ normalize(rows.double(), dim=1).T
+    if exclude is not None:
+        cosine[torch.arange(len(x)), exclude] = -torch.inf
+    near, index = cosine.topk(k)
+    votes = torch.zeros(len(x), classes, dtype=torch.float64)
+    return votes.scatter_add_(1, labels[index], (near / temperature).exp())
+
+
+@pytest.mark.parametrize("k", [1, 3, 30])
+def test_votes_agree_with_float64(k):
+    labels, index, _, rows = drawn(n=900, b=200)
+    x = rows[index] + 0.3 * torch.randn(200, 16, generator=torch.Generator().manual_seed(1))
+    votes = naive_knn(x, rows, labels, k, 0.1, 5, index)
+    classes = knn_predict(x, rows, labels, k=k, temperature=0.1, exclude=index, top=5)
+    assert torch.equal(classes[:, 0], votes.argmax(1))
+    assert torch.equal(
+        classes[:, 0], knn_predict(x, rows, labels, k=k, temperature=0.1, exclude=index)
+    )
+    ranked, order = votes.sort(1, descending=True)
+    assert torch.equal(classes, order.masked_fill(ranked == 0, -1))
+
+
+def test_small_temperatures_take_the_nearest_and_bank_and_rows_agree():
+    labels, index, _, rows = drawn()
+    bank = MemoryBank(labels, 16)
+    bank.fill(rows)
+    x = torch.randn(50, 16, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(knn_predict(x, bank, temperature=1e-4), knn_predict(x, rows, labels, k=1))
+    assert torch.equal(knn_predict(rows[index], bank, k=1), labels[index])
+    assert torch.equal(knn_predict(x, bank, k=200), knn_predict(x, rows, labels, k=200))
+
+
+def test_a_place_that_no_neighbor_is_left_for_is_no_class():
+    one, itself = torch.ones(1, 2), torch.tensor([0])
+    assert knn_predict(one, one, torch.tensor([3]), exclude=itself).tolist() == [-1]
+
+
+def test_evaluation_embeds_anew_unless_told():
+    labels, _, _, rows = drawn(n=60)
+    network, batches = torch.nn.Linear(16, 8), [(rows[:30], labels[:30]), (rows[30:], labels[30:])]
+    fresh = knn_evaluate(network, batches, batches)
+    assert fresh["nearest_top1"] == 1 and 0 <= fresh["knn_top1"] <= fresh["knn_top5"] <= 1
+    assert network.training
+    bank = MemoryBank(labels, 8)
+    bank.fill(embed(network, batches)[0])
+    assert knn_evaluate(network, batches, stale=bank) == fresh
+    with pytest.raises(ValueError, match="gallery and stale"):
+        knn_evaluate(network, batches)
+
+
+def _whole(b):
+    """Loss, gradient, bank and predictions of one process."""
+    labels, index, features, rows = drawn(b=b)
+    bank = MemoryBank(labels, 16)
+    start = bank.embeddings()
+    bank.fill(rows)
+    leaf = features.clone().requires_grad_()
+    loss = nca_loss(leaf, labels[index], bank, exclude=index, margin=0.05)
+    loss.backward()
+    bank.update(index, features)
+    classes = knn_predict(features, bank, k=7, exclude=index, top=3)
+    plain = knn_predict(features, rows, labels, k=7)
+    return {"loss": loss.detach(), "gradient": leaf.grad, "start": start, "bank": bank.embeddings(), "classes": classes,
+            "plain": plain}  # fmt: skip
+
+
+def _sharded(rank, world, store, b, cuts, folder):
+    torch.distributed.init_process_group("gloo", f"file://{store}", world_size=world, rank=rank)
+    torch.set_num_threads(1)
+    labels, index, features, rows = drawn(b=b)
+    mine, part = (
+        slice(cuts[rank], cuts[rank + 1]),
+        slice(101 * rank // world, 101 * (rank + 1) // world),
+    )
+    bank = MemoryBank(labels, 16, sharded=True)
+    start = bank.embeddings()
+    bank.fill(rows)
+    leaf = features[mine].clone().requires_grad_()
+    loss = nca_loss(leaf, labels[index[mine]], bank, exclude=index[mine], margin=0.05)
+    loss.backward()
+    bank.update(index[mine], features[mine])
+    classes = knn_predict(features[mine], bank, k=7, exclude=index[mine], top=3)
+    plain = knn_predict(features[mine], rows[part], labels[part], k=7, sharded=True)
+    found = {"loss": loss.detach(), "gradient": leaf.grad, "start": start, "bank": bank.embeddings(),
+                   "classes": classes, "plain": plain, "here": len(bank.memory)}  # fmt: skip
+    torch.save(found, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def in_processes(cuts, folder):
+    """The same of as many processes as parts that the batch is cut into."""
+    world = len(cuts) - 1
+    mp.spawn(_sharded, (world, folder / "store", 24, cuts, folder), nprocs=world)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+
+
+@pytest.mark.parametrize("cuts", [(0, 12, 24), (0, 5, 5, 24)])
+def test_a_sharded_bank_is_the_whole_one(cuts, tmp_path):
+    whole, found, world = _whole(24), in_processes(cuts, tmp_path), len(cuts) - 1
+    assert (
+        sum(part["here"] for part in found) == 101
+        and max(part["here"] for part in found) <= 101 / world + 1
+    )
+    mean = sum(part["loss"] for part in found) / world
+    assert mean.item() == pytest.approx(whole["loss"].item(), rel=1e-5)
+    gradient = torch.cat([part["gradient"] for part in found]) / world
+    assert torch.allclose(gradient, whole["gradient"], rtol=1e-5, atol=1e-7)
+    for part in found:
+        assert torch.equal(part["start"], whole["start"]) and torch.allclose(
+            part["bank"], whole["bank"], atol=1e-6
+        )
+    for name in ("classes", "plain"):
+        assert torch.equal(torch.cat([part[name] for part in found]), whole[name])

@@ -1,0 +1,521 @@
+"""Published checkpoints: files as torch wrote them are read whole, and nothing that a file names is ever run."""
+
+import importlib
+import io
+import operator
+import os
+import pickle
+import struct
+import sys
+import tracemalloc
+import warnings
+import zipfile
+from collections import OrderedDict
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nnlib._common.serialization import ModelError
+from nnlib.training.snca_checkpoint import HEAD, Published, load_snca
+
+MODULE = """
+import torch
+
+
+class LinearAverage(torch.nn.Module):
+    def __init__(self, memory):
+        super().__init__()
+        self.nLem = len(memory)
+        self.register_buffer("params", torch.tensor([0.05, 0.5]))
+        self.register_buffer("memory", memory)
+"""
+FORMS = pytest.mark.parametrize("zipped", [False, True], ids=["pickles", "zip"])
+NAMES = ("lib", "lib.LinearAverage")
+
+
+def tensors(width=8, seed=0):
+    """A state dict as that of a parallel encoder whose last layer is [128, width], with torch's notes on it."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {
+        "conv1.weight": (4, 3, 3, 3),
+        "bn1.running_var": (4,),
+        "fc.weight": (128, width),
+        "fc.bias": (128,),
+    }
+    state = OrderedDict(
+        (f"module.{name}", torch.randn(shape, generator=generator))
+        for name, shape in shapes.items()
+    )
+    state["module.bn1.num_batches_tracked"] = torch.tensor(7)
+    state._metadata = OrderedDict({"": {"version": 1}})
+    return state
+
+
+@pytest.fixture
+def linear_average(tmp_path, monkeypatch):
+    """The class of the module that a published file pickles, which can't be imported any more."""
+    folder = tmp_path / "code" / "lib"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    (folder / "LinearAverage.py").write_text(MODULE)
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(folder.parent)
+        made = importlib.import_module("lib.LinearAverage").LinearAverage
+    made.modules = {name: sys.modules.pop(name) for name in NAMES}
+    return made
+
+
+@pytest.fixture
+def write(tmp_path, linear_average, monkeypatch):
+    """Write a published file, with changes to its dict, while its class can be imported."""
+
+    def written(zipped, protocol=2, without=(), **changes):
+        parameter = torch.nn.Parameter(torch.ones(5))
+        parameter.grad = torch.ones(5)
+        optimizer = torch.optim.SGD([parameter], 0.1, momentum=0.9, nesterov=True)
+        optimizer.step()
+        found = dict(
+            epoch=130, arch="resnet18", state_dict=tensors(), lemniscate=linear_average(bank())
+        )
+        found |= dict(best_prec1=81.5, optimizer=optimizer.state_dict()) | changes
+        found = {key: value for key, value in found.items() if key not in without}
+        path = tmp_path / "snca_resnet18.pth.tar"
+        with monkeypatch.context() as patch:
+            for name, module in linear_average.modules.items():
+                patch.setitem(sys.modules, name, module)
+            torch.save(found, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+        return path
+
+    return written
+
+
+def bank():
+    return torch.nn.functional.normalize(
+        torch.randn(20, 128, generator=torch.Generator().manual_seed(1))
+    )
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(
+        torch.equal(left[name], right[name]) for name in left
+    )
+
+
+def unprefixed(state):
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+# ---- what is read
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@FORMS
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_published_file(write, zipped, protocol):
+    path = write(zipped, protocol)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("lib.LinearAverage")
+    with pytest.raises(pickle.UnpicklingError):  # why it is not read with torch
+        torch.load(path, weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = load_snca(str(path))
+    assert (
+        isinstance(found, Published) and found[:2] == ("resnet18", 130) and found.best_top1 == 81.5
+    )
+    assert same(found.weights, unprefixed(tensors()))
+    assert torch.equal(found.bank, bank()) and type(found.weights) is dict
+    assert not sys.modules.keys() & {*NAMES}
+
+
+def test_the_older_form_holds_the_source_of_its_class(write):
+    assert MODULE.strip().encode()[-40:] in write(False).read_bytes()
+    assert b"ctorch\nFloatStorage" in write(False).read_bytes()
+
+
+def test_tensors_of_a_gpu(write):
+    path = write(False)
+    moved = path.read_bytes().replace(b"ctorch\nFloatStorage\n", b"ctorch.cuda\nFloatStorage\n")
+    moved = moved.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+    assert b"cuda:0" in moved and b"ctorch.cuda" in moved
+    expected = load_snca(path)
+    path.write_bytes(moved)
+    found = load_snca(path)
+    assert same(found.weights, expected.weights) and torch.equal(found.bank, expected.bank)
+
+
+class Pairs(dict):
+    """Is pickled as Python 2 pickled an OrderedDict."""
+
+    def __reduce__(self):
+        return OrderedDict, ([list(pair) for pair in self.items()],)
+
+
+@FORMS
+def test_what_python_2_wrote(write, zipped):
+    found = load_snca(write(zipped, state_dict=Pairs(tensors())))
+    assert same(found.weights, unprefixed(tensors()))
+
+
+@FORMS
+def test_views_of_one_storage(write, zipped):
+    whole = torch.arange(60.0)
+    views = {
+        "a": whole[5:17].view(3, 4),
+        "module.b": whole[20:].view(4, 10).T,
+        "c": whole[7],
+        "d": whole[60:],
+    }
+    found = load_snca(write(zipped, state_dict=views))
+    assert same(found.weights, unprefixed(views))
+
+
+@pytest.mark.parametrize(
+    "best, expected", [(0, 0), (81.5, 81.5), (torch.tensor(0.5), 0.5), (None, None), ("?", None)]
+)
+def test_optional_parts(write, best, expected):
+    found = load_snca(write(True, without=("lemniscate", "optimizer"), best_prec1=best))
+    assert found.best_top1 == expected and found.bank is None
+    assert load_snca(write(False, without=("best_prec1",))).best_top1 is None
+    assert load_snca(write(True, lemniscate=None)).bank is None
+
+
+@FORMS
+def test_weights_fit_a_resnet(write, zipped):
+    from torchvision.models import resnet18
+
+    encoder = torch.nn.DataParallel(resnet18(num_classes=128))
+    found = load_snca(write(zipped, state_dict=encoder.state_dict()))
+    encoder.module.load_state_dict(found.weights, strict=True)
+    assert same(found.weights, encoder.module.state_dict()) and len(found.weights) == 122
+
+
+# ---- what is refused
+
+
+class Call:
+    """Is pickled as the call of a function, which may be what another call returns."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], self.call[1:]
+
+    def __call__(self):
+        pass
+
+
+class Touch:
+    """Is pickled as a path, and as a state that calls for it."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return list, (), None, iter([Call(Path.touch, self.mark)]), None
+
+
+def bombs(mark):
+    shell = f'{sys.executable} -c \'open("{mark}", "w")\''
+    imported = Call(importlib.import_module, "os")
+    return {
+        "system": Call(os.system, shell),
+        "eval": Call(eval, f"open({str(mark)!r}, 'w')"),
+        "getattr": Call(Call(getattr, imported, "system"), shell),
+        "operator": Call(operator.methodcaller("touch"), mark),
+        "attrgetter": Call(Call(Call(operator.attrgetter, "system"), imported), shell),
+        "torch": Call(torch.save, 1, str(mark)),
+        "in a list": Touch(mark),
+    }
+
+
+@FORMS
+@pytest.mark.parametrize(
+    "place", ["file", "dict", "state_dict", "weight", "lemniscate", "bank", "optimizer", "arch"]
+)
+@pytest.mark.parametrize("bomb", bombs(Path()))
+def test_nothing_is_run(write, linear_average, tmp_path, zipped, place, bomb):
+    mark = tmp_path / "mark"
+    call = bombs(mark)[bomb]
+    state = tensors() | {"module.fc.bias": call}
+    module = linear_average(torch.ones(3, 128))
+    module._buffers["memory"] = call
+    changes = {
+        "weight": {"state_dict": state},
+        "bank": {"lemniscate": module},
+        "optimizer": {"optimizer": [call]},
+    }
+    path = write(zipped, **changes.get(place, {place: call}))
+    if place == "file":
+        torch.save(call, path, _use_new_zipfile_serialization=zipped)
+    with (
+        suppress(ModelError)
+        if place in ("dict", "optimizer")
+        else pytest.raises(ModelError, match="snca_resnet18")
+    ):
+        assert load_snca(path).weights.keys() == unprefixed(tensors()).keys()
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("bomb", bombs(Path()))
+def test_it_would_have_run(tmp_path, bomb):
+    mark = tmp_path / "mark"
+    raw = pickle.dumps(bombs(mark)[bomb], protocol=2)
+    (tmp_path / "bare.pth.tar").write_bytes(raw)
+    with pytest.raises(ModelError, match="bare.pth.tar"):
+        load_snca(tmp_path / "bare.pth.tar")
+    assert not mark.exists()
+    with suppress(AttributeError):
+        pickle.loads(raw)
+    assert mark.exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_torchscript_archive(tmp_path):
+    path = tmp_path / "script.pth.tar"
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 3)), path)
+    with pytest.raises(ModelError, match="script.pth.tar.*a TorchScript archive"):
+        load_snca(path)
+
+
+WRONG = {
+    "no state_dict": (dict(without=("state_dict",)), "has no state_dict"),
+    "empty state_dict": (dict(state_dict={}), "has no state_dict"),
+    "list of weights": (dict(state_dict=[torch.ones(2)]), "has no state_dict"),
+    "text for a weight": (dict(state_dict={"module.a": "text"}), "'module.a' is no tensor"),
+    "other type": (
+        dict(state_dict={"module.a": torch.ones(2, dtype=torch.complex64)}),
+        "not known here",
+    ),
+    "numbered weight": (dict(state_dict={1: torch.ones(2)}), "can't be read"),
+    "twice": (
+        dict(state_dict={"module.a": torch.ones(2), "a": torch.ones(2)}),
+        "both with and without 'module.'",
+    ),
+    "arch": (
+        dict(arch="alexnet"),
+        "its arch is 'alexnet', not one of resnet18, resnet34, resnet50",
+    ),
+    "arch's type": (dict(arch=18), "its arch is of type int"),
+    "no arch": (dict(without=("arch",)), "its arch is of type NoneType"),
+    "epoch": (dict(epoch="last"), "its epoch is no whole number"),
+    "lemniscate": (dict(lemniscate=[1, 2]), "lemniscate's memory. is no tensor"),
+    "module without bank": (
+        dict(lemniscate=torch.nn.Linear(2, 3)),
+        "lemniscate's memory. is no tensor",
+    ),
+    "top-1 of two": (dict(best_prec1=torch.ones(2)), "can't be read"),
+}
+
+
+@FORMS
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_parts(write, zipped, case):
+    changes, message = WRONG[case]
+    with pytest.raises(
+        ModelError, match=f"path=.*snca_resnet18.pth.tar.*{message}.*: give a whole file"
+    ) as caught:
+        load_snca(write(zipped, **changes))
+    assert "\n" not in str(caught.value) and caught.value.__suppress_context__
+
+
+@FORMS
+@pytest.mark.parametrize(
+    "shape, dtype", [((128,), None), ((9, 127), None), ((1, 9, 128), None), ((9, 128), torch.long)]
+)
+def test_wrong_banks(write, linear_average, zipped, shape, dtype):
+    with pytest.raises(
+        ModelError, match=r"its bank is of torch.\w+ \[.*\], not of floats \[N, 128\]"
+    ):
+        load_snca(write(zipped, lemniscate=linear_average(torch.ones(shape, dtype=dtype))))
+
+
+@pytest.mark.parametrize("value", [None, 3, "text", [1], torch.ones(2)])
+def test_no_dict(tmp_path, value):
+    torch.save(value, tmp_path / "x.pth.tar")
+    with pytest.raises(ModelError, match="x.pth.tar.*it holds no dict"):
+        load_snca(tmp_path / "x.pth.tar")
+
+
+def test_no_file(tmp_path):
+    for path in (tmp_path / "absent.pth.tar", tmp_path, tmp_path / "a\0b"):
+        with pytest.raises(
+            ModelError, match="path=.*can't be read as a published checkpoint .*Error"
+        ):
+            load_snca(path)
+
+
+@FORMS
+def test_truncated_anywhere(write, zipped):
+    path = write(zipped)
+    whole = path.read_bytes()
+    for length in [*range(0, len(whole), 97), *range(len(whole) - 40, len(whole))]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(ModelError, match="snca_resnet18"):
+            load_snca(path)
+
+
+@FORMS
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_broken_anywhere(write, zipped, data):
+    path = write(zipped)
+    broken = bytearray(path.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, 1 << 20), min_size=1, max_size=4)):
+        broken[place % len(broken)] = data.draw(
+            st.integers(0, 255)
+        )  # storages are named by address: lengths vary
+    path.write_bytes(broken)
+    with suppress(ModelError):
+        found = load_snca(path)
+        assert all(isinstance(tensor, torch.Tensor) for tensor in found.weights.values())
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    head=st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", b"begun"]), tail=st.binary(max_size=300)
+)
+def test_random_bytes(tmp_path, head, tail):
+    path = tmp_path / "random.pth.tar"
+    path.write_bytes((begun() if head == b"begun" else head) + tail)
+    with pytest.raises(ModelError, match="random.pth.tar"):
+        load_snca(path)
+
+
+# ---- what would take all memory, or the process
+
+
+def begun():
+    """The pickles with which the older form begins."""
+    return b"".join(pickle.dumps(value, protocol=2) for value in [*HEAD, {"little_endian": True}])
+
+
+def storage(numel, kind=b"ctorch\nFloatStorage\n"):
+    """The mention of a storage of that many numbers, as a pickle's steps."""
+    key = b"X\x03\x00\x00\x00abc"
+    return (
+        b"(X\x07\x00\x00\x00storage" + kind + key + b"X\x03\x00\x00\x00cpu" + b"L%dL\nNtQ" % numel
+    )
+
+
+def tensor(numel, offset, size, stride):
+    """The steps that make a tensor in it."""
+    size, stride = (
+        b"(" + b"".join(b"L%dL\n" % number for number in numbers) + b"t"
+        for numbers in (size, stride)
+    )
+    call = (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage(numel)
+        + b"L%dL\n" % offset
+        + size
+        + stride
+    )
+    return call + b"\x89}tR"
+
+
+HUGE = {
+    "storage": (storage(10**10) + b".", 10**10, "claims 10000000000 numbers"),
+    "endless storage": (storage(2**70) + b".", 1, "can't be read"),
+    "negative storage": (storage(-4) + b".", 1, "not known here"),
+    "larger than its storage": (tensor(4, 0, (10**10,), (1,)) + b".", 4, "larger than its storage"),
+    "behind its storage": (tensor(4, 3, (2,), (1,)) + b".", 4, "larger than its storage"),
+    "beyond all memory": (tensor(4, 2**62, (1,), (1,)) + b".", 4, "larger than its storage"),
+    "wrapped around": (tensor(4, 0, (2,), (2**64,)) + b".", 4, "larger than its storage"),
+    "one number repeated": (tensor(4, 0, (10**10,), (0,)) + b".", 4, "larger than its storage"),
+    "before its storage": (tensor(4, -1, (1,), (1,)) + b".", 4, "without a storage or a size"),
+    "backwards": (tensor(4, 3, (4,), (-1,)) + b".", 4, "without a storage or a size"),
+    "many dimensions": (tensor(4, 0, (1,) * 9, (1,) * 9) + b".", 4, "without a storage or a size"),
+    "notes": (b"Nr\xff\xff\xff\xff.", 0, "it holds no dict"),
+    "bytes": (b"\x96" + struct.pack("<q", 2**33) + b".", 0, "a step that no checkpoint needs"),
+    "registered": (b"\x82\x01.", 0, "a step that no checkpoint needs"),
+    "deep key": (b"})" + b"\x85" * 10**6 + b"Ns.", 0, "keys are neither text nor whole numbers"),
+    "deep member": (b"(" + b")" + b"\x85" * 10**6 + b"\x91.", 0, "a step that no checkpoint needs"),
+    "deep member added": (b"\x8f()" + b"\x85" * 10**6 + b"\x90.", 0, "has no state_dict"),
+    "deep key made": (b"()" + b"\x85" * 10**6 + b"Nd.", 0, "a step that no checkpoint needs"),
+}
+
+
+@pytest.mark.parametrize("case", HUGE)
+def test_huge_claims(tmp_path, case):
+    steps, length, message = HUGE[case]
+    keys = pickle.dumps(["abc"] if length else [], protocol=2)
+    path = tmp_path / "huge.pth.tar"
+    path.write_bytes(
+        begun()
+        + b"\x80\x02"
+        + steps
+        + keys
+        + (struct.pack("<q", length) + bytes(16) if length else b"")
+    )
+    tracemalloc.start()
+    with pytest.raises(ModelError, match=f"huge.pth.tar.*({message})"):
+        load_snca(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**28
+
+
+def test_the_least_file_of_steps(tmp_path):
+    """The files above fail for what they claim: with a true claim, theirs are weights."""
+    state = b"}X\x08\x00\x00\x00module.a" + tensor(4, 1, (3,), (1,)) + b"s"
+    found = b"}(X\x05\x00\x00\x00epochK\x01X\x04\x00\x00\x00archX\x08\x00\x00\x00resnet50"
+    found += b"X\x0a\x00\x00\x00state_dict" + state + b"u."
+    raw = struct.pack("<q4f", 4, 0, 1, 2, 3)
+    path = tmp_path / "least.pth.tar"
+    path.write_bytes(begun() + b"\x80\x02" + found + pickle.dumps(["abc"], protocol=2) + raw)
+    assert load_snca(path).weights["a"].tolist() == [1, 2, 3]
+    path.write_bytes(begun() + b"\x80\x02" + found + pickle.dumps(["xyz"], protocol=2) + raw)
+    with pytest.raises(ModelError, match="lists other storages"):
+        load_snca(path)
+
+
+def test_what_is_no_class_can_not_be_changed(tmp_path, write):
+    """A pickle may set the state of whatever it is given: of classes and functions too, which others share."""
+    for shared in (
+        b"ccollections\nOrderedDict\n",
+        b"ctorch._utils\n_rebuild_tensor_v2\n",
+        b"ctorch\nFloatStorage\n",
+    ):
+        path = tmp_path / "state.pth.tar"
+        state = b"N}X\x0c\x00\x00\x00__defaults__)sX\x0a\x00\x00\x00removesuffixNs\x86b."
+        path.write_bytes(begun() + b"\x80\x02" + shared + state + pickle.dumps([], protocol=2))
+        with pytest.raises(ModelError, match="state.pth.tar"):
+            load_snca(path)
+    assert same(load_snca(write(True)).weights, unprefixed(tensors()))
+
+
+def test_archives_that_torch_does_not_write(tmp_path, write):
+    whole = zipfile.ZipFile(io.BytesIO(write(True).read_bytes()))
+    members = {name: whole.read(name) for name in whole.namelist()}
+    data = next(name for name in members if name.endswith("/data.pkl"))
+    order, first = data.replace("data.pkl", "byteorder"), data.replace("data.pkl", "data/0")
+    cases = [
+        (
+            members | {data: members[data][:-1] + b"N." * 10**6},
+            zipfile.ZIP_DEFLATED,
+            "unpacks to more than it is",
+        )
+    ]
+    cases += [
+        (members | {order: b"big"}, zipfile.ZIP_STORED, "big-endian"),
+        ({}, zipfile.ZIP_STORED, "can't be read"),
+    ]
+    cases += [({**members, first: members[first][:-4]}, zipfile.ZIP_STORED, "numbers where it has")]
+    cases += [({k: v for k, v in members.items() if k != first}, zipfile.ZIP_STORED, "data/0")]
+    cases += [({"readme": b"text"}, zipfile.ZIP_STORED, "data.pkl")]
+    for content, compression, message in cases:
+        with zipfile.ZipFile(tmp_path / "other.pth.tar", "w", compression) as archive:
+            for name, raw in content.items():
+                archive.writestr(name, raw)
+        with pytest.raises(ModelError, match=f"other.pth.tar.*{message}"):
+            load_snca(tmp_path / "other.pth.tar")
