@@ -8,7 +8,8 @@ import torch
 from jaxtyping import install_import_hook
 
 CHECKED = (
-    *("attention", "distances", "neighbors.condensing", "nca.distributed"),
+    *("attention.kernels", "attention.blockwise", "attention.kdtree", "attention.dispatch"),
+    *("distances", "neighbors.condensing", "nca.distributed"),
     *("language.context_orders", "language.continuation_counts"),
     *("language.gating", "language.suffix_index"),
 )

@@ -319,7 +319,7 @@ def test_nearest_is_exact_under_autocast(seed):
 def test_the_newer_precision_switches_are_respected_and_restored():
     code = """if True:
         import torch
-        from nnlib.attend import attend
+        from nnlib.attention import attend
         from nnlib.attention import InverseDistance
         torch.backends.cuda.matmul.fp32_precision = "tf32"
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"

@@ -187,10 +187,10 @@ def test_coarse_products_are_coarse_and_near_pairs_are_not(kernel):
 def test_kernels_compile_for_gpus_that_are_not_here():
     """The interpreter takes what a compiler does not: machine code is made for two generations of GPUs."""
     script = "from test_backends import compiled; [print(*compiled(*each)) for each in ((80, 0), (90, 1))]"
-    here = Path(__file__).parents[1]
+    here = Path(__file__).parent
     environment = os.environ | {
         "TRITON_INTERPRET": "0",
-        "PYTHONPATH": f"{here}{os.pathsep}{here.parent}",
+        "PYTHONPATH": os.pathsep.join(map(str, (here, *here.parents[:2]))),
     }
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True

@@ -12,7 +12,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch.utils.data import DataLoader, TensorDataset
 
-from nnlib._common import serialization
+from nnlib._common import files, serialization
 from nnlib._common.serialization import ModelError
 from nnlib.neighbors.classifier import DynamicClassifier
 from nnlib.neighbors.stacking import DeepClassifier
@@ -221,14 +221,14 @@ def test_a_write_of_the_second_layer_that_fails_leaves_what_was_there(
 
 def test_a_rename_that_fails_puts_the_model_back(model, tmp_path, monkeypatch):
     model.save(tmp_path / "deep")
-    real = serialization.os.rename
+    real = files.os.rename
 
     def failing(source, target):
         if str(source).endswith(".part"):
             raise OSError("no")
         real(source, target)
 
-    monkeypatch.setattr(serialization.os, "rename", failing)
+    monkeypatch.setattr(files.os, "rename", failing)
     with pytest.raises(OSError, match="no"):
         model.save(tmp_path / "deep")
     assert [file.name for file in tmp_path.iterdir()] == ["deep"]
