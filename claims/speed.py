@@ -212,7 +212,7 @@ def gpu_softmax():
         speed.seconds(lambda: [part @ low[1].T for part in low[0].split(10_000)]) for _ in range(6)
     ][1:]
     ours = [
-        speed.seconds(lambda: attend(x, c, v, CosineSoftmax(), products="bfloat16"))
+        speed.seconds(lambda: attend(x, c, v, CosineSoftmax(), matmul_dtype="bfloat16"))
         for _ in range(6)
     ][1:]
     share = statistics.median(bare) / statistics.median(ours)

@@ -40,9 +40,9 @@ def learned(track: Track, sets: Halves, seed: int, before: float) -> Iterator[di
     """Rows of learned centers in the learned metric, and of all training samples as neighbors there."""
     start = time.perf_counter()
     if track.metric is not None:
-        metric = NCATransformer(**track.metric, products="bfloat16", seed=seed, progress=False).fit(
-            *sets.train
-        )
+        metric = NCATransformer(
+            **track.metric, matmul_dtype="bfloat16", seed=seed, progress=False
+        ).fit(*sets.train)
         sets = Halves(*((metric.transform(x), y) for x, y in sets))
     before += time.perf_counter() - start
     for count in track.counts:

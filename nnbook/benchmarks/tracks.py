@@ -61,7 +61,7 @@ def patches(data: str, seed: int, copies: int = 1, **settings) -> Halves:
     copies: of the training pictures, all but the first moved by a pixel.
     """
     sets = halves(data, seed)
-    model = PatchFeatures(threshold=0.5, products="bfloat16", compact=True, **settings).fit(
+    model = PatchFeatures(threshold=0.5, matmul_dtype="bfloat16", compact=True, **settings).fit(
         sets.train[0]
     )
     sets = sets._replace(train=shifted_copies(*sets.train, copies=copies, seed=seed))

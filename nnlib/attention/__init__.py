@@ -13,7 +13,7 @@ from nnlib.attention.blockwise import (
     with_ones,
     working_dtype,
 )
-from nnlib.attention.dispatch import PRODUCTS, attend, class_log_probabilities, nearest
+from nnlib.attention.dispatch import MATMUL_DTYPES, attend, class_log_probabilities, nearest
 from nnlib.attention.kdtree import QuantileGrid, is_worthwhile, unsupported_reason
 from nnlib.attention.kernels import (
     CosineSoftmax,
@@ -33,7 +33,7 @@ __all__ = [
     "Kernel",
     "Labels",
     "OnlineWeightedMean",
-    "PRODUCTS",
+    "MATMUL_DTYPES",
     "QuantileGrid",
     "UniformKNN",
     "accumulate",

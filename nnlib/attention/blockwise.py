@@ -87,8 +87,8 @@ def _full_precision() -> Callable[[], None]:
 def uniform_knn_average(
     queries, centers, values, kernel: Kernel, metric, exclude=None
 ) -> Float[Tensor, "B V"]:
-    """The plain mean over each query's `kernel.count` nearest centers."""
-    index = blockwise_nearest(queries, centers, kernel.count, metric, exclude)[1]
+    """The plain mean over each query's `kernel.k` nearest centers."""
+    index = blockwise_nearest(queries, centers, kernel.k, metric, exclude)[1]
     parts = [
         mean_of_rows(values, index[rows], working_dtype(queries, centers))
         for rows in row_blocks(queries)
@@ -125,9 +125,9 @@ def _nearest_rows(
 ) -> tuple[Tensor, Tensor]:
     near = x.new_full((len(x), count), torch.inf)
     index = torch.full_like(near, -1, dtype=torch.int64)
-    prepared = metric.rows(x)
+    prepared = metric.prepare(x)
     for cols in column_blocks(centers):
-        block = metric.order(prepared, metric.rows(centers[cols].to(x.dtype)))
+        block = metric.order(prepared, metric.prepare(centers[cols].to(x.dtype)))
         merge_topk(near, index, mask_excluded(block, exclude, cols), cols.start)
     return metric.distance_of(near), index.masked_fill_(near.isinf(), -1)
 
@@ -251,7 +251,7 @@ def accumulate(
 ) -> OnlineWeightedMean:
     """Take all centers into the running average of one block of prepared queries, a block of centers at a time."""
     for cols in column_blocks(centers):
-        distance, _ = metric.pairwise(x, metric.rows(centers[cols].to(state.sums.dtype)))
+        distance, _ = metric.pairwise(x, metric.prepare(centers[cols].to(state.sums.dtype)))
         state.add(mask_excluded(distance, exclude, cols), values[cols].to(state.sums.dtype))
     return state
 
@@ -264,7 +264,10 @@ def blockwise_average(
     result = torch.empty(len(queries), values.shape[1], dtype=dtype, device=queries.device)
     near, total = result.new_empty(2, len(queries))
     for rows in row_blocks(queries):
-        x, skip = metric.rows(queries[rows].to(dtype)), None if exclude is None else exclude[rows]
+        x, skip = (
+            metric.prepare(queries[rows].to(dtype)),
+            None if exclude is None else exclude[rows],
+        )
         state = OnlineWeightedMean(
             kernel, rows.stop - rows.start, values.shape[1], result, metric.scale
         )
@@ -324,7 +327,7 @@ class BlockwiseBackward:
                 None if to is None else gradient.to(like.dtype) for gradient, to, like in pairs
             ), None
         for rows in row_blocks(self.queries):
-            x = self.metric.rows(self.queries[rows].to(self.gradient.dtype))
+            x = self.metric.prepare(self.queries[rows].to(self.gradient.dtype))
             near, to_near = finite(self.near[rows]), torch.zeros_like(self.near[rows])
             for cols in column_blocks(self.centers):
                 self._block(x, rows, cols, near, to_near)
@@ -336,7 +339,7 @@ class BlockwiseBackward:
         ), self.to_sharpness
 
     def _block(self, x, rows, cols, near, to_near):
-        c = self.metric.rows(self.centers[cols].to(self.gradient.dtype))
+        c = self.metric.prepare(self.centers[cols].to(self.gradient.dtype))
         distance, kept = self.metric.pairwise(x, c, keep=True)
         skip = None if self.exclude is None else self.exclude[rows]
         apart = self.pulled or self.sharpness is not None
@@ -360,7 +363,7 @@ class BlockwiseBackward:
             self.kernel.scale_by_log_slope(pull, distance, near, self.metric.scale, weights)
             if self.kernel.needs_nearest:
                 to_near -= self.kernel.influence_cone_factor * pull.sum(1)
-            to_queries, to_centers = self.metric.pull(x, c, distance, kept, pull)
+            to_queries, to_centers = self.metric.backward(x, c, distance, kept, pull)
             if self.to_queries is not None:
                 self.to_queries[rows] += to_queries
             if self.to_centers is not None:

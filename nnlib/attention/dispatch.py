@@ -59,7 +59,7 @@ def softmax_averages(
 
 
 BACKENDS = ("auto", "blocks", "search", "fused")
-PRODUCTS = ("float32", "bfloat16")
+MATMUL_DTYPES = ("float32", "bfloat16")
 FUSED_FEATURES, FUSED_WIDTH = 16, 128  # what a GPU's cores can hold the differences and the sums of
 
 
@@ -71,7 +71,7 @@ def attend(
     exclude: Int64[Tensor, " B"] | None = None,
     backend: str = "auto",
     tolerance: float = 0.0,
-    products: str = "float32",
+    matmul_dtype: str = "float32",
     sharpness: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, "B V"]:
     """The weighted average of `values` over all centers, for each query.
@@ -92,7 +92,7 @@ def attend(
     shapes, devices or `backend` don't fit.
     """
     _check(queries, centers, values, exclude, backend)
-    _check_averages(values, kernel, tolerance, products)
+    _check_averages(values, kernel, tolerance, matmul_dtype)
     if sharpness is not None:
         kernel, backend = _sharpened(kernel, sharpness, backend), "blocks"
     if len(queries) == 0:
@@ -101,30 +101,32 @@ def attend(
         )
     with exact_products():
         return _averages(
-            queries, centers, values, kernel, exclude, backend, tolerance, products, sharpness
+            queries, centers, values, kernel, exclude, backend, tolerance, matmul_dtype, sharpness
         )
 
 
 def _averages(
-    queries, centers, values, kernel, exclude, backend, tolerance, products, sharpness
+    queries, centers, values, kernel, exclude, backend, tolerance, matmul_dtype, sharpness
 ) -> Tensor:
     """The averages, by what does them the quickest, or as `backend` says."""
     if _searches(queries, centers, values, kernel, backend, tolerance):
         return searched(queries, centers, values, kernel, exclude, tolerance)
-    if _flashes(queries, values, kernel, exclude, backend, products):
+    if _flashes(queries, values, kernel, exclude, backend, matmul_dtype):
         rows, dtype = (
             values[:] if isinstance(values, Labels) else values,
             working_dtype(queries, centers),
         )
         return softmax_averages(queries, centers, rows, kernel.temperature, dtype)
     fused = _fuses(queries, centers, values, kernel, backend)
-    if kernel.count is not None:
-        metric = kernel.metric(queries.detach(), centers.detach(), working_dtype(queries, centers))
+    if kernel.k is not None:
+        metric = kernel.distance(
+            queries.detach(), centers.detach(), working_dtype(queries, centers)
+        )
         return uniform_knn_average(queries, centers, values, kernel, metric, exclude)
     labels = values if isinstance(values, Labels) else None
     rows = None if labels else values
     return AttendFunction.apply(
-        queries, centers, rows, sharpness, labels, kernel, exclude, fused, products
+        queries, centers, rows, sharpness, labels, kernel, exclude, fused, matmul_dtype
     )
 
 
@@ -183,7 +185,7 @@ def nearest(
     if _searches(queries, centers, None, UniformKNN(count, kernel), backend):
         return tree_nearest(queries, centers, count, kernel, exclude)
     with exact_products():
-        metric = kernel.metric(queries, centers, working_dtype(queries, centers))
+        metric = kernel.distance(queries, centers, working_dtype(queries, centers))
         distance, index = blockwise_nearest(queries, centers, count, metric, exclude)
         return distance / metric.scale, index
 
@@ -194,7 +196,7 @@ def _searches(
     """Whether to search; raises ValueError where that was asked for and can't be done."""
     width = 1 if values is None else values.shape[1] + 1
     if backend in ("blocks", "fused") or (
-        backend == "auto" and not is_worthwhile(len(queries), len(centers), width, kernel.count)
+        backend == "auto" and not is_worthwhile(len(queries), len(centers), width, kernel.k)
     ):
         return False
     given = [part for part in (queries, centers, values) if isinstance(part, Tensor)]
@@ -204,11 +206,11 @@ def _searches(
     return reason is None
 
 
-def _flashes(queries, values, kernel: Kernel, exclude, backend: str, products: str) -> bool:
+def _flashes(queries, values, kernel: Kernel, exclude, backend: str, matmul_dtype: str) -> bool:
     """Whether PyTorch's own attention does it: coarse products of cosines, all centers counting."""
     wanted = backend == "fused" or (backend == "auto" and queries.device.type == "cuda")
     fits = exclude is None and max(queries.shape[1], values.shape[1]) <= SDPA_WIDTH
-    return wanted and fits and products == "bfloat16" and type(kernel) is CosineSoftmax
+    return wanted and fits and matmul_dtype == "bfloat16" and type(kernel) is CosineSoftmax
 
 
 def _fuses(queries, centers, values, kernel: Kernel, backend: str) -> bool:
@@ -222,7 +224,7 @@ def _fuses(queries, centers, values, kernel: Kernel, backend: str) -> bool:
     elif not (interpreted or any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))):
         reason = "needs a C compiler, and finds none: install gcc"
     elif type(kernel) not in (InverseDistance, InfluenceCone):
-        reason = f"with {kernel}: give InverseDistance or InfluenceCone, or CosineSoftmax with products='bfloat16'"
+        reason = f"with {kernel}: give InverseDistance or InfluenceCone, or CosineSoftmax with matmul_dtype='bfloat16'"
     elif queries.shape[1] > FUSED_FEATURES or values.shape[1] > FUSED_WIDTH:
         given = f"{queries.shape[1]} features and {values.shape[1]} columns of values"
         reason = f"with {given}: give at most {FUSED_FEATURES} and {FUSED_WIDTH}"
@@ -243,10 +245,12 @@ def _numbers(queries, centers, values) -> int:
 
 class AttendFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, queries, centers, values, sharpness, labels, kernel, exclude, fused, products):
+    def forward(
+        ctx, queries, centers, values, sharpness, labels, kernel, exclude, fused, matmul_dtype
+    ):
         """The averages [B, V]; of the weights only their totals are kept, beside that of the nearest center."""
-        metric = kernel.metric(queries, centers, working_dtype(queries, centers))
-        metric.low_precision = products == "bfloat16"
+        metric = kernel.distance(queries, centers, working_dtype(queries, centers))
+        metric.low_precision = matmul_dtype == "bfloat16"
         ctx.fused = None
         if fused:
             from nnlib.attention.triton_backend import TritonAttention
@@ -271,13 +275,13 @@ class AttendFunction(torch.autograd.Function):
             return (*BlockwiseBackward(ctx, gradient).run(), None, None, None, None, None)
 
 
-def _check_averages(values, kernel: Kernel, tolerance: float, products: str) -> None:
+def _check_averages(values, kernel: Kernel, tolerance: float, matmul_dtype: str) -> None:
     if len(values.shape) != 2:
         raise ValueError(f"values has shape {tuple(values.shape)}: give [M, V], or Labels")
     check_number("tolerance", tolerance, "[0, 1)", "a share in [0, 1)")
-    check_choice("products", products, PRODUCTS)
-    if products != "float32" and (kernel.count is not None or type(kernel) is DotProduct):
-        raise ValueError(f"products={products!r} with {kernel}: give 'float32'")
+    check_choice("matmul_dtype", matmul_dtype, MATMUL_DTYPES)
+    if matmul_dtype != "float32" and (kernel.k is not None or type(kernel) is DotProduct):
+        raise ValueError(f"matmul_dtype={matmul_dtype!r} with {kernel}: give 'float32'")
 
 
 def _check(queries, centers, values, exclude, backend: str) -> None:

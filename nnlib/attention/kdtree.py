@@ -219,10 +219,10 @@ def unsupported_reason(
 
     `others` are checked for gradients, and for NaN and infinity, which a tree can't place.
     """
-    by = kernel.by if type(kernel) is UniformKNN else kernel
+    by = kernel.base if type(kernel) is UniformKNN else kernel
     if (
         type(kernel) not in (InfluenceCone, InverseDistance, UniformKNN)
-        or type(by).metric is not Kernel.metric
+        or type(by).distance is not Kernel.distance
     ):
         return f"with {kernel}: give InfluenceCone, InverseDistance, or UniformKNN by a Euclidean distance"
     if type(kernel) is InverseDistance and tolerance == 0:
@@ -257,12 +257,12 @@ def searched(
 ) -> Float[Tensor, "B V"]:
     """The averages that `attend` gives, for a kernel without a `hindrance`."""
     dtype, queries, centers = working_dtype(queries, centers), queries.detach(), centers.detach()
-    metric, centers = kernel.metric(queries, centers, dtype), centers.to(dtype)
+    metric, centers = kernel.distance(queries, centers, dtype), centers.to(dtype)
     if type(kernel) is InfluenceCone:
         source, most = QuantileGrid(centers, values, kernel, metric.frame), ROWS
     else:
-        count = kernel.count or COUNTS[-1]
-        source = (_Nearest if kernel.count else _Shares)(centers, values, kernel, metric, tolerance)
+        count = kernel.k or COUNTS[-1]
+        source = (_Nearest if kernel.k else _Shares)(centers, values, kernel, metric, tolerance)
         most = max(1, min(ROWS, NUMBERS // (count * values.shape[1])))
     parts = [slice(start, start + most) for start in range(0, len(queries), most)]
     skips = [None if exclude is None else exclude[part] for part in parts]
@@ -279,7 +279,7 @@ def tree_nearest(
 ) -> tuple[Tensor, Tensor]:
     """What `nearest` gives, for a kernel by Euclidean distance."""
     dtype, queries, centers = working_dtype(queries, centers), queries.detach(), centers.detach()
-    frame = kernel.metric(queries, centers, dtype).frame
+    frame = kernel.distance(queries, centers, dtype).frame
     distance, index = KDTreeIndex(centers.to(dtype), frame).nearest(
         queries.to(dtype), count, exclude
     )
@@ -295,9 +295,7 @@ class _Nearest:
 
     def averages(self, x, exclude):
         """Means of the values of the nearest centers of each query [B, V]."""
-        return mean_of_rows(
-            self.values, self.tree.nearest(x, self.kernel.count, exclude)[1], x.dtype
-        )
+        return mean_of_rows(self.values, self.tree.nearest(x, self.kernel.k, exclude)[1], x.dtype)
 
 
 class _Shares(_Nearest):

@@ -26,14 +26,14 @@ class Kernel:
     """A distance, and the weight that goes with it."""
 
     needs_nearest = False  # whether a weight depends on the distance to the nearest center
-    count = None  # how many of the nearest centers share the weight alone: None for all
+    k = None  # how many of the nearest centers share the weight alone: None for all
 
     @property
     def depends_on_others(self) -> bool:
         """Whether a center's weight changes when others come, so that sums can't simply be added to."""
-        return self.needs_nearest or self.count is not None
+        return self.needs_nearest or self.k is not None
 
-    def metric(self, queries: Tensor, centers: Tensor, dtype: torch.dtype):
+    def distance(self, queries: Tensor, centers: Tensor, dtype: torch.dtype):
         """What measures the distances, in a frame that is chosen once for all blocks; smaller is nearer."""
         return EuclideanDistance.of(queries, centers, dtype)
 
@@ -101,7 +101,7 @@ class CosineInverseDistance(InverseDistance):
 
     signed: bool = False
 
-    def metric(self, queries, centers, dtype):
+    def distance(self, queries, centers, dtype):
         """One minus the cosine, or minus its size."""
         return CosineDistance.of(centers, dtype, self.signed)
 
@@ -122,7 +122,7 @@ class EuclideanPyramid(InverseDistance):
     def sharpened(self, sharpness):
         return None  # the distance depends on the exponent too
 
-    def metric(self, queries, centers, dtype):
+    def distance(self, queries, centers, dtype):
         """The distance whose weight is the mean of the scales' weights."""
         return MultiScaleDistance.of(
             queries, centers, dtype, self.exponent, self.epsilon, self.scales
@@ -175,7 +175,7 @@ class CosineSoftmax(Kernel):
     def __post_init__(self):
         check_number("temperature", self.temperature, "(0, inf)", "a positive number, such as 0.05")
 
-    def metric(self, queries, centers, dtype):
+    def distance(self, queries, centers, dtype):
         """One minus the cosine."""
         return CosineDistance.of(centers, dtype, signed=True)
 
@@ -193,7 +193,7 @@ class CosineSoftmax(Kernel):
 class DotProduct(Kernel):
     """exp(x . c): plain attention. In monomials of a place it is a Gaussian of any shape about each center."""
 
-    def metric(self, queries, centers, dtype):
+    def distance(self, queries, centers, dtype):
         """Minus the inner product."""
         return NegativeDotProduct()
 
@@ -206,20 +206,20 @@ class DotProduct(Kernel):
 
 @dataclass(frozen=True)
 class UniformKNN(Kernel):
-    """The same weight for each of the `count` nearest centers by another kernel's distance, none for the others.
+    """The same weight for each of the `k` nearest centers by another kernel's distance, none for the others.
 
     Of equally far centers, any may be taken.
     """
 
-    count: int = 1
-    by: Kernel = InverseDistance()
+    k: int = 1
+    base: Kernel = InverseDistance()
 
     def __post_init__(self):
-        check_int("count", self.count)
+        check_int("k", self.k)
 
-    def metric(self, queries, centers, dtype):
+    def distance(self, queries, centers, dtype):
         """That of the other kernel."""
-        return self.by.metric(queries, centers, dtype)
+        return self.base.distance(queries, centers, dtype)
 
 
 KERNEL_TYPES = ("cosine", "euclidean", "euclidian_pyramid", "influence_cone", "cosine_softmax")

@@ -39,7 +39,7 @@ class CosineDistance(PlainDistance):
         """Rows of length 1, centred where their mean outweighs their spread."""
         return CosineDistance(centering_offset(normalize_rows(subsample(centers, dtype))), signed)
 
-    def rows(self, rows: Float[Tensor, "N D"]) -> PreparedPoints:
+    def prepare(self, rows: Float[Tensor, "N D"]) -> PreparedPoints:
         """Unit rows, half their squared length, and 1 over the length that they had."""
         inverse = _inverse_norm(rows)
         framed = normalize_rows(rows) if _strays(inverse) else rows * inverse[:, None]
@@ -91,7 +91,7 @@ class CosineDistance(PlainDistance):
     def _exact(self, similarity: Tensor) -> Tensor:
         return (1 - (similarity if self.signed else similarity.abs_())).clamp_(min=0)
 
-    def pull(
+    def backward(
         self, x: PreparedPoints, c: PreparedPoints, distance: Tensor, kept, gradient: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Gradients to the rows of x and c, without the part along each row, to which a cosine is blind."""

@@ -53,7 +53,7 @@ class EuclideanDistance:
             )
         )
 
-    def rows(self, rows: Float[Tensor, "N D"]) -> PreparedPoints:
+    def prepare(self, rows: Float[Tensor, "N D"]) -> PreparedPoints:
         """What each row gives to the distances, made once for all blocks that it meets."""
         plain = rows * self.scale if self.scale != 1 else rows
         if rows.shape[1] <= DIRECT_FEATURES:
@@ -89,7 +89,7 @@ class EuclideanDistance:
             ), None
         return squares, _product_squares(x, c, squares, same, self.low_precision)
 
-    def pull(
+    def backward(
         self, x: PreparedPoints, c: PreparedPoints, distance: Tensor, kept, gradient: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Gradients to the rows of x and of c; a pair at distance 0 pulls at neither. Overwrites `gradient`."""
@@ -149,10 +149,10 @@ class MultiScaleDistance(PlainDistance):
         for level in self.levels:
             level.low_precision = may
 
-    def rows(self, rows: Float[Tensor, "N D"]) -> tuple[PreparedPoints, ...]:
+    def prepare(self, rows: Float[Tensor, "N D"]) -> tuple[PreparedPoints, ...]:
         """Prepared rows of each scale."""
         return tuple(
-            level.rows(rows[:, :: 2**i].contiguous()) for i, level in enumerate(self.levels)
+            level.prepare(rows[:, :: 2**i].contiguous()) for i, level in enumerate(self.levels)
         )
 
     def pairwise(self, x, c, keep: bool = False, same=None) -> tuple[Float[Tensor, "B M"], object]:
@@ -174,12 +174,12 @@ class MultiScaleDistance(PlainDistance):
             )
         return power_(mean.div_(len(parts)), 1 / self.exponent).mul_(least), parts
 
-    def pull(self, x, c, distance: Tensor, kept, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(self, x, c, distance: Tensor, kept, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients to the rows of x and of c, gathered from the scales."""
         whole = [torch.zeros_like(rows[0].plain) for rows in (x, c)]
         for i, (level, part) in enumerate(zip(self.levels, kept, strict=True)):
             share = power_(distance / (part[0] + self.epsilon), 1 - self.exponent).mul_(gradient)
-            found = level.pull(x[i], c[i], part[0], part[1], share.div_(len(self.levels)))
+            found = level.backward(x[i], c[i], part[0], part[1], share.div_(len(self.levels)))
             for to, add in zip(whole, found, strict=True):
                 to[:, :: 2**i] += add
         return tuple(whole)
@@ -190,7 +190,7 @@ class NegativeDotProduct(PlainDistance):
 
     scale = 1.0
 
-    def rows(self, rows: Float[Tensor, "N D"]) -> PreparedPoints:
+    def prepare(self, rows: Float[Tensor, "N D"]) -> PreparedPoints:
         """The rows as they are."""
         return PreparedPoints(rows, rows)
 
@@ -200,7 +200,7 @@ class NegativeDotProduct(PlainDistance):
         """-x.c, of which nothing need be kept."""
         return (x.framed @ c.framed.T).neg_(), None
 
-    def pull(
+    def backward(
         self, x: PreparedPoints, c: PreparedPoints, distance: Tensor, kept, gradient: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Gradients to the rows of x and of c."""

@@ -20,7 +20,7 @@ from nnlib._common.validation import (
     check_number,
     like_input,
 )
-from nnlib.attention import PRODUCTS
+from nnlib.attention import MATMUL_DTYPES
 from nnlib.features.augment import mirrored_copies
 
 SAMPLE = 100_000  # patches that the whitening is measured on
@@ -37,7 +37,7 @@ class PatchFeatures(
     whitened patches drawn from the training pictures; what exceeds `threshold`, on either side, is averaged over each
     of pool x pool parts of the picture. mirror: a picture and its mirror image have the same features, the mean of
     both. softening: added to contrasts' squares, in grey levels squared; floor: to the whitening's variances.
-    products: "bfloat16" for quicker, coarser products. Needs no labels. Features are stored in bfloat16 if `compact`.
+    matmul_dtype: "bfloat16" for quicker, coarser products. Needs no labels. Features are stored in bfloat16 if `compact`.
     """
 
     saved_attributes = ("shape_",)
@@ -53,13 +53,13 @@ class PatchFeatures(
         floor: float = 0.1,
         mirror: bool = False,
         compact: bool = False,
-        products: str = "float32",
+        matmul_dtype: str = "float32",
         seed: int | None = 0,
         device: str = "auto",
     ):
         self.count, self.size, self.pool, self.threshold = count, size, pool, threshold
         self.softening, self.floor, self.mirror, self.compact = softening, floor, mirror, compact
-        self.products, self.seed, self.device = products, seed, device
+        self.matmul_dtype, self.seed, self.device = matmul_dtype, seed, device
 
     def fit(self, X, y=None):
         """Measure the whitening and draw the patches; raises ValueError for shapes or settings without sense."""
@@ -108,7 +108,7 @@ class PatchFeatures(
 
     def _features(self, images: Tensor) -> Float[Tensor, "B F"]:
         rows = self._whitened(images)
-        if self.products == "bfloat16":
+        if self.matmul_dtype == "bfloat16":
             found = rows.bfloat16() @ self.filters_.bfloat16().T
         else:
             found = rows @ self.filters_.T
@@ -164,7 +164,7 @@ class PatchFeatures(
     def _checked(self, X) -> Shaped[Tensor, "N H W *C"]:
         for name in ("count", "size", "pool"):
             check_int(name, getattr(self, name))
-        check_choice("products", self.products, PRODUCTS)
+        check_choice("matmul_dtype", self.matmul_dtype, MATMUL_DTYPES)
         for name, within in {
             "threshold": "[0, inf)",
             "softening": "[0, inf)",

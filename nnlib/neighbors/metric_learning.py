@@ -23,7 +23,7 @@ from nnlib._common.validation import (
     encode_labels,
     like_input,
 )
-from nnlib.attention import PRODUCTS, CosineSoftmax, class_log_probabilities
+from nnlib.attention import MATMUL_DTYPES, CosineSoftmax, class_log_probabilities
 from nnlib.distances import wide_dtype
 from nnlib.neighbors.optim import SMALL, default_batch_size, minimize_adam
 
@@ -107,7 +107,7 @@ class NCATransformer(
     alike in scale). The loss is neighborhood component analysis's at `temperature`: against `proxies` centers (None:
     300, or one a class where those are more), as many of each class, that learn along and are then left behind
     (`proxies_`, for who wants to start from them), or, with proxies=0, against the rest of the batch. batch_size and lr
-    are PrototypeClassifier's, without a spread. products: "bfloat16" for the map's products while it learns. Sources: J.
+    are PrototypeClassifier's, without a spread. matmul_dtype: "bfloat16" for the map's products while it learns. Sources: J.
     Goldberger et al., Neighbourhood Components Analysis (2004); Y. Movshovitz-Attias et al., No Fuss Distance Metric
     Learning using Proxies (2017); I. Goodfellow et al., Explaining and Harnessing Adversarial Examples (2015); x +
     f(x): J. Loverich.
@@ -128,7 +128,7 @@ class NCATransformer(
         epochs: int = 30,
         batch_size: int | None = None,
         lr: float = 2e-3,
-        products: str = "float32",
+        matmul_dtype: str = "float32",
         seed: int | None = 0,
         device: str = "auto",
         progress: bool = True,
@@ -143,9 +143,9 @@ class NCATransformer(
         )
         self.dropout, self.drop_inputs, self.adversarial = dropout, drop_inputs, adversarial
         self.epochs, self.batch_size = epochs, batch_size
-        self.lr, self.products, self.seed, self.device, self.progress = (
+        self.lr, self.matmul_dtype, self.seed, self.device, self.progress = (
             lr,
-            products,
+            matmul_dtype,
             seed,
             device,
             progress,
@@ -181,7 +181,9 @@ class NCATransformer(
 
         def at(seen: Float[Tensor, "B D"], labels: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
             """The loss where rows are, in deviations."""
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.products == "bfloat16"):
+            with torch.autocast(
+                x.device.type, torch.bfloat16, enabled=self.matmul_dtype == "bfloat16"
+            ):
                 found = self.map_[1:](seen)
             return self._loss(normalize(found.float(), dim=1), labels, proxies, owner)
 
@@ -268,7 +270,7 @@ class NCATransformer(
             raise ValueError(
                 f"proxies={self.proxies!r} for {len(self.classes_)} classes: give one each at least, or 0"
             )
-        check_choice("products", self.products, PRODUCTS)
+        check_choice("matmul_dtype", self.matmul_dtype, MATMUL_DTYPES)
         for name in ("dropout", "drop_inputs", "adversarial"):
             check_number(name, getattr(self, name), "[0, 1)", "a share in [0, 1)")
         for name in ("lr", "temperature"):

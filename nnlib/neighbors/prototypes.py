@@ -40,9 +40,9 @@ SURE = 4.0  # the first logit of a center's own class, those of the others being
 
 
 class PrototypeClassifier(CenterClassifier):
-    """A weighted average over `count` centers that gradients have moved, each with class probabilities of its own.
+    """A weighted average over `n_prototypes` centers that gradients have moved, each with class probabilities of its own.
 
-    count: None for a twentieth of the samples, two a class at least and 300 at most. start: "kmeans" within each class,
+    n_prototypes: None for a twentieth of the samples, two a class at least and 300 at most. start: "kmeans" within each class,
     or "condensed": the first samples that a DynamicClassifier gets wrong. kernel and its settings as
     DynamicClassifier's, or "cosine_softmax", to begin with at `temperature`. How sharp it is (the exponent, one over
     the temperature) is learned too where it can be. The loss is the mean of -log p(own class): that of neighborhood
@@ -57,7 +57,7 @@ class PrototypeClassifier(CenterClassifier):
 
     def __init__(
         self,
-        count: int | None = None,
+        n_prototypes: int | None = None,
         kernel: str | Kernel = "euclidean",
         temperature: float = 0.1,
         exponent: float = -4.0,
@@ -73,7 +73,7 @@ class PrototypeClassifier(CenterClassifier):
         progress: bool = True,
     ):
         super().__init__()
-        self.count, self.kernel, self.temperature = count, kernel, temperature
+        self.n_prototypes, self.kernel, self.temperature = n_prototypes, kernel, temperature
         self.exponent, self.epsilon = exponent, epsilon
         self.influence_cone_factor, self.scales, self.start = influence_cone_factor, scales, start
         self.epochs, self.batch_size, self.lr, self.seed = epochs, batch_size, lr, seed
@@ -89,7 +89,7 @@ class PrototypeClassifier(CenterClassifier):
         self.classes_ = np.unique(y)
         y = encode_labels(y, self.classes_)
         self._check_settings()
-        count = self._count(len(x))
+        count = self._number(len(x))
         self._warn_of_kernel(x)
         device = resolve_device(self.device)
         self._descend(x.to(device), y.to(device), count)
@@ -187,19 +187,21 @@ class PrototypeClassifier(CenterClassifier):
 
     def _check_settings(self) -> None:
         check_int("epochs", self.epochs, 0)
-        if self._given().count is not None:
+        if self._given().k is not None:
             raise ValueError(
                 f"kernel={self.kernel!r} passes no gradient on to centers: give one that weighs them all"
             )
         check_choice("start", self.start, STARTS)
         check_number("lr", self.lr, "(0, inf)", "a positive number, such as 0.02")
 
-    def _count(self, samples: int) -> int:
+    def _number(self, samples: int) -> int:
         classes = len(self.classes_)
-        if self.count is None:
+        if self.n_prototypes is None:
             return max(2 * classes, min(samples // SHARE, MOST))
-        if (count := check_int("count", self.count)) < classes:
-            raise ValueError(f"count={count} for {classes} classes: give one center each at least")
+        if (count := check_int("n_prototypes", self.n_prototypes)) < classes:
+            raise ValueError(
+                f"n_prototypes={count} for {classes} classes: give one center each at least"
+            )
         return count
 
 

@@ -167,21 +167,21 @@ def test_coarse_products_are_coarse_and_near_pairs_are_not(kernel):
     x[0] = c[3] * (1 + 1e-4)
     average, gradients = wanted(x, c, v, kernel, None, torch.ones(len(x), 5))
     leaves = [part.to(DEVICE).requires_grad_() for part in (x, c, v)]
-    found = attend(*leaves, KERNELS[kernel][0], products="bfloat16")
+    found = attend(*leaves, KERNELS[kernel][0], matmul_dtype="bfloat16")
     found.sum().backward()
     error = (found.detach().cpu() - average).abs()
     assert 1e-5 < error.max() <= 0.03 * v.abs().max() and error[0].max() <= 1e-4
     assert (leaves[2].grad.cpu() - gradients[2]).norm() <= 0.03 * gradients[2].norm()
     near = attend(
-        x.double() + 1e-3, x.double(), v[: len(x)], KERNELS[kernel][0], products="bfloat16"
+        x.double() + 1e-3, x.double(), v[: len(x)], KERNELS[kernel][0], matmul_dtype="bfloat16"
     ).cpu()
     assert (near - v[: len(x)]).abs().max() <= 0.03 * v.abs().max()
     with pytest.raises(ValueError, match="give 'float32'"):
-        attend(x, c, v, UniformKNN(2), products="bfloat16")
+        attend(x, c, v, UniformKNN(2), matmul_dtype="bfloat16")
     with pytest.raises(
-        ValueError, match="products='float8' is not known: give one of float32, bfloat16"
+        ValueError, match="matmul_dtype='float8' is not known: give one of float32, bfloat16"
     ):
-        attend(x, c, v, KERNELS[kernel][0], products="float8")
+        attend(x, c, v, KERNELS[kernel][0], matmul_dtype="float8")
 
 
 def test_kernels_compile_for_gpus_that_are_not_here():
@@ -239,7 +239,7 @@ def test_attention_in_bfloat16_is_the_softmax_average(features, width):
         for n, m in ((40, features), (300, features), (300, width))
     )
     kernel, leaves = CosineSoftmax(0.2), [part.to(DEVICE).requires_grad_() for part in (x, c, v)]
-    found = attend(*leaves, kernel, backend="fused", products="bfloat16")
+    found = attend(*leaves, kernel, backend="fused", matmul_dtype="bfloat16")
     exact = [part.detach().double().cpu().requires_grad_() for part in leaves]
     weights = oracle.weights(*exact[:2], "cosine_softmax", None, temperature=0.2)
     average = weights @ exact[2]
@@ -252,12 +252,12 @@ def test_attention_in_bfloat16_is_the_softmax_average(features, width):
     for got, to in zip(torch.autograd.grad(found, leaves, pull.to(DEVICE)), wanted, strict=True):
         assert (got.cpu() - to).abs().max() <= 5e-2 * to.abs().max()
     shares = attend(
-        x, c, Labels(torch.arange(300) % 7, 7), kernel, backend="fused", products="bfloat16"
+        x, c, Labels(torch.arange(300) % 7, 7), kernel, backend="fused", matmul_dtype="bfloat16"
     )
     assert torch.allclose(shares.sum(1), torch.ones(40), atol=1e-2)
 
 
 def test_attention_in_bfloat16_leaves_nothing_out():
     x, index = torch.randn(20, 8, generator=torch.Generator().manual_seed(0)), torch.arange(20)
-    with pytest.raises(ValueError, match="CosineSoftmax with products='bfloat16'"):
-        attend(x, x, x, CosineSoftmax(), exclude=index, backend="fused", products="bfloat16")
+    with pytest.raises(ValueError, match="CosineSoftmax with matmul_dtype='bfloat16'"):
+        attend(x, x, x, CosineSoftmax(), exclude=index, backend="fused", matmul_dtype="bfloat16")

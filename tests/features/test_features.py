@@ -129,7 +129,7 @@ def test_patch_features_are_those_of_a_plain_loop(colour, pool):
     expected = np.stack([naive_patches(model, image) for image in images[:3]])
     np.testing.assert_allclose(model.transform(images[:3]).numpy(), expected, atol=1e-4)
     coarse = PatchFeatures(
-        7, size=4, pool=pool, threshold=0.3, products="bfloat16", device="cpu"
+        7, size=4, pool=pool, threshold=0.3, matmul_dtype="bfloat16", device="cpu"
     ).fit(images)
     np.testing.assert_allclose(coarse.transform(images[:3]).numpy(), expected, atol=0.05)
 
@@ -247,8 +247,8 @@ def test_other_shapes_and_settings_are_refused(digits):
         PatchFeatures(5, device="cpu").fit(digits).transform(torch.zeros(2, 20, 20))
     with pytest.raises(ValueError, match="count="):
         PatchFeatures(0).fit(digits)
-    with pytest.raises(ValueError, match="products="):
-        PatchFeatures(5, products="int8").fit(digits)
+    with pytest.raises(ValueError, match="matmul_dtype="):
+        PatchFeatures(5, matmul_dtype="int8").fit(digits)
 
 
 def test_patch_features_are_saved_and_loaded(digits, tmp_path):

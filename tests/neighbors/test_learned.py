@@ -193,8 +193,8 @@ def test_saved_and_loaded(tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"count": 1},
-        {"count": 2.5},
+        {"n_prototypes": 1},
+        {"n_prototypes": 2.5},
         {"epochs": -1},
         {"start": "here"},
         {"lr": 0},
@@ -207,7 +207,7 @@ def test_saved_and_loaded(tmp_path):
 def test_settings_without_sense_are_refused(settings):
     x, y = ring(50)
     with pytest.raises(ValueError, match=next(iter(settings))):
-        PrototypeClassifier(**{"count": 4} | QUICK | settings).fit(x, y)
+        PrototypeClassifier(**{"n_prototypes": 4} | QUICK | settings).fit(x, y)
 
 
 def sectors(seed):

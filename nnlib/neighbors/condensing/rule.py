@@ -113,7 +113,7 @@ def _votes_for(
     kept = 4 * len(x) * len(centers) if kernel.depends_on_others else 0
     if len(x) > BLOCK_ROWS or kept > BLOCK_BYTES:  # a single batch is too much already
         return RecomputedVotes
-    if kernel.count is not None:
+    if kernel.k is not None:
         return UniformKNNVotes
     return CachedDistanceVotes if kernel.depends_on_others else AdditiveVotes
 

@@ -44,8 +44,8 @@ class AdditiveVotes:
     """The running averages of a block's samples, where every center's weight stands by itself."""
 
     def __init__(self, x, values, centers, kernel, rule):
-        self.values, self.metric = values, kernel.metric(x, x, x.dtype)
-        self.rows = self.metric.rows(x)
+        self.values, self.metric = values, kernel.distance(x, x, x.dtype)
+        self.rows = self.metric.prepare(x)
         self.state = OnlineWeightedMean(kernel, len(x), values.shape[1], x, self.metric.scale)
         accumulate(
             self.state, self.rows, centers.x, LazyValues(centers.y, rule.values), self.metric
@@ -78,10 +78,10 @@ class NearestScaledVotes:
     """The same where a weight depends on the nearest center: sums over the centers before the block, and its own."""
 
     def __init__(self, x, values, centers, kernel, rule):
-        self.values, self.kernel, self.metric = values, kernel, kernel.metric(x, x, x.dtype)
+        self.values, self.kernel, self.metric = values, kernel, kernel.distance(x, x, x.dtype)
         self.x, self.rows, self.picked = (
             x,
-            self.metric.rows(x),
+            self.metric.prepare(x),
             torch.empty(0, dtype=torch.int64, device=x.device),
         )
         self._meet(centers, rule)
@@ -174,9 +174,9 @@ class UniformKNNVotes:
     """The same where the nearest few share the weight: all distances are kept and sorted anew."""
 
     def __init__(self, x, values, centers, kernel, rule):
-        self.count, self.metric, self.own = kernel.count, kernel.metric(x, x, x.dtype), values
+        self.count, self.metric, self.own = kernel.k, kernel.distance(x, x, x.dtype), values
         self.rows, self.picked = (
-            self.metric.rows(x),
+            self.metric.prepare(x),
             torch.empty(0, dtype=torch.int64, device=x.device),
         )
         self.distance = distances(self.rows, centers.x, self.metric, x)
@@ -203,7 +203,7 @@ def distances(rows, centers, metric, like: Tensor) -> Float[Tensor, "N M"]:
     kept = like.new_empty(len(like), length)
     for start in range(0, length, BLOCK_ROWS):
         cols = slice(start, min(start + BLOCK_ROWS, length))
-        kept[:, cols], _ = metric.pairwise(rows, metric.rows(centers[cols].to(like.dtype)))
+        kept[:, cols], _ = metric.pairwise(rows, metric.prepare(centers[cols].to(like.dtype)))
     return kept
 
 
@@ -219,8 +219,8 @@ class RecomputedVotes:
     def average(self, rows):
         """The average over all centers, or over the nearest, from the start: nothing is kept between calls."""
         x, values = self.x[rows], LazyValues(self.centers.y, self.rule.values)
-        metric = self.kernel.metric(x, x, x.dtype)
-        if self.kernel.count is not None:
+        metric = self.kernel.distance(x, x, x.dtype)
+        if self.kernel.k is not None:
             return uniform_knn_average(x, self.centers.x, values, self.kernel, metric)
         return blockwise_average(x, self.centers.x, values, self.kernel, metric)[0]
 
