@@ -1,4 +1,4 @@
-# book · test · browser · claims · lab · refresh · clean, all in .venv.  `make book PYTHON=python3.12` picks the interpreter.
+# book · test · slow · browser · claims · lab · refresh · clean, all in .venv.  `make book PYTHON=python3.12` picks the interpreter.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -7,7 +7,7 @@ TAGS   ?= test,slow,data,gpu
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: book test browser claims lab refresh clean
+.PHONY: book test slow browser claims lab refresh clean
 .DEFAULT_GOAL := book
 
 $(STAMP): pyproject.toml
@@ -21,11 +21,14 @@ $(STAMP): pyproject.toml
 book: $(STAMP)  ## run every chapter and render the report
 	@$(BIN)/nnbook run
 
-test: $(STAMP)  ## unit tests, and every notebook under nbval
+test: $(STAMP)  ## what a change must pass in minutes: lint, types, layers, quick tests, chapters under nbval, quick figures
 	$(BIN)/python -m ruff check
-	$(BIN)/python -m pytest -m "not browser"
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks
-	$(BIN)/python -m claims --tags test
+	$(BIN)/python -m ruff format --check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow and not data and not gpu and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --nbval-lax --nbval-current-env notebooks
+
+slow: $(STAMP)  ## the other tests: kills, clusters, every check of scikit-learn, long fits
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "slow and not data and not gpu and not browser" --ignore tests/figures
 
 browser: $(STAMP)  ## the book in Chromium: JupyterLab with every slider, the site link by link; skipped without one
 	$(BIN)/python -m pytest -m browser
