@@ -1,7 +1,4 @@
-"""Fitted models as one .safetensors file: tensors, and the settings in its header. No pickle.
-
-Models of several files keep their settings in a JSON file beside them.
-"""
+"""Fitted models as one .safetensors file: tensors, and settings as JSON in its header. No pickle."""
 
 import json
 from pathlib import Path
@@ -14,18 +11,44 @@ from torch import Tensor
 
 from nnlib._common.files import atomic_write
 from nnlib._common.runtime import resolve_device
-from nnlib.attention import Kernel, kernels
+from nnlib.errors import ModelError
 
-FORMAT = "nnlib.1"
+FORMAT = "nnlib.2"
+OLD_FORMAT = "nnlib.1"  # the same file, with some classes and settings under older names
+OLD_CLASSES = {
+    "KNearest": "UniformKNN",
+    "LearnedCenters": "PrototypeClassifier",
+    "LearnedMetric": "NCATransformer",
+}
+OLD_SETTINGS = {  # None: gone, and of no use to a fitted model
+    "DynamicClassifier": {"condensing": None},
+    "NCATransformer": {"products": "matmul_dtype"},
+    "PatchFeatures": {"products": "matmul_dtype"},
+    "PrototypeClassifier": {"count": "n_prototypes"},
+    "UniformKNN": {"count": "k", "by": "base"},
+}
 COLUMNS = {"feature_names_in_"}
+UNREADABLE = (
+    *(SafetensorError, OSError, ValueError, KeyError),
+    *(TypeError, AttributeError, RuntimeError),
+)
 
 
-class ModelError(OSError):
-    """A file that can't be read as the model that was asked for."""
+class Registered:
+    """Base of classes that files name: each subclass is found again by its name."""
+
+    subclasses: dict[str, type] = {}
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        Registered.subclasses[cls.__name__] = cls
 
 
-class SafetensorsMixin:
-    """Saving and loading for an estimator whose fit left tensors and plain attributes, named in its class."""
+class SafetensorsMixin(Registered):
+    """Saving and loading of an estimator, whose class names the tensors and attributes of its fit.
+
+    A model made of others gives them in `_submodels` and takes them over in `_restore_submodels`.
+    """
 
     saved_attributes = ("n_features_in_",)
     saved_tensors = ("centers_", "values_")
@@ -33,18 +56,13 @@ class SafetensorsMixin:
     def save(self, path: str | Path) -> None:
         """Write the fitted model to one .safetensors file, whole or not at all.
 
-        What a fit tells of itself, such as `growth_` or `losses_`, stays behind. Raises NotFittedError before a fit,
-        OSError where `path` can't be written.
+        A fit's history, such as `growth_` or `losses_`, is not saved. Raises NotFittedError before
+        a fit, OSError where `path` can't be written.
         """
         check_is_fitted(self, msg="This %(name)s instance is not fitted yet: call fit or load one")
-        told = {
-            "settings": {
-                name: to_json(value) for name, value in self.get_params(deep=False).items()
-            },
-            "attributes": {name: to_json(getattr(self, name)) for name in self._attributes()},
-        }
-        header = {"format": FORMAT, "class": type(self).__name__, "told": json.dumps(told)}
-        tensors = {name: part.contiguous() for name, part in self._tensors().items()}
+        metadata = json.dumps(self._metadata())
+        header = {"format": FORMAT, "class": type(self).__name__, "metadata": metadata}
+        tensors = {name: part.contiguous() for name, part in self._all_tensors().items()}
         with atomic_write(path) as part:
             save_file(tensors, part, header)
 
@@ -52,40 +70,67 @@ class SafetensorsMixin:
     def load(cls, path: str | Path, device: str = "auto"):
         """Read a model that `save` wrote, onto the device.
 
-        Raises ModelError, naming the file and what is wrong with it, for one that is missing, truncated or foreign.
+        Raises ModelError, naming the file and what is wrong with it, for one that is missing,
+        truncated or foreign.
         """
         device = str(resolve_device(device))
+        if Path(path).is_dir():
+            raise ModelError(
+                f"path={str(path)!r} is a folder, as stacks were saved in the format {OLD_FORMAT}, "
+                "which nnlib 0.1 reads: give a file, or fit anew"
+            )
         try:
             with safe_open(path, "pt", device=device) as file:
                 header = file.metadata() or {}
-                _require_class(header, cls.__name__, path)
-                # cloned: where rows begin in the file, products would be summed in another order than before the save
+                _check_header(header, cls.__name__, path)
+                # Copies: products over rows that begin elsewhere in memory would round otherwise.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            told = json.loads(header["told"])
-            model = cls(**{name: from_json(value) for name, value in told["settings"].items()})
-            for name in (*cls.saved_attributes, *(COLUMNS & told["attributes"].keys())):
-                setattr(model, name, from_json(told["attributes"][name]))
-            model._restore(tensors)
-            return model
+            metadata = json.loads(header["metadata" if "metadata" in header else "told"])
+            return cls._from_metadata(metadata, tensors)
         except ModelError:
             raise
-        except (
-            SafetensorError,
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RuntimeError,
-        ) as error:
+        except UNREADABLE as error:
             raise ModelError(
-                f"path={str(path)!r} can't be read as a {cls.__name__} ({type(error).__name__}: {error}): "
-                "give a file that its save() wrote"
+                f"path={str(path)!r} can't be read as a {cls.__name__} "
+                f"({type(error).__name__}: {error}): give a file that its save() wrote"
             ) from None
 
-    def _attributes(self) -> list[str]:
-        """What is written beside the tensors; columns' names where a frame was fitted on."""
-        return [*self.saved_attributes, *(name for name in COLUMNS if hasattr(self, name))]
+    def _metadata(self) -> dict:
+        columns = [name for name in COLUMNS if hasattr(self, name)]
+        attributes = [*self.saved_attributes, *columns]
+        settings = self.get_params(deep=False)
+        submodels = self._submodels()
+        return {
+            "class": type(self).__name__,
+            "settings": {name: to_json(value) for name, value in settings.items()},
+            "attributes": {name: to_json(getattr(self, name)) for name in attributes},
+            "submodels": {name: model._metadata() for name, model in submodels.items()},
+        }
+
+    @classmethod
+    def _from_metadata(cls, metadata: dict, tensors: dict[str, Tensor]):
+        settings = _current_settings(cls.__name__, metadata["settings"])
+        model = cls(**{name: from_json(value) for name, value in settings.items()})
+        attributes = metadata["attributes"]
+        for name in (*cls.saved_attributes, *(COLUMNS & attributes.keys())):
+            setattr(model, name, from_json(attributes[name]))
+        submodels = {}
+        for name, described in metadata.get("submodels", {}).items():
+            start = f"{name}."
+            own = [key for key in tensors if key.startswith(start)]
+            part = {key.removeprefix(start): tensors.pop(key) for key in own}
+            kind = _registered(described["class"], SafetensorsMixin)
+            submodels[name] = kind._from_metadata(described, part)
+        if submodels:
+            model._restore_submodels(submodels)
+        model._restore(tensors)
+        return model
+
+    def _all_tensors(self) -> dict[str, Tensor]:
+        tensors = dict(self._tensors())
+        for name, model in self._submodels().items():
+            tensors |= {f"{name}.{key}": part for key, part in model._all_tensors().items()}
+        return tensors
 
     def _tensors(self) -> dict[str, Tensor]:
         """What is written: each tensor under its attribute's name, less the underscore."""
@@ -96,60 +141,77 @@ class SafetensorsMixin:
         for name in self.saved_tensors:
             setattr(self, name, tensors[name.rstrip("_")])
 
+    def _submodels(self) -> dict[str, "SafetensorsMixin"]:
+        """Fitted models that this one is made of, by names of no dot, in their order."""
+        return {}
+
+    def _restore_submodels(self, submodels: dict[str, "SafetensorsMixin"]) -> None:
+        """Take over the models that were read, before `_restore`."""
+
+
+def to_json(value):
+    """A value as JSON can hold it: kernels by name and fields, arrays by type and list."""
+    if isinstance(value, Registered):
+        fields = {name: to_json(getattr(value, name)) for name in value.__dataclass_fields__}
+        return {"kernel": type(value).__name__, "fields": fields}
+    if isinstance(value, np.ndarray):
+        dtype = "object" if value.dtype == object else value.dtype.str
+        return {"array": value.tolist(), "type": dtype}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def from_json(value):
+    """What `to_json` was given."""
+    if isinstance(value, dict) and "kernel" in value:
+        kind = _registered(value["kernel"], Registered)
+        fields = _current_settings(kind.__name__, value["fields"])
+        return kind(**{name: from_json(field) for name, field in fields.items()})
+    if isinstance(value, dict):
+        return np.array(value["array"], dtype=value["type"])
+    return value
+
+
+def _registered(name: str, base: type) -> type:
+    kind = Registered.subclasses.get(OLD_CLASSES.get(name, name))
+    if kind is None or not issubclass(kind, base):
+        raise ValueError(f"class {name!r} is not one that files can name")
+    return kind
+
+
+def _current_settings(kind: str, settings: dict) -> dict:
+    renamed = OLD_SETTINGS.get(kind, {})
+    current = {renamed.get(name, name): value for name, value in settings.items()}
+    current.pop(None, None)
+    return current
+
+
+def _check_header(header: dict, kind: str, path: str | Path) -> None:
+    found, form = header.get("class"), header.get("format")
+    wrong = None
+    if form not in (FORMAT, OLD_FORMAT):
+        wrong = f"the format {form!r}, not {FORMAT!r}"
+    elif OLD_CLASSES.get(found, found) != kind:
+        wrong = f"the class {found!r}, not {kind!r}"
+    if wrong:
+        raise ModelError(
+            f"path={str(path)!r} has {wrong}: "
+            "give a file that save() of this class and version wrote"
+        )
+
 
 def write_settings(path: Path, kind: str, settings: dict) -> None:
-    """Write what a model of the class `kind` was made with, as JSON, for `read_settings`."""
-    told = {"format": FORMAT, "class": kind, "settings": settings}
-    path.write_text(json.dumps(told, indent=1, default=to_json), encoding="utf-8")
+    header = {"format": FORMAT, "class": kind, "settings": settings}
+    path.write_text(json.dumps(header, indent=1, default=to_json), encoding="utf-8")
 
 
 def read_settings(path: Path, kind: str) -> dict:
-    """The settings in such a file; raises ModelError where it is missing, broken, or of another class."""
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(
             f"path={str(path)!r} can't be read ({type(error).__name__}: {error}): give a folder that {kind}.save wrote"
         ) from None
-    whole = isinstance(header, dict) and isinstance(header.get("settings"), dict)
-    _require(whole, path, "holds no settings")
-    _require_class(header, kind, path)
+    if not (isinstance(header, dict) and isinstance(header.get("settings"), dict)):
+        raise ModelError(f"path={str(path)!r} holds no settings")
+    _check_header(header, kind, path)
     return header["settings"]
-
-
-def _require_class(header: dict, kind: str, path) -> None:
-    for name, wanted in (("format", FORMAT), ("class", kind)):
-        _require(
-            header.get(name) == wanted, path, f"has the {name} {header.get(name)!r}, not {wanted!r}"
-        )
-
-
-def to_json(value):
-    """A value as JSON can hold it: kernels by name and fields, arrays by type and list."""
-    if isinstance(value, Kernel):
-        fields = {name: to_json(getattr(value, name)) for name in value.__dataclass_fields__}
-        return {"kernel": type(value).__name__, "fields": fields}
-    if isinstance(value, np.ndarray):
-        return {
-            "array": value.tolist(),
-            "type": value.dtype.str if value.dtype != object else "object",
-        }
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def from_json(value):
-    if isinstance(value, dict) and "kernel" in value:
-        kind = getattr(kernels, value["kernel"])
-        if not (isinstance(kind, type) and issubclass(kind, Kernel)):
-            raise ValueError(f"kernel {value['kernel']!r} is not one")
-        return kind(**{name: from_json(field) for name, field in value["fields"].items()})
-    if isinstance(value, dict):
-        return np.array(value["array"], dtype=value["type"])
-    return value
-
-
-def _require(holds: bool, path, found: str) -> None:
-    if not holds:
-        raise ModelError(
-            f"path={str(path)!r} {found}: give a file that save() of this class and version wrote"
-        )

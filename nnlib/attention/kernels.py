@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nnlib._common.serialization import Registered
 from nnlib._common.validation import check_int, check_number
 from nnlib.distances import (
     CosineDistance,
@@ -22,7 +23,7 @@ from nnlib.distances import (
 
 
 @dataclass(frozen=True)
-class Kernel:
+class Kernel(Registered):
     """A distance, and the weight that goes with it."""
 
     needs_nearest = False  # whether a weight depends on the distance to the nearest center

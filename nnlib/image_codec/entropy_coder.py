@@ -10,6 +10,8 @@ import constriction
 import numpy as np
 from jaxtyping import Int64
 
+from nnlib.errors import CorruptError
+
 Categorical, Uniform = constriction.stream.model.Categorical, constriction.stream.model.Uniform
 RangeEncoder, RangeDecoder = (
     constriction.stream.queue.RangeEncoder,
@@ -20,10 +22,6 @@ LARGE = 15  # from here on a magnitude is coded as the bit length of the rest, a
 GAIN = 24  # how much one symbol adds to its count: what was seen soon outweighs what was supposed
 FORGET = 1 << 15  # a row's counts are halved from here on
 Codes = Int64[np.ndarray, " N"]
-
-
-class CorruptError(ValueError):
-    """Bytes that no writer made: they say something that can't be."""
 
 
 class AdaptiveModel:

@@ -186,7 +186,7 @@ def test_what_is_left_out_stays_within_the_tolerance(name, exponent, tolerance, 
 def test_a_part_is_left_out_where_it_may_be(seed, monkeypatch):
     c, v, x = (torch.rand(n, 2, generator=seed) for n in (2000, 2000, 300))
     monkeypatch.setattr(kdtree, "COUNTS", (32,))
-    monkeypatch.setattr(kdtree, "streamed", None)  # what would look at all
+    monkeypatch.setattr(kdtree, "blockwise_average", None)  # what would look at all
     assert attend(x, c, v, InverseDistance(-16.0), backend="search", tolerance=0.1).shape == (
         300,
         2,
@@ -249,9 +249,9 @@ def test_what_can_not_be_searched_is_named(change, named):
 def both_ways(fit):
     """What a fit finds with all distances, and by searching as early as can be."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(condense_module, "pays", lambda *sizes: False)
+        patch.setattr(condense_module, "is_worthwhile", lambda *sizes: False)
         dense = fit()
-        patch.setattr(condense_module, "pays", lambda queries, centers, width=1: centers > 0)
+        patch.setattr(condense_module, "is_worthwhile", lambda queries, centers, width=1: centers > 0)
         patch.setattr(condense_module, "SEARCH_ROWS", 300)
         return dense, fit()
 
@@ -291,7 +291,7 @@ def test_batches_too_large_to_measure_among_themselves_are_not_searched(seed, mo
     x = torch.rand(3000, 2, generator=seed)
     wanted = DynamicRegressor("influence_cone", batch_size=1000).fit(x, x[:, 0])
     monkeypatch.setattr(condense_module, "SEARCH_ROWS", 999)
-    monkeypatch.setattr(condense_module, "SearchedVotes", None)
+    monkeypatch.setattr(condense_module, "GridVotes", None)
     assert torch.equal(
         DynamicRegressor("influence_cone", batch_size=1000).fit(x, x[:, 0]).indices_,
         wanted.indices_,
