@@ -1,4 +1,4 @@
-"""Sets are read right from every form they come in, and whatever is broken, foreign or missing is named."""
+"""Sets are read right from every form; whatever is broken, foreign or missing is named."""
 
 import gzip
 import hashlib
@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchvision import datasets
 
 from nnlib import datasets as library
-from nnlib.datasets import DataError, load, load_photo, load_text
+from nnlib.datasets import load, load_photo, load_text
+from nnlib.errors import DataError
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 URLOPEN = urllib.request.urlopen
@@ -68,70 +70,19 @@ def idx(array):
 
 def save_idx(folder, made, **changed):
     folder.mkdir(parents=True)
-    for file, (key, array) in zip(library.IDX, made.items(), strict=True):
+    for file, (key, array) in zip(library.IDX_FILES, made.items(), strict=True):
         (folder / file).write_bytes(changed.get(key, idx(array.astype(np.uint8))))
-
-
-def old_pickle(value):
-    """The opcodes that Python 2 wrote, where bytes and text were one type: the form of the published archives."""
-    if isinstance(value, dict):
-        return b"}(" + b"".join(old_pickle(item) for pair in value.items() for item in pair) + b"u"
-    if isinstance(value, list):
-        return b"](" + b"".join(map(old_pickle, value)) + b"e"
-    if isinstance(value, bytes):
-        return b"T" + struct.pack("<I", len(value)) + value
-    if isinstance(value, int):
-        return b"J" + struct.pack("<i", value)
-    array, shape = np.ascontiguousarray(value), b"".join(map(old_pickle, value.shape))
-    byte = b"cnumpy\ndtype\n(" + old_pickle(b"u1") + old_pickle(0) + old_pickle(1) + b"tR"
-    byte += (
-        b"("
-        + old_pickle(3)
-        + old_pickle(b"|")
-        + b"NNN"
-        + old_pickle(-1) * 2
-        + old_pickle(0)
-        + b"tb"
-    )
-    empty = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(" + old_pickle(0) + b"t"
-    empty += old_pickle(b"b") + b"tR"
-    return (
-        empty
-        + b"("
-        + old_pickle(1)
-        + b"("
-        + shape
-        + b"t"
-        + byte
-        + b"I00\n"
-        + old_pickle(array.tobytes())
-        + b"tb"
-    )
-
-
-WRITERS = {"python2": lambda value: b"\x80\x02" + old_pickle(value) + b"."} | {
-    f"protocol{number}": partial(pickle.dumps, protocol=number) for number in (2, 3, 4)
-}
 
 
 def batch(made, half, key):
     rows = made[f"{half}_images"].transpose(0, 3, 1, 2).reshape(-1, 3072)
-    return {
-        b"data": np.asfortranarray(rows),
-        key: made[f"{half}_labels"].tolist(),
-        b"batch_label": b"a batch",
-    }
+    return {"data": rows, key: made[f"{half}_labels"].tolist()}
 
 
 def cifar100(made):
-    names = [name.encode() for name in library.CLASSES["cifar100"]]
-    coarse = [0] * len(made["train_labels"])
-    train = batch(made, "train", b"fine_labels") | {
-        b"coarse_labels": coarse,
-        b"filenames": [b"a.png"] * len(coarse),
-    }
-    meta = {b"fine_label_names": names, b"coarse_label_names": [b"fish"] * 20}
-    return {"meta": meta, "test": batch(made, "test", b"fine_labels"), "train": train}
+    train = batch(made, "train", "fine_labels")
+    meta = {"fine_label_names": list(library.CLASSES["cifar100"])}
+    return {"meta": meta, "test": batch(made, "test", "fine_labels"), "train": train}
 
 
 def save_tar(path, members, folder="cifar-100-python"):
@@ -192,7 +143,7 @@ def test_mnist_is_the_real_one():
         1,
         4,
     ] and mnist.classes == tuple("0123456789")
-    # the published sums of the raw files, taken from the tensors: heads, pixels and labels are all as they were
+    # the published MD5 sums of the unpacked files, computed from the tensors
     heads = [(0x803, 60_000, 28, 28), (0x801, 60_000), (0x803, 10_000, 28, 28), (0x801, 10_000)]
     raw = [struct.pack(f">{len(head)}I", *head) for head in heads]
     sums = [
@@ -232,7 +183,7 @@ def test_photos_of_other_kinds(tmp_path):
         torch.from_numpy(np.rot90(pixels, -1).copy())[:, :, None].expand(-1, -1, 3),
     )
     Image.fromarray(pixels.astype(np.uint16) * 256).save(path)
-    with pytest.raises(DataError, match="turned.png has pixels of mode I;16, not 8 bits"):
+    with pytest.raises(DataError, match="turned.png .*pixels are of mode I;16, not 8 bits"):
         load_photo(path)
     path.write_bytes((DATA / "photos/chelsea.png").read_bytes()[:20_000])
     with pytest.raises(DataError, match="turned.png can't be read"):
@@ -299,7 +250,7 @@ def test_a_file_is_no_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("NNLIB_DATA", str(file))
     with pytest.raises(DataError, match="file' is a file: give a folder"):
         load("cifar10")
-    with pytest.raises(DataError, match="NotADirectoryError"):
+    with pytest.raises(DataError, match="could not|can't be read"):
         load("cifar10", file / "below")
 
 
@@ -330,39 +281,28 @@ def test_npz_in_other_layouts(tmp_path):
 
 
 IMAGES, LABELS = arrays()["train_images"], arrays()["train_labels"]
+FITS = r"uint8 \('N', 4, 4, 3\) with labels 0\.\.9"
 WRONG = {
-    "missing": ("test_labels.npy", dict(test_labels=None)),
-    "float images": (
-        r"train_images of float64 \[6, 4, 4, 3\], not uint8",
-        dict(train_images=IMAGES / 255),
-    ),
-    "signed images": ("train_images of int8", dict(train_images=IMAGES.astype(np.int8))),
-    "grey images": (
-        r"train_images of uint8 \[6, 4, 4\], not uint8 \[N, H, W, 3\]",
-        dict(train_images=IMAGES[..., 0]),
-    ),
-    "flat images": (r"train_images of uint8 \[6, 48\]", dict(train_images=IMAGES.reshape(6, -1))),
-    "no dimension": (r"train_images of uint8 \[\]", dict(train_images=np.uint8(3))),
-    "no images": (
-        r"train_images of uint8 \[0, 4",
-        dict(train_images=IMAGES[:0], train_labels=LABELS[:0]),
-    ),
+    "missing": ("test_labels", dict(test_labels=None)),
+    "float images": (rf"images float64 \(6, 4, 4, 3\) .*{FITS}", dict(train_images=IMAGES / 255)),
+    "signed images": (f"images int8 .*{FITS}", dict(train_images=IMAGES.astype(np.int8))),
+    "grey images": (rf"images uint8 \(6, 4, 4\) .*{FITS}", dict(train_images=IMAGES[..., 0])),
+    "flat images": (r"images uint8 \(6, 48\)", dict(train_images=IMAGES.reshape(6, -1))),
+    "no dimension": (r"images uint8 \(\)", dict(train_images=np.uint8(3))),
+    "no images": ("zero-size", dict(train_images=IMAGES[:0], train_labels=LABELS[:0])),
     "two sizes": (
-        r"test_images of uint8 \[3, 5, 4, 3\]",
+        r"images uint8 \(3, 5, 4, 3\)",
         dict(test_images=np.zeros((3, 5, 4, 3), np.uint8)),
     ),
-    "float labels": ("train_labels of float64", dict(train_labels=LABELS / 1)),
+    "float labels": ("labels float64", dict(train_labels=LABELS / 1)),
     "one-hot labels": (
-        r"int64 \[6, 10\], not int64 \[6\]",
+        r"labels int64 \(6, 10\)",
         dict(train_labels=np.eye(10, dtype=int)[LABELS]),
     ),
-    "fewer labels": (
-        r"train_labels of int64 \[5\], not int64 \[6\]",
-        dict(train_labels=LABELS[:5]),
-    ),
-    "high label": (r"train_labels 10\.\.10, not 0\.\.9", dict(train_labels=LABELS * 0 + 10)),
-    "low label": (r"train_labels -1\.\.-1, not 0\.\.9", dict(train_labels=LABELS * 0 - 1)),
-    "huge label": (r"not 0\.\.9", dict(train_labels=LABELS.astype(np.uint64) + 2**63)),
+    "fewer labels": (r"labels int64 \(5,\)", dict(train_labels=LABELS[:5])),
+    "high label": (r"labels 0\.\.9", dict(train_labels=LABELS * 0 + 10)),
+    "low label": (r"labels 0\.\.9", dict(train_labels=LABELS * 0 - 1)),
+    "huge label": (r"labels 0\.\.9", dict(train_labels=LABELS.astype(np.uint64) + 2**63)),
     "objects": ("allow_pickle=False", dict(train_labels=np.array([None] * 6))),
 }
 
@@ -416,13 +356,11 @@ def test_idx_that_is_broken(tmp_path):
         "EOFError": whole[:-12],
         "CRC": whole[:-8] + b"\0\0\0\0" + whole[-4:],
         "BadGzipFile": b"version https://git-lfs.github.com/spec/v1",
-        "magic number 2049, not IDX's 2051": idx(np.zeros(20, np.uint8)),
-        "has 119 bytes": gzip.compress(raw[:-1]),
-        "has 121 bytes": gzip.compress(raw + b"\0"),
+        "no IDX file": gzip.compress(b"\0\0\x0d" + raw[3:]),
+        "size 119": gzip.compress(raw[:-1]),
+        "size 121": gzip.compress(raw + b"\0"),
         "can't be read": gzip.compress(raw[:3]),
-        "claims 600000000000 bytes": gzip.compress(
-            struct.pack(">4I", 0x803, 60_000, 10_000, 1_000)
-        ),
+        "size 0": gzip.compress(struct.pack(">4I", 0x803, 60_000, 10_000, 1_000)),
     }
     for number, (message, content) in enumerate(cases.items()):
         save_idx(tmp_path / f"{number}/mnist", made, train_images=content)
@@ -433,12 +371,12 @@ def test_idx_that_is_broken(tmp_path):
 def test_idx_that_does_not_fit(tmp_path):
     made = arrays(shape=(5, 4))
     save_idx(tmp_path / "a/mnist", made | {"test_labels": made["test_labels"][:2]})
-    with pytest.raises(DataError, match=r"mnist has test_labels of uint8 \[2\], not int64 \[3\]"):
+    with pytest.raises(DataError, match=r"mnist can't be read .*labels uint8 \(2,\)"):
         load("mnist", tmp_path / "a")
     save_idx(tmp_path / "b/mnist", made | {"test_labels": np.array([1, 2, 10])})
-    with pytest.raises(DataError, match=r"mnist has test_labels 1\.\.10, not 0\.\.9"):
+    with pytest.raises(DataError, match=r"mnist can't be read .*labels 0\.\.9"):
         load("mnist", tmp_path / "b")
-    (tmp_path / "b/mnist" / library.IDX[3]).unlink()
+    (tmp_path / "b/mnist" / library.IDX_FILES[3]).unlink()
     with pytest.raises(DataError, match="t10k-labels-idx1-ubyte.gz can't be read"):
         load("mnist", tmp_path / "b")
 
@@ -446,45 +384,47 @@ def test_idx_that_does_not_fit(tmp_path):
 # ---- CIFAR's archives
 
 
-@pytest.mark.parametrize("writer", WRITERS)
-def test_cifar100_archive(tmp_path, writer):
+def publish(monkeypatch, reader, path, members):
+    """Let torchvision take the archive at `path` for the published one."""
+
+    def md5(content):
+        return hashlib.md5(content).hexdigest()
+
+    monkeypatch.setattr(reader, "tgz_md5", md5(path.read_bytes()))
+    for files in ("train_list", "test_list"):
+        names = [name for name, _ in getattr(reader, files)]
+        monkeypatch.setattr(reader, files, [(name, md5(members[name])) for name in names])
+    meta = reader.meta | {"md5": md5(members[reader.meta["filename"]])}
+    monkeypatch.setattr(reader, "meta", meta)
+
+
+def pickled(members, protocol=2):
+    return {name: pickle.dumps(value, protocol=protocol) for name, value in members.items()}
+
+
+def test_cifar100_archive(tmp_path, monkeypatch):
     made = arrays(shape=(32, 32, 3), classes=100)
-    members = {name: WRITERS[writer](value) for name, value in cifar100(made).items()}
-    save_tar(tmp_path / CIFAR_100, members)
+    members = pickled(cifar100(made))
+    publish(monkeypatch, datasets.CIFAR100, save_tar(tmp_path / CIFAR_100, members), members)
     dataset = load("cifar100", tmp_path)
     assert same(dataset, made) and dataset.classes == library.CLASSES["cifar100"]
     assert len(set(dataset.classes)) == 100 and list(dataset.classes) == sorted(dataset.classes)
+    assert [path.name for path in tmp_path.iterdir()] == [CIFAR_100]
 
 
-def test_the_old_form_is_what_numpy_reads_too():
-    made = arrays(shape=(32, 32, 3))
-    read = pickle.loads(WRITERS["python2"](batch(made, "test", b"labels")), encoding="bytes")
-    assert read[b"labels"] == made["test_labels"].tolist() and read[b"batch_label"] == b"a batch"
-    assert np.array_equal(
-        read[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), made["test_images"]
-    )
-
-
-def test_cifar10_archive_in_batch_order(tmp_path):
+def test_cifar10_archive_in_batch_order(tmp_path, monkeypatch):
     made = arrays(shape=(32, 32, 3), train=10)
-    members = {
-        "batches.meta": {b"label_names": [name.encode() for name in library.CLASSES["cifar10"]]}
-    }
-    members |= {"test_batch": batch(made, "test", b"labels")}
+    members = {"batches.meta": {"label_names": list(library.CLASSES["cifar10"])}}
+    members |= {"test_batch": batch(made, "test", "labels")}
     for number in (4, 3, 2, 5, 1):
         part = {
             key: made[key][2 * number - 2 : 2 * number] for key in ("train_images", "train_labels")
         }
-        members[f"data_batch_{number}"] = batch(part, "train", b"labels")
-    written = {key: WRITERS["python2"](value) for key, value in members.items()}
-    save_tar(tmp_path / "cifar-10-python.tar.gz", written, "cifar-10-batches-py")
+        members[f"data_batch_{number}"] = batch(part, "train", "labels")
+    members = pickled(members)
+    path = save_tar(tmp_path / "cifar-10-python.tar.gz", members, "cifar-10-batches-py")
+    publish(monkeypatch, datasets.CIFAR10, path, members)
     assert same(load("cifar10", tmp_path), made)
-    del written["data_batch_3"]
-    save_tar(tmp_path / "cifar-10-python.tar.gz", written, "cifar-10-batches-py")
-    with pytest.raises(
-        DataError, match="cifar-10-python.tar.gz has only .*data_batch_4.*, not all of data_batch_1"
-    ):
-        load("cifar10", tmp_path)
 
 
 class Call:
@@ -497,77 +437,22 @@ class Call:
         return self.call[0], self.call[1:]
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-@pytest.mark.parametrize("function", ["open", "touch", "save"])
-def test_a_pickle_runs_nothing(tmp_path, function, protocol):
-    mark = tmp_path / "mark.npy"
-    call = {
-        "open": Call(open, str(mark), "w"),
-        "touch": Call(Path.touch, mark),
-        "save": Call(np.save, str(mark), 1),
-    }
-    members = {
-        name: pickle.dumps(value, protocol=2)
-        for name, value in cifar100(arrays(shape=(32, 32, 3))).items()
-    }
-    stranger = pickle.dumps({b"data": call[function]}, protocol=protocol)
-    save_tar(tmp_path / CIFAR_100, members | {"train": stranger})
-    with pytest.raises(DataError, match=f"{CIFAR_100} can't be read .UnpicklingError: it asks for"):
-        load("cifar100", tmp_path)
-    assert not mark.exists()
-    pickle.loads(stranger)
+def test_an_archive_that_is_not_the_published_one_is_not_unpickled(tmp_path):
+    mark = tmp_path / "mark"
+    foreign = pickle.dumps({"data": Call(Path.touch, mark)})
+    members = pickled(cifar100(arrays(shape=(32, 32, 3)))) | {"train": foreign}
+    path = save_tar(tmp_path / CIFAR_100, members)
+    whole = path.read_bytes()
+    for content in (whole, whole[: len(whole) // 2], b"404: Not found", b""):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=f"{CIFAR_100} has another MD5 sum than eb9058c3a382"):
+            load("cifar100", tmp_path)
+        assert not mark.exists() and path.read_bytes() == content
+    pickle.loads(foreign)
     assert mark.exists()  # it would have
 
 
-def test_an_array_of_pointers_is_not_made(tmp_path):
-    members = cifar100(arrays(shape=(32, 32, 3)))
-    members["train"][b"data"] = np.array([["a"] * 3072], dtype=object)
-    save_tar(
-        tmp_path / CIFAR_100,
-        {name: pickle.dumps(value, protocol=2) for name, value in members.items()},
-    )
-    with pytest.raises(DataError, match=f"{CIFAR_100} can't be read"):
-        load("cifar100", tmp_path)
-
-
-def test_cifar100_archive_that_is_broken(tmp_path, monkeypatch):
-    path = tmp_path / CIFAR_100
-    members = cifar100(arrays(shape=(32, 32, 3), classes=100))
-    written = {name: WRITERS["python2"](value) for name, value in members.items()}
-    whole = save_tar(path, written).read_bytes()
-    flipped = bytearray(whole)
-    flipped[whole.index(members["train"][b"data"][2, :50].tobytes())] ^= (
-        1  # only gzip's checksum can tell
-    )
-    for content in (
-        b"",
-        b"404: Not found",
-        whole[: len(whole) // 2],
-        gzip.compress(b"no tar"),
-        flipped,
-    ):
-        path.write_bytes(content)
-        with pytest.raises(DataError, match=f"{CIFAR_100} "):
-            load("cifar100", tmp_path)
-    wrong = {
-        "train": ("can't be read", members["train"] | {b"data": [1, 2]}),
-        "test": (
-            r"test_labels 100\.\.100, not 0\.\.99",
-            members["test"] | {b"fine_labels": [100] * 3},
-        ),
-        "meta": ("can't be read .KeyError", {}),
-    }
-    for name, (message, value) in wrong.items():
-        save_tar(path, written | {name: pickle.dumps(value, protocol=2)})
-        with pytest.raises(DataError, match=f"{CIFAR_100} .*{message}"):
-            load("cifar100", tmp_path)
-    save_tar(path, written)
-    monkeypatch.setattr(library, "LIMIT", 5_000)
-    with pytest.raises(DataError, match=r"has a \w+ of \d+ bytes, not at most 5000"):
-        load("cifar100", tmp_path)
-
-
-# ---- fetching
+# ---- downloading
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
@@ -581,7 +466,7 @@ def test_without_network_one_clear_error(tmp_path, monkeypatch, name):
     for part in (repr(name), str(folder), f"{name}.npz", *library.ARRAYS):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value) and caught.value.__suppress_context__
-    assert list(folder.iterdir()) == []
+    assert not folder.exists()
 
 
 @pytest.fixture
@@ -600,36 +485,30 @@ def server(tmp_path, monkeypatch):
         running.shutdown()
 
 
-def test_cifar100_is_fetched_once_and_kept(tmp_path, monkeypatch, server):
-    from torchvision import datasets
-
+def test_cifar100_is_downloaded_once_and_kept(tmp_path, monkeypatch, server):
     folder, address = server
     made = arrays(shape=(32, 32, 3), classes=100)
-    path = save_tar(
-        folder / CIFAR_100,
-        {name: WRITERS["python2"](value) for name, value in cifar100(made).items()},
-    )
+    members = pickled(cifar100(made))
+    path = save_tar(folder / CIFAR_100, members)
     monkeypatch.setattr(datasets.CIFAR100, "url", address + CIFAR_100)
     kept = tmp_path / "kept"
-    with pytest.raises(DataError, match="could not be fetched .*corrupted"):
+    with pytest.raises(DataError, match="or downloaded into it .*corrupted"):
         load("cifar100", kept)
-    assert list(kept.iterdir()) == []
-    monkeypatch.setattr(datasets.CIFAR100, "tgz_md5", hashlib.md5(path.read_bytes()).hexdigest())
+    assert not kept.exists()
+    publish(monkeypatch, datasets.CIFAR100, path, members)
     assert same(load("cifar100", kept), made)
     assert [entry.name for entry in kept.iterdir()] == ["cifar100.npz"]
     path.unlink()
     assert same(load("cifar100", kept), made)
 
 
-def test_mnist_is_fetched_where_it_is_not_shipped(tmp_path, monkeypatch, server):
-    from torchvision import datasets
-
+def test_mnist_is_downloaded_where_it_is_not_shipped(tmp_path, monkeypatch, server):
     folder, address = server
     made = arrays(shape=(28, 28))
     save_idx(folder / "mnist", made)
     sums = [
         (file, hashlib.md5((folder / "mnist" / file).read_bytes()).hexdigest())
-        for file in library.IDX
+        for file in library.IDX_FILES
     ]
     monkeypatch.setattr(datasets.MNIST, "mirrors", [address + "gone/", address + "mnist/"])
     monkeypatch.setattr(datasets.MNIST, "resources", sums)
@@ -639,18 +518,18 @@ def test_mnist_is_fetched_where_it_is_not_shipped(tmp_path, monkeypatch, server)
 
 
 def test_nothing_half_written_where_there_is_no_room(tmp_path, monkeypatch, server):
-    from torchvision import datasets
-
     folder, address = server
     save_idx(folder / "mnist", arrays(shape=(28, 28)))
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [address + "mnist/"])
-    monkeypatch.setattr(datasets.FashionMNIST, "resources", [(file, None) for file in library.IDX])
+    monkeypatch.setattr(
+        datasets.FashionMNIST, "resources", [(file, None) for file in library.IDX_FILES]
+    )
 
     def full(file, **_):
         file.write(b"the first bytes")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(DataError, match="could not be fetched .*No space left"):
+    with pytest.raises(DataError, match="or downloaded into it .*No space left"):
         load("fashion_mnist", tmp_path / "kept")
     assert list((tmp_path / "kept").iterdir()) == []
