@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from nnbook.plotting import figures
 from nnbook.plotting.explorer import Explorer
-from nnlib.nca import embed, knn_accuracy, knn_predict, nearest_labels
+from nnlib.nca import embed, knn_accuracy, knn_predict
 from nnlib.training import Pictures, batches, in_order
 
 RIGHT, WRONG = "#009e73", "#d55e00"
@@ -46,9 +46,8 @@ class Features(NamedTuple):
     def nearest(self, query: int, k: int) -> Tensor:
         """The numbers of the k nearest neighbors of one query, the nearest first."""
         numbers = torch.arange(len(self.gallery))
-        return nearest_labels(
-            self.queries[query : query + 1], self.gallery, numbers, min(k, len(numbers))
-        )[1][0]
+        k = min(k, len(numbers))
+        return knn_predict(self.queries[query : query + 1], self.gallery, numbers, k, top=k)[0]
 
     def of(self, classes: Sequence[int], shots: int = 0) -> "Features":
         """Only those classes; with only the first `shots` neighbors of each where that isn't 0."""

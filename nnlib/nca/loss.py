@@ -1,11 +1,15 @@
-"""Neighborhood component analysis against a bank of every training sample: the loss, and the k-NN that it is for.
+"""Neighborhood component analysis against a bank of every training sample.
 
-    loss = -log p(own class) = softplus(lse_others - lse_same + margin/T), own row left out, p ~ exp(cos(f(x), m)/T)
+    loss = -log p(own class) = softplus(lse_others - lse_own + margin/T)
 
-Both sums, and with them the gradient, gather in one sweep over the bank; nothing larger than a block of it is made.
+over p ~ exp(cos(f(x), m)/T), the sample's own row left out. Both sums, and with them the gradient,
+gather in one sweep over the bank; nothing larger than a block of it is made.
 """
 
+from collections.abc import Iterator
+
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
@@ -21,149 +25,102 @@ from nnlib.attention import (
     with_ones,
     working_dtype,
 )
-from nnlib.nca.distributed import all_gather_rows, all_reduce_max, all_reduce_sum, own, world_size
-from nnlib.nca.knn import embed, knn_evaluate, knn_predict, require_samples
-from nnlib.nca.memory_bank import MemoryBank, UnitRows
+from nnlib.nca.distributed import all_gather_rows, all_reduce_sum, own_rows, world_size
+from nnlib.nca.knn import Bank, check_exclude
+from nnlib.nca.memory_bank import BankView, view_bank
 
-__all__ = ["MemoryBank", "embed", "knn_evaluate", "knn_predict", "nca_loss"]
 BLOCK_PAIRS = {"cpu": 1 << 21, "other": 1 << 22}  # of a query and a row, scored at a time
-CROWDED = 16  # a block's own-class pairs are gathered one by one if fewer than 1 in so many
+DENSE = 1 / 16  # own-class pairs are gathered one by one where fewer than this are in a block
 
 
 def nca_loss(
     features: Shaped[Tensor, "B D"],
     labels: Int64[Tensor, " B"],
-    bank: Float[Tensor, "N D"] | MemoryBank,
+    bank: Bank,
     bank_labels: Int64[Tensor, " N"] | None = None,
     exclude: Int64[Tensor, " B"] | None = None,
     temperature: float = 0.05,
     margin: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """Mean of -log p(own class) over the batch, each feature's neighbors being the whole bank.
+    """Return the mean of -log p(own class), each feature's neighbors being the whole bank.
 
-    features [B, D] of any length, for only their directions count; labels [B]. bank: a MemoryBank, or rows [N, D] of
-    any length with bank_labels [N]. exclude [B]: which sample each feature is of, so that its own row is left out, -1
-    for none. margin: by how much, in cosines, the own class has to lead. A feature without another sample of its class
-    carries no loss. Over a sharded bank all processes call it at once, each with features of its own; the mean of their
-    results is that of all features, as DistributedDataParallel takes the mean of gradients.
-    Differentiable in features, not in the bank. Raises ValueError where shapes, labels or settings don't fit.
-    Source: Wu, Efros, Yu, ECCV 2018, there without the softplus form, which keeps the digits of separated classes.
+    Over a sharded bank all processes call it at once, each with features of its own; the mean of
+    their losses is that of all features, as DistributedDataParallel takes the mean of gradients.
+
+    Parameters
+    ----------
+    features : tensor [B, D] of any lengths: only directions count
+    labels : int64 [B]; a feature without another sample of its class carries no loss
+    bank : MemoryBank, or rows [N, D] with bank_labels int64 [N]; no gradient goes to it
+    exclude : int64 [B], the sample that a feature is of, whose row is left out; -1 for none
+    temperature : of exp(cos/temperature), default 0.05
+    margin : by how much, in cosines, the own class has to lead, default 0
+
+    Returns
+    -------
+    scalar tensor, once differentiable in features
+
+    Raises
+    ------
+    ValueError : shapes, labels or settings don't fit.
+
+    References
+    ----------
+    Wu, Efros, Yu. Improving Generalization via Scalable Neighborhood Component Analysis. ECCV 2018;
+    there without the softplus form, which keeps the digits of classes far apart.
+
+    Examples
+    --------
+    >>> rows, classes = torch.eye(2), torch.tensor([0, 1])
+    >>> nca_loss(rows, classes, rows, classes, temperature=1.0)
+    tensor(0.3133)
     """
-    check_number("temperature", temperature, "(0, inf)", "a positive number, such as 0.05")
-    check_number("margin", margin, "[0, inf)", "a difference of cosines, 0 or more, such as 0.1")
-    rows = _Rows.of(bank, bank_labels)
-    rows.check(features, labels, exclude)
+    check_number("temperature", temperature, "(0, inf)")
+    check_number("margin", margin, "[0, inf)")
+    bank = view_bank(bank, bank_labels)
+    _check_batch(bank, features, labels, exclude)
     x = normalize(features.to(working_dtype(features)), dim=1)
-    if len(x) == 0 and not rows.sharded:
+    if len(x) == 0 and not bank.sharded:
         return x.sum()
-    losses = _Losses.apply(x, labels, rows, exclude, temperature, margin)
-    everyone = all_reduce_sum(torch.tensor(len(x), device=x.device)) if rows.sharded else len(x)
-    return losses.sum() * (world_size() / everyone if rows.sharded else 1 / everyone)
+    losses = _Losses.apply(x, labels, bank, exclude, temperature, margin)
+    if not bank.sharded:
+        return losses.sum() * (1 / len(x))
+    return losses.sum() * (world_size() / all_reduce_sum(torch.tensor(len(x), device=x.device)))
 
 
-class _Rows:
-    """The bank's rows as they lie here, with their labels; `place` and `start` turn a sample's number into its row."""
-
-    def __init__(self, memory, labels, classes: int, bank: MemoryBank | None = None):
-        self.memory, self.labels, self.classes = memory, labels, classes
-        self.place, self.start = (None, 0) if bank is None else (bank.place, bank.rows.start)
-        self.sharded, self.samples = (
-            bank is not None and bank.sharded,
-            len(labels) if bank is None else len(bank),
-        )
-
-    @staticmethod
-    def of(bank, labels) -> "_Rows":
-        """Those of a MemoryBank, which has its labels, or of a tensor with labels beside it."""
-        if isinstance(bank, MemoryBank):
-            if labels is not None:
-                raise ValueError(
-                    "bank_labels is given beside a MemoryBank, which has its own: leave them out"
-                )
-            return _Rows(bank.memory, bank.labels, bank.classes, bank)
-        if (
-            labels is None
-            or labels.dtype != torch.int64
-            or labels.shape != bank.shape[:1]
-            or len(bank.shape) != 2
-        ):
-            given = None if labels is None else (labels.dtype, tuple(labels.shape))
-            raise ValueError(
-                f"bank {tuple(bank.shape)} with bank_labels {given}: give [N, D] with int64 [N]"
-            )
-        if len(labels) == 0 or int(labels.min()) < 0:
-            raise ValueError(
-                f"bank_labels of {len(labels)} rows: give one row at least, and classes from 0"
-            )
-        return _Rows(UnitRows(bank.detach()), labels, int(labels.max()) + 1)
-
-    def check(self, features, labels, exclude) -> None:
-        """Raise ValueError, naming it, for what doesn't fit these rows."""
-        if features.ndim != 2 or features.shape[1] != self.memory.shape[1]:
-            raise ValueError(
-                f"features {tuple(features.shape)} don't fit the bank: give [B, {self.memory.shape[1]}]"
-            )
-        for name, given in (("labels", labels), ("exclude", exclude)):
-            if given is not None and (
-                given.dtype != torch.int64 or given.shape != features.shape[:1]
-            ):
-                raise ValueError(
-                    f"{name} is {given.dtype} {tuple(given.shape)}: give int64 [{len(features)}]"
-                )
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
-            found = f"{int(labels.min())} ... {int(labels.max())}"
-            raise ValueError(
-                f"labels holds {found}: give classes of the bank, 0 ... {self.classes - 1}"
-            )
-        require_samples(exclude, self.samples)
-        devices = {
-            str(t.device)
-            for t in (features, labels, exclude, self.memory, self.labels)
-            if t is not None
-        }
-        if len(devices) > 1:
-            raise ValueError(
-                f"features, labels, bank lie on {' and '.join(sorted(devices))}: move them to one device"
-            )
-
-    def row_of(
-        self, exclude: Int64[Tensor, " B"], labels: Int64[Tensor, " B"]
-    ) -> Int64[Tensor, " B"]:
-        """The row of each sample here, and a number that is none for samples elsewhere."""
-        row = exclude if self.place is None else self.place[exclude.clamp(min=0)] - self.start
-        here = (exclude >= 0) & (row >= 0) & (row < len(self.labels))
-        if not torch.equal(self.labels[row[here]], labels[here]):
-            raise ValueError(
-                "labels differ from those that the bank has for the samples in exclude: give those"
-            )
-        return torch.where(here, row, -1)
-
-    def blocks(self, queries: int, dtype: torch.dtype):
-        """(where, unit rows, labels), a block at a time."""
-        size = max(
-            1,
-            BLOCK_PAIRS["cpu" if self.labels.device.type == "cpu" else "other"] // max(1, queries),
-        )
-        for start in range(0, len(self.labels), size):
-            part = slice(start, min(start + size, len(self.labels)))
-            yield part, self.memory[part].to(dtype), self.labels[part]
+def _check_batch(bank: BankView, features, labels, exclude) -> None:
+    """Raise ValueError, naming it, for what doesn't fit the bank."""
+    dim = bank.memory.shape[1]
+    if features.ndim != 2 or features.shape[1] != dim:
+        raise ValueError(f"features {tuple(features.shape)} don't fit the bank: give [B, {dim}]")
+    if labels.dtype != torch.int64 or labels.shape != features.shape[:1]:
+        given = f"{labels.dtype} {tuple(labels.shape)}"
+        raise ValueError(f"labels is {given}: give int64 [{len(features)}]")
+    outside = labels[(labels < 0) | (labels >= bank.classes)]
+    if len(outside):
+        known = f"0 ... {bank.classes - 1}"
+        raise ValueError(f"labels holds {outside[0]}: give classes of the bank, {known}")
+    check_exclude(exclude, bank.samples, len(features))
+    tensors = (features, labels, exclude, bank.labels)
+    devices = sorted({str(each.device) for each in tensors if each is not None})
+    if len(devices) > 1:
+        where = " and ".join(devices)
+        raise ValueError(f"features, labels, bank lie on {where}: move them to one device")
 
 
 class _Losses(torch.autograd.Function):
-    """The loss of each row of x, whose gradient is known once they are: backward needs no second sweep."""
+    """The loss of each row of x; its gradient is known as soon as it is."""
 
     @staticmethod
-    def forward(ctx, x, labels, rows, exclude, temperature, margin):
-        """The losses [B] of unit rows x [B, D]; keeps what each is to be pulled by [B, D], and no score."""
+    def forward(ctx, x, labels, bank, exclude, temperature, margin):
         with exact_products():
-            others, same = _both_sides(x, labels, rows, exclude, temperature)
-        lead = _log_odds(same, others) - margin / temperature
-        alone = same.sums[:, -1] == 0  # not where a feature is NaN, whose loss is NaN too
-        pull = (average_of(others.sums) - average_of(same.sums)) * (
-            torch.sigmoid(-lead) / temperature
-        )[:, None]
+            others, own = _sum_both_sides(x, labels, bank, exclude, temperature)
+        log_odds = _log_odds(own, others) - margin / temperature
+        alone = own.sums[:, -1] == 0  # not where a feature is NaN, whose loss is NaN too
+        slope = torch.sigmoid(-log_odds) / temperature
+        pull = (average_of(others.sums) - average_of(own.sums)) * slope[:, None]
         ctx.save_for_backward(pull.masked_fill_((alone | (others.sums[:, -1] == 0))[:, None], 0))
-        return softplus(-lead).masked_fill_(alone, 0)
+        return softplus(-log_odds).masked_fill_(alone, 0)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -171,61 +128,76 @@ class _Losses(torch.autograd.Function):
         return gradient[:, None] * ctx.saved_tensors[0], None, None, None, None, None
 
 
-def _both_sides(
-    x, labels, rows: _Rows, exclude, temperature: float
+def _sum_both_sides(
+    x, labels, bank: BankView, exclude, temperature: float
 ) -> tuple[OnlineWeightedMean, OnlineWeightedMean]:
-    """What the own class and all others weigh, and their mean rows, for each row of x; those of all shards together."""
-    skip = torch.full_like(labels, -1) if exclude is None else exclude
-    parts, labels, skip = (
-        (all_gather_rows(part) if rows.sharded else [part]) for part in (x, labels, skip)
-    )
-    labels, skip = torch.cat(labels), torch.cat(skip)
-    sides = _sweep_bank(torch.cat(parts) / -temperature, labels, rows, rows.row_of(skip, labels))
-    if rows.sharded:
+    """Return weights and mean rows of all other classes and of the own one, for each row of x."""
+    if exclude is None:
+        exclude = torch.full_like(labels, -1)
+    parts = [x]
+    if bank.sharded:
+        parts = all_gather_rows(x)
+        labels = torch.cat(all_gather_rows(labels))
+        exclude = torch.cat(all_gather_rows(exclude))
+    row = bank.local_rows(exclude)
+    here = row >= 0
+    if not torch.equal(bank.labels[row[here]], labels[here]):
+        raise ValueError("labels differ from those that the bank has for the samples in exclude")
+    sides = _sweep_bank(torch.cat(parts) / -temperature, labels, bank, row)
+    if bank.sharded:
         for side in sides:
-            near = -all_reduce_max(-side.near)
-            sums = all_reduce_sum(side.sums * torch.exp(finite(near) - side.near)[:, None])
-            side.near, side.sums = own(near, parts), own(sums, parts)
+            nearest = side.near.clone()
+            dist.all_reduce(nearest, dist.ReduceOp.MIN)
+            sums = all_reduce_sum(side.sums * torch.exp(finite(nearest) - side.near)[:, None])
+            side.near = own_rows(nearest, parts)
+            side.sums = own_rows(sums, parts)
     return sides
 
 
-def _sweep_bank(x, labels, rows: _Rows, skip) -> tuple[OnlineWeightedMean, OnlineWeightedMean]:
-    """One sweep over the rows here, for minus the scaled features: what is nearer has the smaller product.
+def _blocks(bank: BankView, queries: int) -> Iterator[slice]:
+    kind = "cpu" if bank.labels.device.type == "cpu" else "other"
+    size = max(1, BLOCK_PAIRS[kind] // max(1, queries))
+    for start in range(0, len(bank.labels), size):
+        yield slice(start, min(start + size, len(bank.labels)))
 
-    Few pairs are of one class, so their part is gathered from a block of all.
+
+def _sweep_bank(
+    x, labels, bank: BankView, excluded_row
+) -> tuple[OnlineWeightedMean, OnlineWeightedMean]:
+    """Sweep the rows here once, for minus the scaled features: a nearer row's product is smaller.
+
+    Few pairs are of one class: their part is gathered out of a block, and then masked in it.
     """
-    others, same = (OnlineWeightedMean(DotProduct(), len(x), x.shape[1], x) for _ in range(2))
-    for part, memory, classes in rows.blocks(len(x), x.dtype):
-        distance = mask_excluded(x @ memory.T, skip, part)
+    others, own = (OnlineWeightedMean(DotProduct(), len(x), x.shape[1], x) for _ in range(2))
+    for block in _blocks(bank, len(x)):
+        memory = bank.memory[block].to(x.dtype)
+        classes = bank.labels[block]
+        distance = mask_excluded(x @ memory.T, excluded_row, block)
         low, high = torch.aminmax(classes)
-        (near,) = ((labels >= low) & (labels <= high)).nonzero(
-            as_tuple=True
-        )  # few where the bank is sorted
-        its = labels[near, None] == classes
-        if int(its.sum()) > its.numel() / CROWDED:
-            split = distance[near]
-            same.add(split.masked_fill(~its, torch.inf), memory, near)
-            distance[near] = split.masked_fill_(its, torch.inf)
+        queries = ((labels >= low) & (labels <= high)).nonzero()[:, 0]  # few, in a sorted bank
+        same = labels[queries, None] == classes
+        if int(same.sum()) > same.numel() * DENSE:
+            split = distance[queries]
+            own.add(split.masked_fill(~same, torch.inf), memory, queries)
+            distance[queries] = split.masked_fill_(same, torch.inf)
         else:
-            query, row = its.nonzero(as_tuple=True)
-            _add_pairs(same, distance, memory, near[query], row)
-            distance[near[query], row] = torch.inf
+            query, row = same.nonzero(as_tuple=True)
+            _add_pairs(own, distance, memory, queries[query], row)
+            distance[queries[query], row] = torch.inf
         others.add(distance, memory)
-    return others, same
+    return others, own
 
 
-def _add_pairs(
-    sums: OnlineWeightedMean, distance, memory, query: Int64[Tensor, " P"], row: Int64[Tensor, " P"]
-) -> None:
-    """Take in some pairs of a query and a row alone."""
+def _add_pairs(mean: OnlineWeightedMean, distance, memory, query, row) -> None:
+    """Take some pairs of a query and a row alone into the mean."""
     pairs = distance[query, row]
-    near = sums.near.scatter_reduce(0, query, pairs, "amin")
-    sums.sums.mul_(torch.exp(finite(near) - sums.near)[:, None])
-    weights = torch.exp(finite(near)[query] - pairs)[:, None]
-    sums.sums.index_add_(0, query, with_ones(memory[row]).mul_(weights))
-    sums.near = near
+    nearest = mean.near.scatter_reduce(0, query, pairs, "amin")
+    mean.sums.mul_(torch.exp(finite(nearest) - mean.near)[:, None])
+    weights = torch.exp(finite(nearest)[query] - pairs)[:, None]
+    mean.sums.index_add_(0, query, with_ones(memory[row]).mul_(weights))
+    mean.near = nearest
 
 
 def _log_odds(a: OnlineWeightedMean, b: OnlineWeightedMean) -> Float[Tensor, " B"]:
-    """log of a's total weight over b's; the nearest are subtracted first, for they may be far and near each other."""
+    """Return log of a's total weight over b's; far but similar distances cancel first."""
     return (finite(b.near) - a.near) + a.sums[:, -1].log() - b.sums[:, -1].log()

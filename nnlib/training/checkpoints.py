@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nnlib._common.files import atomic_write
-from nnlib._common.serialization import ModelError
-from nnlib.nca import all_gather_objects, broadcast, rank, world_size
+from nnlib.errors import ModelError
+from nnlib.nca.distributed import broadcast, rank, world_size
+from nnlib.training.processes import all_gather_names as all_gather_objects
 from nnlib.training.config import TrainingConfig
 from nnlib.training.encoders import Embedding
 from nnlib.training.snca_checkpoint import Published, load_snca

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 
 from nnlib._common.runtime import make_generator
 from nnlib._common.validation import check_number
-from nnlib.datasets import CLASSES, DataError, Dataset, load
+from nnlib.datasets import CLASSES, Dataset, load
+from nnlib.errors import DataError
 
 SHIFT = 8  # a small picture is moved by up to 1/8 of its side
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nnlib._common.serialization import ModelError
+from nnlib.errors import ModelError
 
 ARCHES = ("resnet18", "resnet34", "resnet50")
 HEAD = [

@@ -16,21 +16,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from nnlib.datasets import DataError
-from nnlib.nca import (
-    all_gather_objects,
-    all_gather_rows,
-    all_reduce_sum,
-    broadcast,
-    embed,
-    knn_accuracy,
-    momentum_at,
-    own_device,
-    process_group,
-    rank,
-    shard_bounds,
-    world_size,
-)
+from nnlib.errors import DataError
+from nnlib.nca import embed, knn_accuracy
+from nnlib.nca.distributed import all_gather_rows, all_reduce_sum, broadcast, rank, shard_bounds, world_size
+from nnlib.training.processes import all_gather_names as all_gather_objects, own_device, process_group
 from nnlib.training import checkpoints
 from nnlib.training.checkpoints import LAST, Trained, write_trained
 from nnlib.training.config import TrainingConfig
@@ -283,6 +272,13 @@ class Trainer:
         precision = self.settings.precision
         half = precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
         return torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext()
+
+
+LATE = ((80 / 130, 0.8), (120 / 130, 0.9))
+
+
+def momentum_at(epoch, epochs, early=0.5):
+    return max([early, *(m for start, m in LATE if epoch >= round(start * epochs))])
 
 
 def mixed(*numbers: int) -> int:

@@ -5,9 +5,7 @@ import torch
 import torch.multiprocessing as mp
 from torch.nn.functional import normalize
 
-from nnlib.nca.knn import embed, knn_evaluate, knn_predict
-from nnlib.nca.loss import nca_loss
-from nnlib.nca.memory_bank import MemoryBank, momentum_at
+from nnlib.nca import MemoryBank, knn_evaluate, knn_predict, nca_loss
 
 
 def drawn(n=101, b=24, dim=16, classes=5, seed=0):
@@ -45,18 +43,6 @@ def test_a_bank_is_drawn_by_its_seed_and_saved_by_torch():
     assert torch.equal(one.memory, two.memory) and not torch.equal(one.memory, other.memory)
     other.load_state_dict(one.state_dict())
     assert torch.equal(one.embeddings(), other.embeddings())
-
-
-def test_momentum_follows_the_published_epochs():
-    assert [momentum_at(epoch, 130) for epoch in (0, 79, 80, 119, 120, 129)] == [
-        0.5,
-        0.5,
-        0.8,
-        0.8,
-        0.9,
-        0.9,
-    ]
-    assert momentum_at(9, 10, early=0.95) == 0.95
 
 
 @pytest.mark.parametrize(
@@ -120,17 +106,12 @@ def test_a_place_that_no_neighbor_is_left_for_is_no_class():
     assert knn_predict(one, one, torch.tensor([3]), exclude=itself).tolist() == [-1]
 
 
-def test_evaluation_embeds_anew_unless_told():
+def test_evaluation_embeds_the_gallery_anew():
     labels, _, _, rows = drawn(n=60)
     network, batches = torch.nn.Linear(16, 8), [(rows[:30], labels[:30]), (rows[30:], labels[30:])]
     fresh = knn_evaluate(network, batches, batches)
     assert fresh["nearest_top1"] == 1 and 0 <= fresh["knn_top1"] <= fresh["knn_top5"] <= 1
     assert network.training
-    bank = MemoryBank(labels, 8)
-    bank.fill(embed(network, batches)[0])
-    assert knn_evaluate(network, batches, stale=bank) == fresh
-    with pytest.raises(ValueError, match="gallery and stale"):
-        knn_evaluate(network, batches)
 
 
 def _whole(b):
@@ -145,8 +126,8 @@ def _whole(b):
     bank.update(index, features)
     classes = knn_predict(features, bank, k=7, exclude=index, top=3)
     plain = knn_predict(features, rows, labels, k=7)
-    return {"loss": loss.detach(), "gradient": leaf.grad, "start": start, "bank": bank.embeddings(), "classes": classes,
-            "plain": plain}  # fmt: skip
+    return {"loss": loss.detach(), "gradient": leaf.grad, "start": start, "bank": bank.embeddings(),
+            "classes": classes, "plain": plain}  # fmt: skip
 
 
 def _sharded(rank, world, store, b, cuts, folder):
@@ -166,8 +147,8 @@ def _sharded(rank, world, store, b, cuts, folder):
     bank.update(index[mine], features[mine])
     classes = knn_predict(features[mine], bank, k=7, exclude=index[mine], top=3)
     plain = knn_predict(features[mine], rows[part], labels[part], k=7, sharded=True)
-    found = {"loss": loss.detach(), "gradient": leaf.grad, "start": start, "bank": bank.embeddings(),
-                   "classes": classes, "plain": plain, "here": len(bank.memory)}  # fmt: skip
+    found = {"loss": loss.detach(), "gradient": leaf.grad, "start": start, 
+             "bank": bank.embeddings(), "classes": classes, "plain": plain, "here": len(bank.memory)}  # fmt: skip
     torch.save(found, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -179,6 +160,7 @@ def in_processes(cuts, folder):
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cuts", [(0, 12, 24), (0, 5, 5, 24)])
 def test_a_sharded_bank_is_the_whole_one(cuts, tmp_path):
     whole, found, world = _whole(24), in_processes(cuts, tmp_path), len(cuts) - 1

@@ -1,4 +1,4 @@
-"""The loss against float64 and against the published formula, its gradient, and what it must refuse."""
+"""The loss and its gradient against float64 and the published formula, and what is refused."""
 
 import pytest
 import torch
@@ -6,8 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from nnlib.nca.loss import nca_loss
-from nnlib.nca.memory_bank import MemoryBank
+from nnlib.nca import MemoryBank, nca_loss
 
 
 def naive(features, labels, bank, bank_labels, exclude=None, temperature=0.05, margin=0.0):
@@ -29,7 +28,7 @@ def naive(features, labels, bank, bank_labels, exclude=None, temperature=0.05, m
 
 
 def sample(kind, n=600, b=32, dim=128, classes=7, seed=0):
-    """A batch out of a bank: classes all mixed, or each about a direction of its own, wide apart."""
+    """A batch out of a bank: classes all mixed, or each about a direction of its own."""
     g = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (n,), generator=g)
     noise = torch.randn(n, dim, generator=g)

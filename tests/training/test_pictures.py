@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nnlib.datasets import DataError
+from nnlib.errors import DataError
 from nnlib.training.image_data import (
     SetPictures,
     batches,

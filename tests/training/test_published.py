@@ -19,7 +19,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nnlib._common.serialization import ModelError
+from nnlib.errors import ModelError
 from nnlib.training.snca_checkpoint import HEAD, Published, load_snca
 
 MODULE = """

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from test_published import linear_average, write  # noqa: F401
 
 from nnlib._common.runtime import single_thread
-from nnlib.datasets import DataError
+from nnlib.errors import DataError
 from nnlib.nca.knn import embed
 from nnlib.training import checkpoints
 from nnlib.training.__main__ import main
