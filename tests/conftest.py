@@ -1,4 +1,4 @@
-"""Every test runs with the shapes in the signatures of the core checked."""
+"""Every test runs with the shapes in the signatures of the core checked, except figures."""
 
 import os
 from pathlib import Path
@@ -13,9 +13,15 @@ CHECKED = (
     *("language.context_orders", "language.continuation_counts"),
     *("language.gating", "language.suffix_index"),
 )
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # kernels for a GPU run here too, slowly
-install_import_hook([f"nnlib.{name}" for name in CHECKED], "shapes.check")
+
+
+def pytest_configure(config):
+    """Check shapes, and interpret kernels where there is no GPU; both would slow figures down."""
+    if hasattr(config.option, "tags"):
+        return
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+    install_import_hook([f"nnlib.{name}" for name in CHECKED], "shapes.check")
 
 
 @pytest.fixture(scope="module")
