@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nnbook.execution import DEFAULT, executed, kept
+from nnbook.execution import executed, kept
 from nnbook.notebooks import (
+    DEFAULT,
     ROOT,
+    Chapter,
     assign,
     find_chapters,
     near,
@@ -27,43 +29,34 @@ from nnlib._common.files import atomic_write
 
 
 def run_chapter(
-    chapter: Path, values: dict[str, Any], name: str, reports: Path, record_it: bool = False
-) -> str:
-    """Run one chapter headless, and leave its notebook and its figures in `reports`, those of a failing one too.
+    chapter: Path, values: dict[str, Any], args: argparse.Namespace
+) -> tuple[Path, str]:
+    """Run one chapter headless; return the path of its notebook, and in words how it failed, "" where it didn't.
 
-    The notebook is left in runs/ as that of the run `name`, and in the book itself where that is the default one, or
-    where the book has no default one of this chapter yet.
-    With `record_it` the figures of one that passes are also kept in reports/recorded/, with what they depend on.
-    Returns the failure in words, "" where there was none.
+    The notebook is left in runs/, and in the book itself where the run is the default one or the book has no default
+    one of this chapter yet. With --record, the figures of one that passes go to reports/recorded/ too.
     """
     import nbformat
 
+    name = args.name or ", ".join(f"{key}={value}" for key, value in values.items()) or DEFAULT
     notebook = executed(chapter, values, chapter.stem)
-    error, source = (notebook.metadata["nnbook"][key] for key in ("error", "source"))
-    notebook.metadata["nnbook"] |= {"run": name, "command": _command(chapter, values, name)}
-    for path in [kept(reports, name, chapter.name), *_in_the_book(reports / chapter.name, name)]:
-        with atomic_write(path) as part:
-            nbformat.write(notebook, part)
-    add_results(reports / "results.csv", chapter.stem, notebook)
-    if record_it and not error:
-        add_results(reports / "recorded" / f"{chapter.stem}.csv", chapter.stem, notebook, RECORDED)
-    return f"{chapter.stem} failed: {error}\n\n{source}\n" if error else ""
-
-
-def _in_the_book(path: Path, name: str) -> list[Path]:
-    """The path of a chapter in the book, where a run of this name is the one to be shown there."""
-    from nnbook.notebooks import Chapter
-
-    return (
-        []
-        if name != DEFAULT and path.exists() and Chapter(path).run.get("run") == DEFAULT
-        else [path]
-    )
-
-
-def _command(chapter: Path, values: dict[str, Any], name: str) -> str:
+    metadata = notebook.metadata["nnbook"]
+    metadata["run"] = name
     changes = [word for key, value in values.items() for word in ("-p", key, str(value))]
-    return shlex.join(["nnbook", "run", chapter.stem[:2], *changes, "--name", name, "--record"])
+    command = ["nnbook", "run", chapter.stem[:2], *changes, "--name", name, "--record"]
+    metadata["command"] = shlex.join(command)
+    path = kept(args.reports, name, chapter.name)
+    in_book = args.reports / chapter.name
+    holds_default = in_book.exists() and Chapter(in_book).run.get("run") == DEFAULT
+    for target in [path] if holds_default and name != DEFAULT else [path, in_book]:
+        with atomic_write(target) as part:
+            nbformat.write(notebook, part)
+    add_results(args.reports / "results.csv", chapter.stem, notebook)
+    if args.record and not metadata["error"]:
+        table = args.reports / "recorded" / f"{chapter.stem}.csv"
+        add_results(table, chapter.stem, notebook, RECORDED)
+    failure = f"{chapter.stem} failed: {metadata['error']}\n\n{metadata['source']}\n"
+    return path, failure if metadata["error"] else ""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,14 +69,12 @@ def run(args: argparse.Namespace) -> int:
     read_results(args.reports / "results.csv")
     failed = False
     for chapter in chapters:
-        changes = ", ".join(f"{name}={value}" for name, value in values[chapter].items())
-        name = args.name or changes or DEFAULT
-        failure = run_chapter(chapter, values[chapter], name, args.reports, args.record)
-        page = report.write_run(kept(args.reports, name, chapter.name), chapter.parent)
-        failed |= bool(failure)
+        path, failure = run_chapter(chapter, values[chapter], args)
+        page = near(report.write_run(path, chapter.parent))
+        failed = failed or bool(failure)
         if failure:
-            print(f"\n{failure}\nSee {near(page)}, and the notebook beside it.", file=sys.stderr)
-        print(near(page))
+            print(f"\n{failure}\nSee {page}, and the notebook beside it.", file=sys.stderr)
+        print(page)
     print(near(args.reports / "results.csv"))
     print(near(report.write(args.reports, args.notebooks)))
     return int(failed)
@@ -120,100 +111,69 @@ KEPT = {  # of a command that is interrupted
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "nnbook", description="Runs the chapters of this book and renders their report."
-    )
+    about = "Runs the chapters of this book and renders their report."
+    parser = argparse.ArgumentParser("nnbook", description=about)
     commands = parser.add_subparsers(required=True, metavar="run | sweep | report | list")
-    for name, command, does in (
-        ("run", run, "run chapters and render them"),
-        ("sweep", sweep, "run one chapter at many points; started again, it goes on where it was"),
-        ("report", render, "render again what was run"),
-        ("list", show, "show chapters and their parameters"),
-    ):
-        sub = commands.add_parser(name, help=does, description=does)
-        sub.set_defaults(command=command)
-        sub.add_argument(
-            "--notebooks",
-            type=Path,
-            default=ROOT / "notebooks",
-            metavar="DIR",
-            help="where chapters are",
-        )
-        if command in (run, show):
-            sub.add_argument(
-                "chapters",
-                nargs="*",
-                metavar="CHAPTER",
-                help="a number, name or path; none means all",
-            )
-        if command is not show:
-            sub.add_argument(
-                "--reports",
-                type=Path,
-                default=ROOT / "reports",
-                metavar="DIR",
-                help="where pages go",
-            )
-        if command is render:
-            runs = {
-                "nargs": 2,
-                "metavar": ("RUN_A", "RUN_B"),
-                "help": "also set two runs side by side",
-            }
-            sub.add_argument("--compare", **runs)
-        if command in (run, sweep):
-            pair = {
-                "nargs": 2,
-                "metavar": ("NAME", "VALUE"),
-                "type": lambda word: word.removeprefix(" "),
-            }
-            sub.add_argument(
-                "-p",
-                dest="parameter",
-                action="append",
-                default=[],
-                help="as in -p exponent -6",
-                **pair,
-            )
-        if command is run:
-            sub.add_argument(
-                "--record", action="store_true", help="also keep the figures in reports/recorded/"
-            )
-            sub.add_argument(
-                "--name", default="", metavar="RUN", help="what results.csv calls this run"
-            )
-        if command is sweep:
-            _add_sweep(sub)
+
+    def command(name, function, about, *shared):
+        made = commands.add_parser(name, help=about, description=about, parents=shared)
+        made.set_defaults(command=function)
+        return made
+
+    chapters = _options("--notebooks", default=ROOT / "notebooks", help="where chapters are")
+    reports = _options("--reports", default=ROOT / "reports", help="where pages go")
+    values = argparse.ArgumentParser(add_help=False)
+    values.add_argument(
+        "-p",
+        dest="parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        type=lambda word: word.removeprefix(" "),
+        help="as in -p exponent -6",
+    )
+    made = command("run", run, "run chapters and render them", chapters, reports, values)
+    _add_chapters(made)
+    made.add_argument(
+        "--record", action="store_true", help="also keep figures in reports/recorded/"
+    )
+    made.add_argument("--name", default="", metavar="RUN", help="what results.csv calls this run")
+    about = "run one chapter at many points; started again, it goes on where it was"
+    _add_sweep(command("sweep", sweep, about, chapters, reports, values))
+    made = command("report", render, "render again what was run", chapters, reports)
+    about = "also set two runs side by side"
+    made.add_argument("--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help=about)
+    _add_chapters(command("list", show, "show chapters and their parameters", chapters))
     return parser
 
 
-def _add_sweep(sub: argparse.ArgumentParser) -> None:
-    grid = {"action": "append", "default": [], "metavar": "NAME=VALUE,VALUE"}
-    sub.add_argument("chapter", metavar="CHAPTER", help="its number, name or path")
-    sub.add_argument(
-        "-g", dest="grid", help="values of a parameter; with --random also NAME=LOW..HIGH", **grid
-    )
-    sub.add_argument(
-        "--table", type=Path, metavar="CSV", help="points as rows, with parameters as columns"
-    )
-    sub.add_argument(
-        "--random", type=_count, default=0, metavar="N", help="draw so many points of the grid"
-    )
-    sub.add_argument("--seed", type=int, default=0, help="of the drawing")
-    sub.add_argument("--name", default="", metavar="SWEEP", help="of its folder in reports/sweeps/")
-    sub.add_argument(
-        "--jobs", type=_count, default=1, metavar="N", help="points at once on this machine"
-    )
-    sub.add_argument(
-        "--scheduler",
-        default="",
-        metavar="tcp://HOST:PORT",
-        help="of a Dask cluster that runs them",
-    )
-    sub.add_argument("--metric", default="", help="which to call the best by")
-    sub.add_argument(
-        "--timeout", type=_count, metavar="SECONDS", help="that a cell may take, or its point fails"
-    )
+def _options(name: str, **words) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(name, type=Path, metavar="DIR", **words)
+    return parser
+
+
+def _add_chapters(parser: argparse.ArgumentParser) -> None:
+    about = "a number, name or path; none means all"
+    parser.add_argument("chapters", nargs="*", metavar="CHAPTER", help=about)
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    about = "values of a parameter; with --random also NAME=LOW..HIGH"
+    add("chapter", metavar="CHAPTER", help="its number, name or path")
+    add("-g", dest="grid", action="append", default=[], metavar="NAME=VALUE,VALUE", help=about)
+    add("--table", type=Path, metavar="CSV", help="points as rows, with parameters as columns")
+    add("--random", type=_count, default=0, metavar="N", help="draw so many points of the grid")
+    add("--seed", type=int, default=0, help="of the drawing")
+    add("--name", default="", metavar="SWEEP", help="of its folder in reports/sweeps/")
+    add("--jobs", type=_count, default=1, metavar="N", help="points at once on this machine")
+    about = "of a Dask cluster that runs them"
+    add("--scheduler", default="", metavar="tcp://HOST:PORT", help=about)
+    add("--metric", default="", help="which to call the best by")
+    about = "that a cell may take, or its point fails"
+    add("--timeout", type=_count, metavar="SECONDS", help=about)
 
 
 def _count(text: str) -> int:
@@ -223,10 +183,11 @@ def _count(text: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 1 for what failed, 2 for what can't be asked, 130 for Ctrl-C."""
+    """Run a command line; return its exit status: 1 for what failed, 2 for what can't be asked, 130 for Ctrl-C."""
     words = sys.argv[1:] if argv is None else list(argv)
-    for place in [at + 2 for at, word in enumerate(words[:-2]) if word == "-p"]:
-        words[place] = " " + words[place]  # or argparse takes -1e-3 for an option
+    for place, word in enumerate(words[:-2]):
+        if word == "-p":
+            words[place + 2] = " " + words[place + 2]  # or argparse takes -1e-3 for an option
     args = _parser().parse_args(words)
     try:
         return args.command(args)

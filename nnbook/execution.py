@@ -1,6 +1,6 @@
 """One chapter, run headless in a kernel of its own: what it left, and in words how it failed.
 
-The notebooks of past runs: `reports/runs/<run>/<chapter>.ipynb`, each until the same run is made again.
+The notebooks of past runs are `reports/runs/<run>/<chapter>.ipynb`, each until the same run is made again.
 """
 
 import hashlib
@@ -9,8 +9,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from nnbook.notebooks import Chapter, UsageError, literal, parameters_of
+from nnbook.notebooks import DEFAULT, Chapter, UsageError, literal, parameters_of
 from nnbook.results import origin, read_results
+
+LENGTH = 80  # characters of a run's name that its folder keeps
 
 
 def executed(
@@ -20,7 +22,7 @@ def executed(
     timeout: float | None = None,
     folder: Path | None = None,
 ):
-    """The notebook of a chapter run with some of its parameters changed, as far as it came.
+    """Return the notebook of a chapter run with some of its parameters changed, as far as it came.
 
     label: of the progress bar, none where it is empty. timeout: seconds that a cell may take. folder: where it runs,
     its own by default. The metadata tell under "nnbook" the parameters, the origin, the error ("" where there was none)
@@ -29,22 +31,23 @@ def executed(
     import nbformat
 
     folder = folder or chapter.parent
-    told, how = {"origin": origin(folder)}, {"cwd": str(folder), "execution_timeout": timeout}
-    how |= {
+    started = origin(folder)
+    options = {
+        "cwd": str(folder),
+        "execution_timeout": timeout,
         "progress_bar": {"desc": label} if label else False,
         "extra_arguments": ["--log-level=CRITICAL"],
     }
     with tempfile.TemporaryDirectory() as spare:
         copy = Path(spare) / chapter.name
         for _ in range(2):
-            failure = _execute(chapter, copy, values, how)
+            failure = _execute(chapter, copy, values, options)
             notebook = nbformat.read(copy if copy.exists() else chapter, as_version=4)
-            if not failure or _begun(
-                notebook
-            ):  # else two kernels may have started at once with the same port
-                break
-    error, source = _told(notebook, failure) if failure else ("", "")
-    notebook.metadata["nnbook"] = told | {
+            if not failure or _begun(notebook):
+                break  # else two kernels may have started at once with the same port
+    error, source = _explained(notebook, failure) if failure else ("", "")
+    notebook.metadata["nnbook"] = {
+        "origin": started,
         "parameters": whole(chapter, values),
         "error": error,
         "source": source,
@@ -54,15 +57,12 @@ def executed(
 
 
 def whole(chapter: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """All parameters of a chapter: the values given, and defaults for the others."""
-    return {
-        name: literal(p["default"], p["default"]) for name, p in parameters_of(chapter).items()
-    } | values
+    """Return all parameters of a chapter: the values given, and defaults for the others."""
+    defaults = {name: each["default"] for name, each in parameters_of(chapter).items()}
+    return {name: literal(default, default) for name, default in defaults.items()} | values
 
 
-def _execute(
-    chapter: Path, copy: Path, values: dict[str, Any], how: dict[str, Any]
-) -> Exception | None:
+def _execute(chapter: Path, copy: Path, values: dict, options: dict) -> Exception | None:
     import papermill
     from papermill.engines import NBClientEngine, papermill_engines
 
@@ -71,7 +71,8 @@ def _execute(
 
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, **words):
-            write, nb_man.save = nb_man.save, lambda **_: None
+            write = nb_man.save
+            nb_man.save = lambda **_: None
             try:
                 super().execute_managed_notebook(nb_man, kernel_name, **words)
             finally:
@@ -80,7 +81,7 @@ def _execute(
 
     papermill_engines.register("nnbook", WrittenOnce)
     try:
-        papermill.execute_notebook(str(chapter), str(copy), values, engine_name="nnbook", **how)
+        papermill.execute_notebook(str(chapter), str(copy), values, engine_name="nnbook", **options)
     except Exception as error:  # a cell's own, or of a kernel that didn't start or died
         return error
     return None
@@ -90,68 +91,47 @@ def _begun(notebook) -> list:
     return [cell for cell in notebook.cells if cell.metadata.get("papermill", {}).get("start_time")]
 
 
-def _told(notebook, failure: Exception) -> tuple[str, str]:
-    """The error in words and the source of its cell, which is the one that shows an error, else the last begun."""
+def _explained(notebook, failure: Exception) -> tuple[str, str]:
+    """Return the error in words and the source of its cell: the one that shows an error, else the last begun."""
     from nbclient.exceptions import CellTimeoutError
 
     begun = _begun(notebook)
     if isinstance(failure, CellTimeoutError):  # which its cell shows as an interruption
         return str(failure).partition("\n")[0], begun[-1].source
     for cell in begun:
-        for output in (
-            output for output in cell.get("outputs", []) if output.output_type == "error"
-        ):
-            return f"{output.ename}: {output.evalue}".removesuffix(": "), cell.source
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                return f"{output.ename}: {output.evalue}".removesuffix(": "), cell.source
     return f"{type(failure).__name__}: {failure}", begun[-1].source if begun else ""
 
 
-DEFAULT = "default"  # the run of a chapter as it is, which the book shows
-LENGTH = 80  # characters of a run's name that its folder keeps
-
-
 def kept(reports: Path, run: str, chapter: str) -> Path:
-    """Where the notebook of a chapter's run is kept."""
+    """Return where the notebook of a chapter's run is kept."""
     return reports / "runs" / safe(run) / chapter
 
 
 def safe(name: str) -> str:
-    """A name that any file system takes: the same where it can be, else with a hash that tells it from others."""
+    """Return a name that any file system takes: the same where it can be, else with a hash that tells it from others."""
     short = re.sub(r"[^\w=+,.-]+", "_", name, flags=re.ASCII).strip("._")[:LENGTH]
-    return (
-        name
-        if name and short == name
-        else f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
-    )
+    if name and short == name:
+        return name
+    return f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
 
 
 def find(reports: Path, name: str) -> list[Chapter]:
-    """The chapters of a run as results.csv names it or as its folder is called, or the one of a notebook's path.
+    """Return the chapters of a run, by its name or its folder's, or the one of a notebook's path.
 
     Raises UsageError where there is no such run, BookError where what is there can't be read.
     """
     path = Path(name)
     if path.suffix == ".ipynb" and path.is_file():
         return [Chapter(path)]
-    folders = {
-        folder.name: folder
-        for folder in (reports / "runs").glob("*")
-        if any(folder.glob("*.ipynb"))
-    }
-    found = folders.get(safe(name)) or folders.get(name)
-    if found is None:
-        raise UsageError(f"run={name!r} isn't there: give {_known(reports, set(folders))}")
-    return [Chapter(path) for path in sorted(found.glob("*.ipynb"))]
-
-
-def _known(reports: Path, folders: set[str]) -> str:
-    """The runs that are kept, as they can be asked for."""
-    named = dict.fromkeys(
-        row["run"] for row in read_results(reports / "results.csv") if safe(row["run"]) in folders
-    )
-    names = [*named, *sorted(folders - {safe(name) for name in named})]
-    listed = ", ".join(map(repr, names))
-    return (
-        f"one of {listed}, or the path of a notebook that ran"
-        if names
-        else "the path of a notebook that ran"
-    )
+    folders = {path.parent.name for path in (reports / "runs").glob("*/*.ipynb")}
+    for folder in (safe(name), name):
+        if folder in folders:
+            return [Chapter(path) for path in sorted((reports / "runs" / folder).glob("*.ipynb"))]
+    recorded = read_results(reports / "results.csv")["run"].unique()
+    names = [run for run in recorded if safe(run) in folders]
+    names += sorted(folders - set(map(safe, names)))
+    listed = f"one of {', '.join(map(repr, names))}, or " if names else ""
+    raise UsageError(f"run={name!r} isn't there: give {listed}the path of a notebook that ran")

@@ -14,7 +14,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from nnbook.plotting import figures
-from nnbook.results import PERCENT, counted, file, head, label, shown
+from nnbook.results import PERCENT, counted, label, shown
+from nnbook.site.rendering import static, write_html
 from nnbook.sweep import summary
 from nnbook.sweep.runner import (
     Record,
@@ -26,21 +27,19 @@ from nnbook.sweep.runner import (
     value,
     varied,
 )
-from nnlib._common.files import atomic_write
 
 
 def write(folder: Path, records: list[Record], metric: str = "") -> Path:
     """Render a sweep's records as index.html in its folder; returns the page's path."""
     records = sorted(records, key=order)
-    script = file("sweep.js")
-    page = head(folder.name, script) + file("sweep.html").format(
-        title=f"Sweep {escape(folder.name)}",
-        script=script,
+    return write_html(
+        folder / "index.html",
+        "sweep.html.j2",
+        title=folder.name,
+        heading=f"Sweep {folder.name}",
+        script=static("sweep.js"),
         **_parts(records, main_metric(records, metric)),
     )
-    with atomic_write(folder / "index.html") as part:
-        part.write_text(page, encoding="utf-8")
-    return folder / "index.html"
 
 
 def _parts(records: list[Record], metric: str) -> dict[str, str]:

@@ -149,7 +149,7 @@ def test_equations_reach_the_pages(ran):
 
 
 def test_colours_can_be_read():
-    css = (ROOT / "nnbook" / "style.css").read_text()
+    css = (ROOT / "nnbook" / "site" / "static" / "style.css").read_text()
     light, dark = (
         dict(re.findall(r"--(\w+): (#\w+)", block))
         for block in re.findall(r":root \{(.*?)\}", css, re.S)
