@@ -24,7 +24,7 @@ OLD_SETTINGS = {  # None: gone, and of no use to a fitted model
     "DynamicClassifier": {"condensing": None},
     "NCATransformer": {"products": "matmul_dtype"},
     "PatchFeatures": {"products": "matmul_dtype"},
-    "PrototypeClassifier": {"count": "n_prototypes"},
+    "PrototypeClassifier": {"count": "n_prototypes", "start": None},
     "UniformKNN": {"count": "k", "by": "base"},
 }
 COLUMNS = {"feature_names_in_"}
@@ -150,7 +150,11 @@ class SafetensorsMixin(Registered):
 
 
 def to_json(value):
-    """A value as JSON can hold it: kernels by name and fields, arrays by type and list."""
+    """A value as JSON can hold it: kernels and unfitted models by name, arrays by type and list."""
+    if isinstance(value, SafetensorsMixin):
+        settings = value.get_params(deep=False).items()
+        fields = {name: to_json(setting) for name, setting in settings}
+        return {"estimator": type(value).__name__, "settings": fields}
     if isinstance(value, Registered):
         fields = {name: to_json(getattr(value, name)) for name in value.__dataclass_fields__}
         return {"kernel": type(value).__name__, "fields": fields}
@@ -162,6 +166,9 @@ def to_json(value):
 
 def from_json(value):
     """What `to_json` was given."""
+    if isinstance(value, dict) and "estimator" in value:
+        kind = _registered(value["estimator"], SafetensorsMixin)
+        return kind(**{name: from_json(field) for name, field in value["settings"].items()})
     if isinstance(value, dict) and "kernel" in value:
         kind = _registered(value["kernel"], Registered)
         fields = _current_settings(kind.__name__, value["fields"])

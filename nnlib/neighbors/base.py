@@ -1,7 +1,4 @@
-"""What the dynamic classifier and regressor share: condensing, of data at hand or of a stream.
-
-What classifiers over centers share: shares of the weight as class probabilities.
-"""
+"""What estimators over centers share: condensing samples into centers, and class probabilities."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -10,10 +7,10 @@ from itertools import chain, repeat
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Shaped
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.exceptions import NotFittedError
-from sklearn.utils.validation import check_consistent_length
+from sklearn.metrics import accuracy_score
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -24,31 +21,25 @@ from nnlib._common.validation import (
     check_choice,
     check_features,
     check_int,
-    check_labels,
     check_number,
+    is_stream,
     like_input,
     rebatch,
     storage_dtype,
 )
 from nnlib.attention import Kernel, UniformKNN, make_kernel, nearest
 from nnlib.distances import subsample, wide_dtype
-from nnlib.neighbors.condensing.centers import CopiedCenters, IndexedCenters
-from nnlib.neighbors.condensing.rule import Batch, Callback, block_rows, condense_in_passes
+from nnlib.neighbors.condensing.centers import GrowingCenters
+from nnlib.neighbors.condensing.rule import Batch, block_rows, condense_in_passes
 from nnlib.neighbors.condensing.votes import CondensingRule
 
-PREDICTORS = ("interpolation", "nearest")
-BLOTTED = 100  # times epsilon: distances that are no larger lose much to it
-PREDICT_ROWS = 8192  # at least
-PREDICT_NUMBERS = 1 << 19  # the features of more where they have few
+EPSILON_MARGIN = 100  # X has to vary by so many epsilons, or distances lose much to it
+PREDICTED_ROWS = 8192  # at a time, and at least
+PREDICTED_NUMBERS = 1 << 19  # rows times features, where rows are short
 
 
 class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
-    """A weighted average over centers, which are the samples that it got wrong while it learned.
-
-    Fitted, it has the buffers `centers_` [M, D] and `values_` [M, ...]; `indices_` [M]: which samples of a set at hand
-    became centers (None after a stream or `partial_fit`); `growth_`: how many there were after each batch,
-    of all passes. A state_dict holds what was learned but not the classes; `save` and `load` keep all.
-    """
+    """A weighted average over centers, which are the samples that it got wrong while it learned."""
 
     def __init__(self):
         super().__init__()
@@ -57,41 +48,37 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
 
     @property
     def num_neighbors(self) -> int:
-        """How many centers there are."""
+        """The number of centers."""
         return 0 if self.centers_ is None else len(self.centers_)
 
     def __sklearn_is_fitted__(self) -> bool:
         return self.centers_ is not None
 
     def kneighbors(self, X=None, n_neighbors: int = 5, return_distance: bool = True):
-        """Distances and numbers of each sample's nearest centers, nearest first, by the kernel's own distance.
+        """Find each sample's nearest centers, nearest first, by the kernel's own distance.
 
-        X [N, D], or None for the centers themselves, each without itself -> [N, K] and [N, K] (or the numbers alone).
+        X [N, D], or None for the centers themselves, each without itself. Returns distances and
+        center numbers [N, n_neighbors], or the numbers alone.
         """
-        self._require_fitted()
+        self._check_fitted()
         if check_int("n_neighbors", n_neighbors) > self.num_neighbors:
             raise ValueError(
                 f"n_neighbors={n_neighbors!r} of {self.num_neighbors} centers: give 1 up to as many"
             )
-        x = (
-            self.centers_
-            if X is None
-            else check_features(self, X, reset=False).to(self.centers_.device)
-        )
-        own = torch.arange(len(x), device=x.device) if X is None else None
-        distance, index = nearest(x, self.centers_, n_neighbors, self._kernel(), own)
-        return (
-            (like_input(distance, X), like_input(index, X))
-            if return_distance
-            else like_input(index, X)
-        )
+        if X is None:
+            x = self.centers_
+            exclude = torch.arange(len(x), device=x.device)
+        else:
+            x = check_features(self, X, reset=False).to(self.centers_.device)
+            exclude = None
+        distance, index = nearest(x, self.centers_, n_neighbors, self._kernel(), exclude)
+        index = like_input(index, X)
+        return (like_input(distance, X), index) if return_distance else index
 
     def _kernel(self) -> Kernel:
-        """What the settings say, checked."""
-        kernel = make_kernel(
-            self.kernel, self._exponent(), self.epsilon, self.influence_cone_factor, self.scales
-        )
-        check_choice("predictor", self.predictor, PREDICTORS)
+        check_choice("predictor", self.predictor, ("interpolation", "nearest"))
+        factor = self.influence_cone_factor
+        kernel = make_kernel(self.kernel, self._exponent(), self.epsilon, factor, self.scales)
         return UniformKNN(1, kernel) if self.predictor == "nearest" else kernel
 
     def _exponent(self) -> float:
@@ -100,8 +87,8 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
     def _rule(self) -> CondensingRule:
         raise NotImplementedError
 
-    def _encoded(self, y, more: bool) -> Tensor:
-        """Labels or targets as they are stored; `more`: of the kind that earlier ones were."""
+    def _encode(self, y, more: bool, classes=None) -> Tensor:
+        """Turn labels or targets into what is stored; `more`: they join earlier ones."""
         raise NotImplementedError
 
     def _check_settings(self) -> None:
@@ -111,21 +98,19 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
         check_number("target_accuracy", self.target_accuracy, "(0, 1]")
         check_seed(self.seed)
 
+    def _check_fitted(self) -> None:
+        check_is_fitted(self, msg="This %(name)s instance is not fitted yet: call fit or load one")
+
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         super()._restore(tensors)
-        centers, values = self.centers_, self.values_
-        if (
-            centers.ndim != 2
-            or len(centers) != len(values)
-            or centers.shape[1] != self.n_features_in_
-        ):
-            raise ValueError(
-                f"centers {tuple(centers.shape)} and values {tuple(values.shape)} don't belong together"
-            )
+        centers = tuple(self.centers_.shape)
+        values = tuple(self.values_.shape)
+        if centers != (len(self.values_), self.n_features_in_):
+            raise ValueError(f"centers {centers} and values {values} don't belong together")
         self._kernel()
 
-    def _warn_of_kernel(self, x: Shaped[Tensor, "N D"]) -> None:
-        """Of what a kernel given by name can't tell apart: x and -x, or distances that its epsilon blots out."""
+    def _warn_about_kernel(self, x: Shaped[Tensor, "N D"]) -> None:
+        """Warn where a kernel given by name takes different samples for one."""
         if x.dtype == torch.uint8 or not isinstance(self.kernel, str):
             return
         if self.kernel == "cosine" and float(x.amin()) < 0:
@@ -136,197 +121,185 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
             )
         if self.kernel.startswith("cosine"):
             return  # whose epsilon is one of cosines
-        spread = float(subsample(x, wide_dtype(x)).std(0, correction=0).amax())
-        if 0 < spread < BLOTTED * self.epsilon:
+        deviation = float(subsample(x, wide_dtype(x)).std(0, correction=0).amax())
+        if 0 < deviation < EPSILON_MARGIN * self.epsilon:
             warnings.warn(
-                f"X varies by {spread:.2g}, which epsilon={self.epsilon:g} blots out: scale X, or give less epsilon",
+                f"X varies by {deviation:.2g}, which epsilon={self.epsilon:g} blots out: "
+                "scale X, or give less epsilon",
                 stacklevel=5,
             )
 
-    def _require_fitted(self) -> None:
-        if self.centers_ is None:
-            raise NotFittedError(
-                f"This {type(self).__name__} instance is not fitted yet: call fit or load one"
-            )
-
-    def _learn(self, x: Shaped[Tensor, "N D"], y: Shaped[Tensor, "N *V"], more: bool) -> None:
-        """Condense a set at hand into new centers, or into `more` of them."""
-        self._warn_of_kernel(x)
+    def _fit(self, X, y, more: bool, classes=None):
+        """Condense samples or a stream of batches, into new centers or into `more` of them."""
+        self._check_settings()
+        if is_stream(X):
+            self._fit_stream(X, more, classes)
+            return self
+        x, y = self._check_batch(X, y, more, classes)
+        self._warn_about_kernel(x)
         device = resolve_device(self.device)
         if x.device != device:
             x = x.to(device=device, dtype=storage_dtype(x))
         y = y.to(device)
-        centers = self._copied(device, storage_dtype(x)) if more else IndexedCenters(x, y)
-        self._grow(self._learner(x, y, centers), centers, len(x) * self.passes)
+        centers = self._start(x, y, more)
+        generator = make_generator(self.seed)
 
-    def _learner(self, x, y, centers: IndexedCenters | CopiedCenters) -> Callable[[Callback], None]:
-        """What adds samples of a set at hand to the centers, and tells `watch` how it goes on."""
-        passes = (
-            _blocks(x, y, order.to(x.device), self._block_rows(centers))
-            for order in self._orders(len(x))
-        )
-        return partial(condense_in_passes, passes, centers, self._kernel(), self._rule())
+        def blocks() -> Iterator[Batch]:
+            order = torch.arange(len(x))
+            if self.shuffle:
+                order = torch.randperm(len(x), generator=generator)
+            start = 0
+            while start < len(x):
+                numbers = order[start : start + self._block_rows(centers)].to(device)
+                yield x[numbers].to(torch.float32), y[numbers], None if more else numbers
+                start += len(numbers)
 
-    def _learn_stream(self, batches: Iterable, more: bool) -> None:
-        """The same from (x, y) batches, in the order they come; only the centers are kept."""
+        self._condense((blocks() for _ in range(self.passes)), centers, len(x) * self.passes)
+        return self
+
+    def _fit_stream(self, batches: Iterable, more: bool, classes) -> None:
+        """Condense (x, y) batches in the order they come; only the centers stay in memory."""
         if self.passes > 1 and isinstance(batches, Iterator):
             raise ValueError(
-                f"passes={self.passes!r} over an iterator, which ends: give a DataLoader, or passes=1"
+                f"passes={self.passes!r} over an iterator, which ends: "
+                "give a DataLoader, or passes=1"
             )
-        device, once = resolve_device(self.device), iter(batches)
-        first = next(once, None)
+        rest = iter(batches)
+        first = next(rest, None)
         if first is None:
             raise ValueError("X hands out no batches: give at least one")
-        x, y = self._taken(first, more)
-        self._warn_of_kernel(x)
-        kept = storage_dtype(x)
-        centers = (
-            self._copied(device, kept)
-            if more
-            else CopiedCenters(x[:0].to(device, kept), y[:0].to(device))
-        )
+        x, y = self._check_batch(first[0], first[1], more, classes)
+        self._warn_about_kernel(x)
+        dtype = storage_dtype(x)
+        device = resolve_device(self.device)
+        centers = self._start(x.to(device), y.to(device), more)
 
-        def checked(batch) -> tuple[Tensor, Tensor]:
-            """A batch, held to the first one's type."""
-            x, y = self._taken(batch, True)
-            if storage_dtype(x) != kept:
-                raise ValueError(
-                    f"X hands out {x.dtype} after {kept}: give all batches in one type"
-                )
-            return x, y
-
-        def blocks(batches):
-            """Batches as the rule takes them, each on the device."""
-            for x, y in rebatch(map(checked, batches), self._block_rows(centers)):
+        def blocks(batches: Iterable) -> Iterator[Batch]:
+            checked = (self._check_batch(*batch[:2], True, dtype=dtype) for batch in batches)
+            for x, y in rebatch(checked, partial(self._block_rows, centers)):
                 yield x.to(device, torch.float32), y.to(device), None
 
-        passes = map(blocks, chain([chain([first], once)], repeat(batches, self.passes - 1)))
-        self._grow(
-            partial(condense_in_passes, passes, centers, self._kernel(), self._rule()),
-            centers,
-            None,
-        )
+        sources = chain([chain([first], rest)], repeat(batches, self.passes - 1))
+        self._condense(map(blocks, sources), centers, None)
 
-    def _taken(self, batch, more: bool) -> tuple[Shaped[Tensor, "B D"], Shaped[Tensor, "B *V"]]:
-        """A stream's batch, checked; `more`: to be like those before."""
-        x, y = check_features(self, batch[0], reset=not more), self._encoded(batch[1], more)
-        check_consistent_length(x, y)
-        return x, y
+    def _check_batch(self, X, y, more: bool, classes=None, dtype: torch.dtype | None = None):
+        x = check_features(self, X, reset=not more)
+        if dtype not in (None, storage_dtype(x)):
+            raise ValueError(f"X hands out {x.dtype} after {dtype}: give all batches in one type")
+        if y is not None:
+            check_consistent_length(x, y)
+        return x, self._encode(y, more, classes)
 
-    def _grow(
-        self,
-        learn: Callable[[Callback], None],
-        centers: IndexedCenters | CopiedCenters,
-        samples: int | None,
+    def _start(self, x: Shaped[Tensor, "N D"], y: Tensor, more: bool) -> GrowingCenters:
+        """Return no centers yet, or those there are: with the spare memory behind them, if any."""
+        dtype = storage_dtype(x)
+        if not more:
+            return GrowingCenters(x[:0].to(dtype), y[:0])
+        dtype = torch.promote_types(self.centers_.dtype, dtype)
+        grown = getattr(self, "_grown", None)
+        if grown is not None and grown.x.dtype == dtype and grown.x.shape == self.centers_.shape:
+            if grown.x.data_ptr() == self.centers_.data_ptr():
+                return grown.share_storage()
+        return GrowingCenters(self.centers_.to(x.device, dtype), self.values_.to(x.device))
+
+    def _block_rows(self, centers: GrowingCenters) -> int:
+        return block_rows(self._kernel(), centers, self._rule())
+
+    def _condense(
+        self, passes: Iterable[Iterable[Batch]], centers: GrowingCenters, samples: int | None
     ) -> None:
-        """Let centers be added, and take them over."""
         growth = []
-        with tqdm(
+        bar = tqdm(
             total=samples, unit=" samples", delay=5, leave=False, disable=not self.progress
-        ) as bar:
+        )
 
-            def watch(samples: int, neighbors: int) -> None:
-                growth.append(neighbors)
-                bar.set_postfix(neighbors=neighbors, refresh=False)
-                bar.update(samples)
+        def callback(samples: int, neighbors: int) -> None:
+            growth.append(neighbors)
+            bar.set_postfix(neighbors=neighbors, refresh=False)
+            bar.update(samples)
 
-            learn(watch)
+        with bar:
+            condense_in_passes(passes, centers, self._kernel(), self._rule(), callback)
         self.growth_ = torch.tensor(growth)
-        self._grown = centers if isinstance(centers, CopiedCenters) else None
-        self.indices_ = None if self._grown is not None else centers.numbers.clone()
-        self.centers_, self.values_ = centers.finished(storage_dtype(centers.x))
-
-    def _orders(self, samples: int) -> Iterator[Int64[Tensor, " N"]]:
-        """The samples' order in each pass: their own, or each time another."""
-        generator = make_generator(self.seed)
-        for _ in range(self.passes):
-            yield (
-                torch.randperm(samples, generator=generator)
-                if self.shuffle
-                else torch.arange(samples)
-            )
-
-    def _copied(self, device: torch.device, dtype: torch.dtype) -> CopiedCenters:
-        """The centers there are, with the room that an earlier call left behind them, in a type that holds new ones."""
-        grown, dtype = (
-            getattr(self, "_grown", None),
-            torch.promote_types(self.centers_.dtype, dtype),
-        )
-        same = (
-            grown is not None
-            and grown.x.data_ptr() == self.centers_.data_ptr()
-            and len(grown) == self.num_neighbors
-        )
-        if same and grown.x.dtype == dtype:
-            return grown.again()
-        return CopiedCenters(self.centers_.to(device, dtype), self.values_.to(device))
-
-    def _block_rows(self, centers: IndexedCenters | CopiedCenters) -> Callable[[], int]:
-        kernel, rule = self._kernel(), self._rule()
-        return lambda: block_rows(kernel, centers, rule)
+        self.indices_ = None if centers.numbers is None else centers.numbers.clone()
+        self.centers_ = centers.x
+        self.values_ = centers.y
+        self._grown = centers
 
     def _averages(self, X, average: Callable[[Tensor], Tensor]) -> Float[Tensor, "N V"]:
-        """`average(x)` of all samples, some thousands at a time."""
-        self._require_fitted()
+        """Compute `average(x)` of all samples, some thousands at a time."""
+        self._check_fitted()
         x = check_features(self, X, reset=False)
-        size = max(PREDICT_ROWS, PREDICT_NUMBERS // x.shape[1])
+        size = max(PREDICTED_ROWS, PREDICTED_NUMBERS // x.shape[1])
+        device = self.centers_.device
         with torch.no_grad():
-            return torch.cat(
-                [average(rows.to(self.centers_.device, torch.float32)) for rows in x.split(size)]
-            )
+            parts = [average(rows.to(device, torch.float32)) for rows in x.split(size)]
+        return torch.cat(parts)
 
     def __getstate__(self):
         state = super().__getstate__().copy()
         state.pop("_grown", None)
-        state["_buffers"] = {  # without the room to grow
-            name: part
-            if part is None or part.untyped_storage().nbytes() == part.nbytes
-            else part.clone()
-            for name, part in state["_buffers"].items()
-        }
+        buffers = state["_buffers"].items()  # copied without the spare memory behind them
+        state["_buffers"] = {name: None if part is None else part.clone() for name, part in buffers}
         return state
 
 
-def _blocks(x, y, order, rows: Callable[[], int]) -> Iterator[Batch]:
-    start = 0
-    while start < len(order):
-        numbers = order[start : start + rows()]
-        yield x[numbers].to(torch.float32), y[numbers], numbers
-        start += len(numbers)
-
-
-class CenterClassifier(ClassifierMixin, CenterEstimator):
-    """Classes by the shares of the weight that `_shares(x)` gives."""
-
-    saved_attributes = ("n_features_in_", "classes_")
+class ProbabilisticClassifier(ClassifierMixin):
+    """Predictions from `_class_probabilities` of rows, and `_probabilities` of whatever users give."""
 
     def _class_probabilities(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
         raise NotImplementedError
 
+    def _probabilities(self, X) -> Float[Tensor, "N C"]:
+        raise NotImplementedError
+
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
-        """Logarithms of the class probabilities, differentiable in x."""
-        self._require_fitted()
-        share = self._class_probabilities(x.flatten(1))
-        return share.clamp(min=torch.finfo(share.dtype).tiny).log()
+        """Return log class probabilities, differentiable in x."""
+        self._check_fitted()
+        return _log(self._class_probabilities(x.flatten(1)))
 
     def predict_log_proba(self, X):
-        """Logarithms of the class probabilities [N, C]; a class without weight has about -87, not -inf."""
-        return like_input(self._averages(X, self), X)
+        """Return log class probabilities [N, C]; about -87, not -inf, for a class of no weight."""
+        return like_input(_log(self._probabilities(X)), X)
 
     def predict_proba(self, X):
-        """Each class's share of the weight, [N, C]."""
-        return like_input(self._averages(X, self._class_probabilities), X)
+        """Return class probabilities [N, C]: each class's fraction of the weight."""
+        return like_input(self._probabilities(X), X)
 
     def predict(self, X):
-        """The class of the largest share, [N]; a tensor for tensors, where the classes are whole numbers."""
-        place = self._averages(X, self._class_probabilities).argmax(1)
+        """Return the most probable class [N], as a tensor for tensors if labels are integers."""
+        index = self._probabilities(X).argmax(1)
         if isinstance(X, Tensor) and self.classes_.dtype.kind in "iub":
-            return torch.from_numpy(self.classes_).to(X.device)[place.to(X.device)]
-        return self.classes_[place.cpu().numpy()]
+            return torch.from_numpy(self.classes_).to(X.device)[index.to(X.device)]
+        return self.classes_[index.cpu().numpy()]
 
     def score(self, X, y, sample_weight=None) -> float:
-        """The share of X [N, D] whose predicted label is y's [N]."""
-        guess, y = as_array(self.predict(X)), check_labels(y)
-        check_consistent_length(guess, y)
-        right = guess == y
-        return float(np.average(right, weights=sample_weight))
+        """Return the accuracy on X [N, D] and labels y [N]."""
+        predicted = as_array(self.predict(X))
+        return accuracy_score(as_array(y), predicted, sample_weight=sample_weight)
+
+
+def _log(probabilities: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
+    return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
+
+
+class CenterClassifier(ProbabilisticClassifier, CenterEstimator):
+    """Base of the classifiers over centers, whose class probabilities are fractions of the weight.
+
+    Attributes
+    ----------
+    centers_, values_ : Tensor [M, D], [M, ...]
+        The centers, and their class numbers [M] or class probabilities [M, C].
+    classes_ : ndarray [C]
+
+    Examples
+    --------
+    >>> from nnlib.neighbors import CenterClassifier, DynamicClassifier
+    >>> issubclass(DynamicClassifier, CenterClassifier)
+    True
+    """
+
+    saved_attributes = ("n_features_in_", "classes_")
+
+    def _probabilities(self, X) -> Float[Tensor, "N C"]:
+        return self._averages(X, self._class_probabilities)

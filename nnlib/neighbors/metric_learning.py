@@ -1,7 +1,4 @@
-"""Maps that a metric is learned as: linear, residual (x + f(x)), or a network of two hidden layers.
-
-A metric learned before neighbors are chosen: a map after which samples of a class lie together.
-"""
+"""A learned metric: an encoder after which samples of a class are neighbors."""
 
 import numpy as np
 import torch
@@ -25,34 +22,35 @@ from nnlib._common.validation import (
 )
 from nnlib.attention import MATMUL_DTYPES, CosineSoftmax, class_log_probabilities
 from nnlib.distances import wide_dtype
-from nnlib.neighbors.optim import SMALL, default_batch_size, minimize_adam
+from nnlib.neighbors.optim import minimize_adam
 
 ENCODERS = ("linear", "residual", "network")
+PROXIES = 300  # by default, or one a class if there are more classes
+TRANSFORMED_ROWS = 8192  # at a time
 
 
-class Standard(nn.Module):
-    """Features less their mean, over one common deviation, so that learning rates mean the same for all data."""
+class Standardizer(nn.Module):
+    """Features less their mean, over one common deviation: learning rates suit any unit."""
 
     def __init__(self, features: int):
         super().__init__()
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("deviation", torch.ones(()))
 
-    def pairwise(self, x: Shaped[Tensor, "N D"]) -> None:
-        """Take both from training samples [N, D] of any type, a block at a time."""
-        parts = x.split(max(1, BLOCK_NUMBERS // x.shape[1]))
-        self.mean.copy_(sum(part.to(wide_dtype(part)).sum(0) for part in parts) / len(x))
-        square = sum(
-            float((part.to(wide_dtype(part)) - self.mean).square().sum()) for part in parts
-        )
-        self.deviation.fill_((square / x.numel()) ** 0.5 or 1.0)
+    def measure(self, x: Shaped[Tensor, "N D"]) -> None:
+        """Take mean and deviation from training samples [N, D] of any type, a block at a time."""
+        blocks = x.split(max(1, BLOCK_NUMBERS // x.shape[1]))
+        wide = wide_dtype(x)
+        self.mean.copy_(sum(block.to(wide).sum(0) for block in blocks) / len(x))
+        squares = sum(float((block.to(wide) - self.mean).square().sum()) for block in blocks)
+        self.deviation.fill_((squares / x.numel()) ** 0.5 or 1.0)
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         return (x.float() - self.mean) / self.deviation
 
 
 class Residual(nn.Module):
-    """x + f(x), f a hidden layer that starts at 0: the published code's learned transform, unfinished there."""
+    """x + f(x), f a hidden layer that starts at 0: the published code's learned transform."""
 
     def __init__(self, features: int, width: int, dropout: float):
         super().__init__()
@@ -66,51 +64,65 @@ class Residual(nn.Module):
 
 
 def make_encoder(
-    shape: str, features: int, dim: int, width: int, dropout: float, drop_inputs: float
+    name: str, features: int, dim: int, width: int, dropout: float, drop_inputs: float
 ) -> nn.Sequential:
-    """The map [B, features] -> [B, dim] (residual: [B, features]) of that name; raises ValueError for another name."""
-    check_choice("map", shape, ENCODERS)
-    first = [Standard(features), nn.Dropout(drop_inputs)]
-    if shape == "linear":
-        return nn.Sequential(*first, nn.Linear(features, dim))
-    if shape == "residual":
-        return nn.Sequential(*first, Residual(features, width, dropout))
-    return nn.Sequential(
-        *first,
-        *_hidden(features, width, dropout),
-        *_hidden(width, width, dropout),
-        nn.Linear(width, dim),
-    )
-
-
-def _hidden(before: int, after: int, dropout: float) -> list[nn.Module]:
-    return [
-        nn.Linear(before, after, bias=False),
-        nn.BatchNorm1d(after),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-    ]
-
-
-PROXIES = 300  # where their number is left open, or one a class if there are more
-TRANSFORMED = 8192  # samples at a time
+    """Make the encoder [B, features] -> [B, dim] of that name; "residual" keeps the features."""
+    check_choice("map", name, ENCODERS)
+    layers = [Standardizer(features), nn.Dropout(drop_inputs)]
+    if name == "residual":
+        return nn.Sequential(*layers, Residual(features, width, dropout))
+    last = features
+    for size in (width, width) if name == "network" else ():
+        layers += [nn.Linear(last, size, bias=False), nn.BatchNorm1d(size)]
+        layers += [nn.ReLU(), nn.Dropout(dropout)]
+        last = size
+    return nn.Sequential(*layers, nn.Linear(last, dim))
 
 
 class NCATransformer(
     SafetensorsMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, nn.Module
 ):
-    """Samples [N, D] to unit rows [N, dim], in whose cosines those of a class are neighbors.
+    """Encode samples as unit rows, among whose cosines those of a class are the largest.
 
-    map: "linear"; "residual", x + f(x), which keeps the features; or "network" of two hidden layers of `width`, batch
-    norm and `dropout`. drop_inputs: share of the features hidden while learning. adversarial: also learn from each row
-    moved so far, as a share of a row's usual length, to where the loss is higher (twice the time; features should be
-    alike in scale). The loss is neighborhood component analysis's at `temperature`: against `proxies` centers (None:
-    300, or one a class where those are more), as many of each class, that learn along and are then left behind
-    (`proxies_`, for who wants to start from them), or, with proxies=0, against the rest of the batch. batch_size and lr
-    are PrototypeClassifier's, without a spread. matmul_dtype: "bfloat16" for the map's products while it learns. Sources: J.
-    Goldberger et al., Neighbourhood Components Analysis (2004); Y. Movshovitz-Attias et al., No Fuss Distance Metric
-    Learning using Proxies (2017); I. Goodfellow et al., Explaining and Harnessing Adversarial Examples (2015); x +
-    f(x): J. Loverich.
+    The loss is neighborhood component analysis's, against proxies that learn along.
+
+    Parameters
+    ----------
+    map : {"network", "linear", "residual"}
+        Two hidden layers of `width` with batch norm and `dropout`, a matrix, or x + f(x), which
+        keeps the features.
+    dim : int, default=64
+        Features of a row, where the map doesn't keep them.
+    proxies : int, optional
+        How many, as many of each class: None for 300, or one a class where those are more. 0 for
+        the rest of the batch in their place.
+    drop_inputs : float
+        Fraction of the features hidden while learning.
+    adversarial : float
+        Also learn from rows moved that far, relative to a row's usual length, to where the loss is
+        higher. Takes twice the time.
+    temperature, epochs, batch_size, lr
+        As PrototypeClassifier's; `lr` is absolute.
+    matmul_dtype : {"float32", "bfloat16"}
+        Of the map's products while it learns.
+
+    Attributes
+    ----------
+    map_, proxies_, losses_
+        The encoder, the proxies [K, dim], and each epoch's mean loss.
+
+    References
+    ----------
+    J. Goldberger et al., Neighbourhood Components Analysis, 2004. Y. Movshovitz-Attias et al., No
+    Fuss Distance Metric Learning using Proxies, 2017. I. Goodfellow et al., Explaining and
+    Harnessing Adversarial Examples, 2015.
+
+    Examples
+    --------
+    >>> X = [[0.0, 0.0], [1.0, 0.0], [0.0, 5.0], [1.0, 5.0]]
+    >>> metric = NCATransformer("linear", dim=2, epochs=1).fit(X, [0, 0, 1, 1])
+    >>> metric.transform(X).shape
+    (4, 2)
     """
 
     saved_attributes = ("n_features_in_", "classes_")
@@ -134,125 +146,115 @@ class NCATransformer(
         progress: bool = True,
     ):
         super().__init__()
-        self.map, self.dim, self.proxies, self.temperature, self.width = (
-            map,
-            dim,
-            proxies,
-            temperature,
-            width,
-        )
-        self.dropout, self.drop_inputs, self.adversarial = dropout, drop_inputs, adversarial
-        self.epochs, self.batch_size = epochs, batch_size
-        self.lr, self.matmul_dtype, self.seed, self.device, self.progress = (
-            lr,
-            matmul_dtype,
-            seed,
-            device,
-            progress,
-        )
+        self.map = map
+        self.dim = dim
+        self.proxies = proxies
+        self.temperature = temperature
+        self.width = width
+        self.dropout = dropout
+        self.drop_inputs = drop_inputs
+        self.adversarial = adversarial
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.matmul_dtype = matmul_dtype
+        self.seed = seed
+        self.device = device
+        self.progress = progress
 
     def fit(self, X, y=None):
-        """Learn the map from X [N, D] and labels y [N]; raises ValueError for NaN, lengths, settings without sense."""
-        x, y = check_features(self, X, reset=True), check_labels(y)
+        """Learn from X [N, D] and labels y [N]; ValueError for NaN or settings without sense."""
+        x = check_features(self, X, reset=True)
+        y = check_labels(y)
         check_consistent_length(x, y)
         self.classes_ = np.unique(y)
         self._check_settings()
         if len(x) < 2:
             raise ValueError("X has n_samples=1, which is no one's neighbor: give two or more")
         device = resolve_device(self.device)
-        x, y = x.to(device), encode_labels(y, self.classes_).to(device)
+        x = x.to(device)
+        y = encode_labels(y, self.classes_).to(device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(check_seed(self.seed))
-            self.map_ = self._map().to(device)
-            self.map_[0].pairwise(x)
-            self._descend(x, y)
+            self.map_ = self._make_encoder().to(device)
+            self.map_[0].measure(x)
+            self._learn(x, y)
         self.map_.eval().requires_grad_(False)
         return self
 
-    def _descend(self, x: Shaped[Tensor, "N D"], y: Int64[Tensor, " N"]) -> None:
+    def _learn(self, x: Shaped[Tensor, "N D"], y: Int64[Tensor, " N"]) -> None:
         count = max(PROXIES, len(self.classes_)) if self.proxies is None else self.proxies
-        owner = torch.arange(count, device=x.device) % len(self.classes_)
-        proxies = nn.Parameter(
-            normalize(torch.randn(count, self._n_features_out).to(x.device), dim=1)
-        )
-        average = torch.optim.swa_utils.AveragedModel(
-            self.map_, multi_avg_fn=_ema, use_buffers=True
-        )
+        labels = torch.arange(count, device=x.device) % len(self.classes_)
+        start = torch.randn(count, self._n_features_out).to(x.device)
+        proxies = nn.Parameter(normalize(start, dim=1))
+        swa = torch.optim.swa_utils.AveragedModel
+        average = swa(self.map_, multi_avg_fn=_update_average, use_buffers=True)
+        reduced = self.matmul_dtype == "bfloat16"
 
-        def at(seen: Float[Tensor, "B D"], labels: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
-            """The loss where rows are, in deviations."""
-            with torch.autocast(
-                x.device.type, torch.bfloat16, enabled=self.matmul_dtype == "bfloat16"
-            ):
-                found = self.map_[1:](seen)
-            return self._loss(normalize(found.float(), dim=1), labels, proxies, owner)
+        def loss_at(inputs: Float[Tensor, "B D"], y: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
+            """The loss of standardized inputs."""
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=reduced):
+                z = self.map_[1:](inputs)
+            return self._loss(normalize(z.float(), dim=1), y, proxies, labels)
 
         def loss(rows: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
-            """The loss of a batch, after the step before it has joined the running mean."""
-            average.update_parameters(self.map_)
-            seen, labels = self.map_[0](x[rows]), y[rows]
-            here = at(seen.requires_grad_(self.adversarial > 0), labels)
+            average.update_parameters(self.map_)  # with the step before
+            inputs = self.map_[0](x[rows]).requires_grad_(self.adversarial > 0)
+            clean = loss_at(inputs, y[rows])
             if not self.adversarial:
-                return here
-            (uphill,) = torch.autograd.grad(here, seen, retain_graph=True)
-            step = self.adversarial * seen.shape[1] ** 0.5
-            return (here + at(seen.detach() + step * normalize(uphill, dim=1), labels)) / 2
+                return clean
+            (gradient,) = torch.autograd.grad(clean, inputs, retain_graph=True)
+            step = self.adversarial * inputs.shape[1] ** 0.5 * normalize(gradient, dim=1)
+            return (clean + loss_at(inputs.detach() + step, y[rows])) / 2
 
         rates = [(part, self.lr) for part in (*self.map_.parameters(), proxies)]
-        size = default_batch_size(self.batch_size, len(x))
-        small = size * sum(rate[0].numel() for rate in rates) < SMALL
-        self.losses_ = minimize_adam(
-            loss, rates, len(x), self.epochs, size, self.seed, self.progress, small
-        )
-        self.map_, self.proxies_ = average.module, normalize(proxies.detach(), dim=1)
+        run = (len(x), self.epochs, self.batch_size, self.seed, self.progress)
+        self.losses_ = minimize_adam(loss, rates, *run)
+        self.map_ = average.module
+        self.proxies_ = normalize(proxies.detach(), dim=1)
 
     def _loss(
-        self, z: Float[Tensor, "B D"], y: Int64[Tensor, " B"], proxies, owner
+        self, z: Float[Tensor, "B D"], y: Int64[Tensor, " B"], proxies, labels
     ) -> Float[Tensor, ""]:
-        kernel, classes = CosineSoftmax(self.temperature), len(self.classes_)
-        if self.proxies != 0:
-            found = class_log_probabilities(z, proxies, owner, classes, kernel)
-        else:
-            found = class_log_probabilities(
-                z, z, y, classes, kernel, exclude=torch.arange(len(z), device=z.device)
-            )
-        return -found.gather(1, y[:, None]).mean()
+        exclude = None
+        if self.proxies == 0:
+            proxies, labels = z, y
+            exclude = torch.arange(len(z), device=z.device)
+        kernel = CosineSoftmax(self.temperature)
+        classes = len(self.classes_)
+        logs = class_log_probabilities(z, proxies, labels, classes, kernel, exclude=exclude)
+        return -logs.gather(1, y[:, None]).mean()
 
     def transform(self, X) -> Float[Tensor, "N dim"]:
-        """The rows, on the device where X lies."""
+        """Return the unit rows [N, dim], on the device of X."""
         check_is_fitted(self)
         x = check_features(self, X, reset=False)
         self.map_.eval()  # whatever mode a module around it was put in since
         device = next(self.map_.buffers()).device
         with torch.no_grad():
-            parts = [
-                normalize(self.map_(part.to(device)).float(), dim=1)
-                for part in x.split(TRANSFORMED)
-            ]
-        return like_input(torch.cat(parts), X)
+            blocks = x.split(TRANSFORMED_ROWS)
+            rows = [normalize(self.map_(block.to(device)).float(), dim=1) for block in blocks]
+        return like_input(torch.cat(rows), X)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = []  # float32 whatever comes
+        tags.transformer_tags.preserves_dtype = []  # float32 for any input
         return tags
 
-    def _map(self) -> nn.Sequential:
-        return make_encoder(
-            self.map, self.n_features_in_, self.dim, self.width, self.dropout, self.drop_inputs
-        )
+    def _make_encoder(self) -> nn.Sequential:
+        sizes = (self.n_features_in_, self.dim, self.width)
+        return make_encoder(self.map, *sizes, self.dropout, self.drop_inputs)
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {"proxies": self.proxies_} | {
-            f"map.{name}": part for name, part in self.map_.state_dict().items()
-        }
+        state = {f"map.{name}": part for name, part in self.map_.state_dict().items()}
+        return {"proxies": self.proxies_} | state
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         self.proxies_ = tensors.pop("proxies")
         with torch.device("meta"):  # so that a file's settings alone take no memory
-            self.map_ = self._map().eval().requires_grad_(False)
-        self.map_.load_state_dict(
-            {name.removeprefix("map."): part for name, part in tensors.items()}, assign=True
-        )
+            self.map_ = self._make_encoder().eval().requires_grad_(False)
+        state = {name.removeprefix("map."): part for name, part in tensors.items()}
+        self.map_.load_state_dict(state, assign=True)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "map_")
@@ -264,24 +266,23 @@ class NCATransformer(
     def _check_settings(self) -> None:
         for name in ("dim", "width", "epochs"):
             check_int(name, getattr(self, name))
-        if self.proxies is not None and 0 < check_int("proxies", self.proxies, 0) < len(
-            self.classes_
-        ):
+        classes = len(self.classes_)
+        if self.proxies is not None and 0 < check_int("proxies", self.proxies, 0) < classes:
             raise ValueError(
-                f"proxies={self.proxies!r} for {len(self.classes_)} classes: give one each at least, or 0"
+                f"proxies={self.proxies!r} for {classes} classes: give one each at least, or 0"
             )
         check_choice("matmul_dtype", self.matmul_dtype, MATMUL_DTYPES)
         for name in ("dropout", "drop_inputs", "adversarial"):
-            check_number(name, getattr(self, name), "[0, 1)", "a share in [0, 1)")
+            check_number(name, getattr(self, name), "[0, 1)", "a fraction in [0, 1)")
         for name in ("lr", "temperature"):
             check_number(name, getattr(self, name), "(0, inf)", "a positive number")
 
 
-def _ema(averages: list[Tensor], parts: list[Tensor], seen: Tensor) -> None:
-    """A running mean of the weights over the last thousand steps, or so many as there were."""
-    share = max(1e-3, float(1 / (seen / 10 + 1)))
+def _update_average(averages: list[Tensor], parts: list[Tensor], steps: Tensor) -> None:
+    """Update a running mean of the weights over the last thousand steps, or fewer at the start."""
+    fraction = max(1e-3, float(1 / (steps / 10 + 1)))
     for average, part in zip(averages, parts, strict=True):
         if average.is_floating_point():
-            average.lerp_(part, share)
+            average.lerp_(part, fraction)
         else:
             average.copy_(part)

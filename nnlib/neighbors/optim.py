@@ -1,4 +1,4 @@
-"""Gradient descent as small models need it: shuffled batches, Adam, one rise and fall of its rates."""
+"""Gradient descent for small models: shuffled batches, Adam, a one-cycle learning rate."""
 
 import math
 from collections.abc import Callable
@@ -12,19 +12,7 @@ from tqdm.auto import tqdm
 from nnlib._common.runtime import make_generator, single_thread
 from nnlib._common.validation import check_int
 
-SMALL = 1 << 22  # multiplications
-
-
-def default_batch_size(batch_size: int | None, samples: int) -> int:
-    """How many samples a step takes: a hundredth of all, 32 to 500, where that is left open.
-
-    So a small set has some thousand steps too, and a large one steps that keep a processor busy.
-    """
-    return (
-        min(max(samples // 100, 32), 500)
-        if batch_size is None
-        else check_int("batch_size", batch_size, 2)
-    )
+SMALL_STEP = 1 << 22  # multiplications in a step, below which more threads only delay it
 
 
 def minimize_adam(
@@ -32,27 +20,29 @@ def minimize_adam(
     rates: list[tuple[Tensor, float]],
     samples: int,
     epochs: int,
-    batch_size: int,
+    batch_size: int | None,
     seed: int | None,
     progress: bool = False,
-    small: bool = False,
 ) -> list[float]:
-    """Move (parameter, rate) pairs down the mean of `loss(rows)`; the mean loss of each epoch.
+    """Minimize the mean of `loss(rows)` over (parameter, rate) pairs; return each epoch's mean.
 
-    Batches are as equal as can be. Raises ValueError once the loss is no number. small: whether a step is so little
-    work that more than one thread only delays it.
+    A batch_size of None is a hundredth of the samples, 32 to 500: small sets have some thousand
+    steps too, and large ones steps that keep a processor busy. Raises ValueError once the loss is
+    not finite.
     """
+    if batch_size is None:
+        batch_size = min(max(samples // 100, 32), 500)
+    check_int("batch_size", batch_size, 2)
     device = rates[0][0].device
     groups = [{"params": [parameter], "lr": rate} for parameter, rate in rates]
     optimizer = torch.optim.Adam(groups, fused=device.type in ("cpu", "cuda"))
     batches = max(1, round(samples / batch_size))
-    steps = max(
-        6, epochs * batches
-    )  # a rise over a fifth of exactly five steps would have no length
-    turn = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, [rate for _, rate in rates], steps, pct_start=0.2
-    )
-    generator, losses = make_generator(seed), []
+    steps = max(6, epochs * batches)  # a fifth of five steps would be a rise of no length
+    max_rates = [rate for _, rate in rates]
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_rates, steps, pct_start=0.2)
+    generator = make_generator(seed)
+    losses = []
+    small = batch_size * sum(parameter.numel() for parameter, _ in rates) < SMALL_STEP
     with single_thread() if small else nullcontext():
         for _ in tqdm(range(epochs), unit=" epochs", delay=5, leave=False, disable=not progress):
             total = torch.zeros((), device=device)
@@ -61,11 +51,9 @@ def minimize_adam(
                 optimizer.zero_grad()
                 value.backward()
                 optimizer.step()
-                turn.step()
+                scheduler.step()
                 total += value.detach()
             losses.append(float(total) / batches)
             if not math.isfinite(losses[-1]):
-                raise ValueError(
-                    f"lr is too large: the loss came to {losses[-1]}, give a smaller lr"
-                )
+                raise ValueError(f"lr is too large: the loss is {losses[-1]}, give a smaller lr")
     return losses

@@ -7,34 +7,48 @@ import torch
 from jaxtyping import Float
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
-from sklearn.utils.validation import check_array, check_consistent_length
+from sklearn.utils.validation import check_array
 from torch import Tensor
 
-from nnlib._common.validation import (
-    as_array,
-    as_tensor,
-    check_features,
-    check_finite,
-    check_number,
-    is_stream,
-    like_input,
-)
+from nnlib._common.validation import as_array, as_tensor, check_finite, check_number, like_input
 from nnlib.attention import Kernel, attend
 from nnlib.neighbors.base import CenterEstimator
 from nnlib.neighbors.condensing.votes import CondensingRule
 
-LEAST, MOST = 4, 16  # what minus the exponent is, where it is left open
-
 
 class DynamicRegressor(RegressorMixin, CenterEstimator):
-    """Values by the weighted mean over all centers, which are the samples whose error reached `tolerance`.
+    """Predict values by the weighted mean over all centers: samples that the model got wrong.
 
-    tolerance: how far off one may be, in the targets' unit; 0.05 suits colours in 0..1, and less than the noise of what
-    is measured makes a center of every sample. A batch is learned until nothing is wrong or its mean absolute error is
-    at most `target_accuracy`, as published (at 0.8 that is mostly one round). exponent: None for minus the number of
-    features, from -4 (published) to -16: in many dimensions most samples are about as far, and only a steep fall lets
-    the near ones speak. The other settings are DynamicClassifier's; pictures are published with
-    kernel="influence_cone", tolerance=0.2.
+    Pictures are published with kernel="influence_cone", tolerance=0.2.
+
+    Parameters
+    ----------
+    exponent : float, optional
+        None for minus the number of features, from -4 (published) to -16: in many dimensions most
+        samples are about as far, and only a steep fall lets the near ones count.
+    tolerance : float, default=0.05
+        The Euclidean error, in the targets' unit, from which a sample is wrong. Below the noise of
+        the targets every sample becomes a center.
+    target_accuracy : float, default=0.8
+        A batch is learned until its mean absolute error is at most that; as published, at 0.8 that
+        is mostly one round.
+    kernel, epsilon, influence_cone_factor, scales, predictor, batch_size, max_neighbors, ...
+        As DynamicClassifier's.
+
+    Attributes
+    ----------
+    centers_, values_, indices_, growth_
+        As DynamicClassifier's; `values_` are the centers' targets [M, V].
+
+    References
+    ----------
+    J. Loverich, Dynamic and Deep Nearest Neighbors, 2023.
+
+    Examples
+    --------
+    >>> model = DynamicRegressor().fit([[0.0], [1.0], [2.0]], [0.0, 2.0, 4.0])
+    >>> model.predict([[1.0]]).round(3).tolist()
+    [2.0]
     """
 
     saved_attributes = ("n_features_in_", "y_shape_")
@@ -58,43 +72,34 @@ class DynamicRegressor(RegressorMixin, CenterEstimator):
         passes: int = 1,
     ):
         super().__init__()
-        self.kernel, self.exponent, self.epsilon = kernel, exponent, epsilon
-        self.influence_cone_factor, self.scales, self.predictor = (
-            influence_cone_factor,
-            scales,
-            predictor,
-        )
-        self.tolerance, self.batch_size, self.target_accuracy = (
-            tolerance,
-            batch_size,
-            target_accuracy,
-        )
-        self.max_neighbors, self.shuffle, self.seed = max_neighbors, shuffle, seed
-        self.device, self.progress, self.passes = device, progress, passes
+        self.kernel = kernel
+        self.exponent = exponent
+        self.epsilon = epsilon
+        self.influence_cone_factor = influence_cone_factor
+        self.scales = scales
+        self.predictor = predictor
+        self.tolerance = tolerance
+        self.batch_size = batch_size
+        self.target_accuracy = target_accuracy
+        self.max_neighbors = max_neighbors
+        self.shuffle = shuffle
+        self.seed = seed
+        self.device = device
+        self.progress = progress
+        self.passes = passes
 
     def fit(self, X, y=None):
-        """Learn from X [N, D] and targets y [N] or [N, V], in one pass over shuffled batches.
+        """Learn from X [N, D] and targets y [N] or [N, V], or a DataLoader of (x, y) batches.
 
-        X may be a DataLoader of (x, y) batches, taken in its own order. Raises ValueError as DynamicClassifier.fit.
+        Raises ValueError as DynamicClassifier.fit.
         """
-        return self._fit(X, y, more=False)
+        return self._fit(X, y, False)
 
     def partial_fit(self, X, y=None):
         """Go on learning: samples whose error reaches the tolerance join the centers."""
-        return self._fit(X, y, more=self.centers_ is not None)
+        return self._fit(X, y, self.centers_ is not None)
 
-    def _fit(self, X, y, more: bool):
-        self._check_settings()
-        if is_stream(X):
-            self._learn_stream(X, more)
-            return self
-        x = check_features(self, X, reset=not more)
-        values = self._encoded(y, more)
-        check_consistent_length(x, values)
-        self._learn(x, values, more)
-        return self
-
-    def _encoded(self, y, more: bool) -> Float[Tensor, "N V"]:
+    def _encode(self, y, more: bool, classes=None) -> Float[Tensor, "N V"]:
         if y is None:
             raise ValueError("requires y to be passed, but the target y is None")
         if not isinstance(y, Tensor):
@@ -103,7 +108,8 @@ class DynamicRegressor(RegressorMixin, CenterEstimator):
         shape = list(y.shape[1:])
         if more and shape != list(self.y_shape_):
             raise ValueError(
-                f"y has shape {tuple(y.shape)}: give targets [N, *{self.y_shape_}], as it was fitted on"
+                f"y has shape {tuple(y.shape)}: "
+                f"give targets [N, *{self.y_shape_}], as it was fitted on"
             )
         self.y_shape_ = shape
         return y.detach().to(torch.float32).reshape(len(y), math.prod(shape))
@@ -120,36 +126,35 @@ class DynamicRegressor(RegressorMixin, CenterEstimator):
     def _exponent(self) -> float:
         if self.exponent is not None:
             return self.exponent
-        return -float(
-            min(max(getattr(self, "n_features_in_", 0), LEAST), MOST)
-        )  # checked before a fit knows features
+        features = getattr(self, "n_features_in_", 0)  # settings are checked before a fit
+        return -float(min(max(features, 4), 16))
 
     def _rule(self) -> CondensingRule:
         return CondensingRule(
             values=lambda y: y,
-            evaluate=self._off,
+            evaluate=self._evaluate,
             target=1 - self.target_accuracy,
             rounds=None,
             batch_size=self.batch_size,
             max_neighbors=self.max_neighbors,
         )
 
-    def _off(self, mean: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return ~((mean - y).square().sum(1).sqrt() < self.tolerance), 1 - (mean - y).abs().mean()
+    def _evaluate(self, mean: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        right = (mean - y).square().sum(1).sqrt() < self.tolerance
+        return ~right, 1 - (mean - y).abs().mean()
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B V"]:
-        """The weighted mean of the centers' values, differentiable in x."""
-        self._require_fitted()
+        """Return the weighted mean of the centers' values, differentiable in x."""
+        self._check_fitted()
         return attend(x.flatten(1), self.centers_, self.values_, self._kernel())
 
     def predict(self, X):
-        """The weighted mean of the centers' values, [N] or [N, V] as the targets were."""
+        """Return the weighted mean of the centers' values, [N] or [N, V] as the targets were."""
         mean = self._averages(X, self)
         mean = like_input(mean.reshape(-1, *self.y_shape_), X)
-        return (
-            mean if isinstance(X, Tensor) else mean.astype(np.float64)
-        )  # as scikit-learn's regressors answer
+        # float64 for arrays, as scikit-learn's regressors return
+        return mean if isinstance(X, Tensor) else mean.astype(np.float64)
 
     def score(self, X, y, sample_weight=None) -> float:
-        """R^2 of the predictions, as scikit-learn's."""
+        """Return R^2 of the predictions, as scikit-learn's regressors do."""
         return r2_score(as_array(y), as_array(self.predict(X)), sample_weight=sample_weight)

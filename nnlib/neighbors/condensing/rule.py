@@ -1,7 +1,7 @@
-"""Condensing: keep as centers only the samples that the model gets wrong, batch by batch.
+"""Condensing: only samples that the model gets wrong become centers, batch by batch.
 
-The published rule, without its waiting: the centers found so far are compared with many batches in one product, and
-what those batches add meanwhile joins the sums of those that are still to come.
+The published rule, without its waiting: the centers so far are compared with many batches in one
+product, and those that a batch adds join the sums of the samples still to come.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nnlib._common.runtime import single_thread
 from nnlib.attention import InfluenceCone, Kernel, exact_products, is_worthwhile, unsupported_reason
-from nnlib.neighbors.condensing.centers import CopiedCenters, IndexedCenters
+from nnlib.neighbors.condensing.centers import GrowingCenters
 from nnlib.neighbors.condensing.votes import (
     BLOCK_ROWS,
     AdditiveVotes,
@@ -22,104 +22,99 @@ from nnlib.neighbors.condensing.votes import (
     GridVotes,
     RecomputedVotes,
     UniformKNNVotes,
+    VoteCache,
 )
 
-SEARCH_ROWS = (
-    4096  # where centers are searched: enough to sort them for, few enough to add few meanwhile
-)
-BLOCK_BYTES = 64 << 20  # for their distances, where a kernel needs them kept
+SEARCH_ROWS = 4096  # a block's size with a grid: worth sorting the centers for, yet adding few
+BLOCK_BYTES = 64 << 20  # for a block's cached distances
 
 Batch = tuple[Float[Tensor, "S D"], Shaped[Tensor, "S *V"], Int64[Tensor, " S"] | None]
-Callback = Callable[
-    [int, int], None
-]  # told how many samples more were seen, and how many centers there are
+Callback = Callable[[int, int], None]  # takes the number of samples seen since, and of centers
 
 
 def condense_in_passes(
     passes: Iterable[Iterable[Batch]],
-    centers: IndexedCenters | CopiedCenters,
+    centers: GrowingCenters,
     kernel: Kernel,
     rule: CondensingRule,
-    watch: Callback = lambda samples, neighbors: None,
+    callback: Callback,
 ) -> None:
-    """Condense pass after pass, each the blocks of a set, until one adds nothing new or the centers are too many."""
+    """Condense pass after pass, until one adds no new sample or the centers are too many."""
     before = centers.distinct
     for blocks in passes:
-        condense(blocks, centers, kernel, rule, watch)
-        now = centers.distinct
-        if now == before or len(centers) > rule.max_neighbors:
+        condense(blocks, centers, kernel, rule, callback)
+        distinct = centers.distinct
+        if distinct == before or len(centers) > rule.max_neighbors:
             return
-        before = now
+        before = distinct
 
 
 def condense(
     blocks: Iterable[Batch],
-    centers: IndexedCenters | CopiedCenters,
+    centers: GrowingCenters,
     kernel: Kernel,
     rule: CondensingRule,
-    watch: Callback = lambda samples, neighbors: None,
+    callback: Callback,
 ) -> None:
-    """Learn (x, y, numbers) blocks in their order, a batch at a time: what the model gets wrong joins `centers`.
+    """Learn blocks of (x, y, row numbers) in their order: wrong samples join `centers`.
 
-    The first batch of all becomes centers whole. A later one is predicted and its wrong samples added, until it is good
-    enough, nothing is wrong, or its rounds are over; a sample still wrong in the next round is added again. The pass
-    ends once the centers outnumber `rule.max_neighbors`. `watch(samples, neighbors)` is called after every batch.
+    The first batch of all becomes centers whole. A later one is predicted and its wrong samples
+    added, until it is good enough, nothing is wrong, or its rounds are over; a sample still wrong
+    in the next round is added again. The pass ends once the centers outnumber the rule's
+    `max_neighbors`. `callback` is called after every batch.
     """
     with torch.no_grad(), exact_products():
         for x, y, numbers in blocks:
-            kind = _votes_for(x, centers, kernel, rule)
-            with single_thread() if kind is GridVotes else nullcontext():
-                votes = kind(x, rule.values(y), centers, kernel, rule)
+            cache_class = _cache_class(len(x), centers, kernel, rule)
+            with single_thread() if cache_class is GridVotes else nullcontext():
+                votes = cache_class(x, rule.values(y), centers, kernel, rule)
                 for start in range(0, len(x), rule.batch_size):
                     if len(centers) > rule.max_neighbors:
                         return
                     rows = slice(start, min(start + rule.batch_size, len(x)))
-                    for picked in _wrong_rounds(votes, y, rows, centers, rule):
-                        centers.append(
-                            x[picked], y[picked], None if numbers is None else numbers[picked]
-                        )
-                        votes.add(picked, start)
-                    watch(rows.stop - start, len(centers))
+                    for chosen in _wrong_rounds(votes, y, rows, centers, rule):
+                        chosen_numbers = None if numbers is None else numbers[chosen]
+                        centers.append(x[chosen], y[chosen], chosen_numbers)
+                        votes.add(chosen, start)
+                    callback(rows.stop - start, len(centers))
 
 
 def _wrong_rounds(
-    votes, y, rows: slice, centers, rule: CondensingRule
+    votes: VoteCache, y: Tensor, rows: slice, centers: GrowingCenters, rule: CondensingRule
 ) -> Iterator[Int64[Tensor, " K"]]:
-    """What a batch adds, round by round; each round sees what the rounds before have added."""
+    """Yield what a batch adds, round by round; each round sees what earlier rounds added."""
     if len(centers) == 0:
         yield torch.arange(rows.start, rows.stop, device=y.device)
         return
-    rounds, before = 0, None
+    rounds = 0
+    before = None
     wrong, _ = rule.evaluate(votes.average(rows), y[rows])
     while rounds != rule.rounds and len(centers) <= rule.max_neighbors:
-        picked = wrong.nonzero()[:, 0]
-        if len(picked) == 0 or (
-            rule.rounds is None and before is not None and torch.equal(picked, before)
-        ):
-            return  # without a limit of rounds, samples that contradict each other would be added forever
-        before = picked
-        yield picked + rows.start
+        chosen = wrong.nonzero()[:, 0]
+        repeated = before is not None and torch.equal(chosen, before)
+        if len(chosen) == 0 or (rule.rounds is None and repeated):
+            return  # without a limit, samples that contradict each other would be added forever
+        before = chosen
+        yield chosen + rows.start
         rounds += 1
         wrong, quality = rule.evaluate(votes.average(rows), y[rows])
         if quality >= rule.target:
             return
 
 
-def _votes_for(
-    x: Tensor, centers: IndexedCenters | CopiedCenters, kernel: Kernel, rule: CondensingRule
-) -> type:
-    if len(x) <= SEARCH_ROWS and _searched(len(x), centers, kernel, rule):
+def _cache_class(rows: int, centers: GrowingCenters, kernel: Kernel, rule: CondensingRule) -> type:
+    if rows <= SEARCH_ROWS and _is_searchable(rows, centers, kernel, rule):
         return GridVotes
-    kept = 4 * len(x) * len(centers) if kernel.depends_on_others else 0
-    if len(x) > BLOCK_ROWS or kept > BLOCK_BYTES:  # a single batch is too much already
+    cached_bytes = 4 * rows * len(centers) if kernel.depends_on_others else 0
+    if rows > BLOCK_ROWS or cached_bytes > BLOCK_BYTES:  # a single batch is too large
         return RecomputedVotes
     if kernel.k is not None:
         return UniformKNNVotes
     return CachedDistanceVotes if kernel.depends_on_others else AdditiveVotes
 
 
-def _searched(
-    rows: int, centers: IndexedCenters | CopiedCenters, kernel: Kernel, rule: CondensingRule
+def _is_searchable(
+    rows: int, centers: GrowingCenters, kernel: Kernel, rule: CondensingRule
 ) -> bool:
     width = rule.values(centers.y[:1]).shape[1] + 1
     return (
@@ -129,15 +124,12 @@ def _searched(
     )
 
 
-def block_rows(
-    kernel: Kernel, centers: IndexedCenters | CopiedCenters, rule: CondensingRule
-) -> int:
-    """How many samples to compare at once: whole batches, and fewer of them where a kernel's distances are kept."""
-    rows = (
-        min(BLOCK_ROWS, BLOCK_BYTES // (4 * max(1, len(centers))))
-        if kernel.depends_on_others
-        else BLOCK_ROWS
-    )
-    if _searched(more := min(SEARCH_ROWS, 8 * len(centers)), centers, kernel, rule):
-        rows = more
+def block_rows(kernel: Kernel, centers: GrowingCenters, rule: CondensingRule) -> int:
+    """How many samples to compare at once: whole batches, fewer where distances are cached."""
+    rows = BLOCK_ROWS
+    if kernel.depends_on_others:
+        rows = min(BLOCK_ROWS, BLOCK_BYTES // (4 * max(1, len(centers))))
+    search_rows = min(SEARCH_ROWS, 8 * len(centers))
+    if _is_searchable(search_rows, centers, kernel, rule):
+        rows = search_rows
     return max(1, rows // rule.batch_size) * rule.batch_size
