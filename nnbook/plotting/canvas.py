@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nnbook.plotting import figures
 from nnlib.attention import attend
-from nnlib.image_codec import displayed, metric
+from nnlib.image_codec import opponent_to_rgb, shape_matrix
 
 STEP = 4  # pixels between the places that are asked while a slider moves
 
@@ -34,6 +34,6 @@ def thinned(model, kernel, height: int, width: int, centers: int) -> Image.Image
 
 def draw_free(axis, spots: Tensor, shapes: Tensor, tints: Tensor) -> None:
     """Free centers as ellipses: places [M, 2], shapes and opponent colours as the codec holds them."""
-    yy, yx, xx = metric(shapes)
+    yy, yx, xx = shape_matrix(shapes)
     matrices = torch.stack([yy, yx, yx, xx], 1).reshape(-1, 2, 2)
-    figures.ellipses(axis, spots, matrices, displayed(tints[:, None])[:, 0].expand(-1, 3))
+    figures.ellipses(axis, spots, matrices, opponent_to_rgb(tints[:, None])[:, 0].expand(-1, 3))

@@ -1,10 +1,9 @@
-"""Adaptive entropy coding over constriction's range coder: one code path writes and reads.
+"""Adaptive entropy coding with constriction's range coder: one code path writes and reads.
 
-Every method takes the numbers to write, or None to read them, and returns them; so the order of a format is written
-down once. Probabilities come from counts of what has gone through, in integers, and are the same on every machine.
+Every method takes the numbers to write and returns them. A coder that reads ignores the numbers it
+is given (any of the same shape will do) and returns those it reads, so that the order of a format
+is written down once. Probabilities come from integer counts and are the same on every machine.
 """
-
-from collections.abc import Callable
 
 import constriction
 import numpy as np
@@ -12,115 +11,109 @@ from jaxtyping import Int64
 
 from nnlib.errors import CorruptError
 
-Categorical, Uniform = constriction.stream.model.Categorical, constriction.stream.model.Uniform
-RangeEncoder, RangeDecoder = (
-    constriction.stream.queue.RangeEncoder,
-    constriction.stream.queue.RangeDecoder,
-)
+Categorical = constriction.stream.model.Categorical
+Uniform = constriction.stream.model.Uniform
+RangeDecoder = constriction.stream.queue.RangeDecoder
+RangeEncoder = constriction.stream.queue.RangeEncoder
 
-LARGE = 15  # from here on a magnitude is coded as the bit length of the rest, at most LARGE too, and its bits
-GAIN = 24  # how much one symbol adds to its count: what was seen soon outweighs what was supposed
-FORGET = 1 << 15  # a row's counts are halved from here on
-Codes = Int64[np.ndarray, " N"]
+ESCAPE = 15  # larger magnitudes are followed by what exceeds it: its bit length, then its bits
+INCREMENT = 24  # of a symbol's count when it is seen, so that data soon outweigh the prior
+COUNT_LIMIT = 1 << 15  # the counts of a context are halved beyond
+Array = Int64[np.ndarray, " N"]
 
 
 class AdaptiveModel:
-    """Counts of symbols [classes, symbols], each row one context's distribution so far."""
+    """Counts of symbols [contexts, symbols]: a row is one context's distribution so far."""
 
     def __init__(self, prior: np.ndarray, weight: int = 256):
-        share = prior / prior.sum(1, keepdims=True)
-        self.counts = np.maximum((share * weight).astype(np.int64), 1)
+        probabilities = prior / prior.sum(1, keepdims=True)
+        self.counts = np.maximum((probabilities * weight).astype(np.int64), 1)
 
-    def saw(self, classes: Codes, symbols: Codes) -> None:
-        np.add.at(self.counts, (classes, symbols), GAIN)
-        full = self.counts.sum(1) > FORGET
+    @classmethod
+    def geometric(cls, means) -> "AdaptiveModel":
+        """Magnitudes 0 ... ESCAPE, geometric with a mean for each context."""
+        means = np.array(means)[:, None]
+        ratio = means / (1 + means)
+        return cls((1 - ratio) * ratio ** np.arange(ESCAPE + 1))
+
+    def update(self, contexts: Array, symbols: Array) -> None:
+        """Count symbols that were coded."""
+        np.add.at(self.counts, (contexts, symbols), INCREMENT)
+        full = self.counts.sum(1) > COUNT_LIMIT
         self.counts[full] = (self.counts[full] + 1) // 2
 
 
-def magnitudes(means: np.ndarray) -> AdaptiveModel:
-    """A table for magnitudes 0 ... LARGE, each class supposed geometric with its mean."""
-    ratio = np.asarray(means, float)[:, None] / (1 + np.asarray(means, float)[:, None])
-    return AdaptiveModel((1 - ratio) * ratio ** np.arange(LARGE + 1))
-
-
 class Coder:
-    """Writes where made without words, reads the words [N] (uint32) otherwise. Raises CorruptError in reading."""
+    """Write without `data`; with it, read, and raise CorruptError where no encoder wrote that."""
 
-    def __init__(self, words: np.ndarray | None = None):
-        self.out = RangeEncoder() if words is None else None
-        self.into = None if words is None else RangeDecoder(words)
-        self.lengths = magnitudes([1.0, 1.0])
+    def __init__(self, data: bytes | None = None):
+        self.encoder = RangeEncoder()
+        self.decoder = None
+        self.section_ends: dict[str, int] = {}  # in bytes, of what was written
+        self.lengths = AdaptiveModel.geometric([1.0])
+        if data is not None:
+            padded = data + b"\0" * (-len(data) % 4)
+            self.decoder = RangeDecoder(np.frombuffer(padded, "<u4").astype(np.uint32))
 
-    def symbols(self, table: AdaptiveModel, classes: Codes, values: Codes | None = None) -> Codes:
-        """Symbols under the rows of `table` that their classes name; the table learns them afterwards."""
-        order = np.argsort(classes, kind="stable")
-        found = np.empty(len(classes), np.int64)
-        bounds = np.searchsorted(classes[order], np.arange(len(table.counts) + 1))
-        for row in np.flatnonzero(np.diff(bounds)):
-            at = order[bounds[row] : bounds[row + 1]]
-            counts = table.counts[row]
-            model = Categorical(counts / counts.sum(), perfect=False)
-            found[at] = self._through(model, None if values is None else values[at], len(at))
-        table.saw(classes, found)
-        return found
+    def symbols(self, model: AdaptiveModel, contexts: Array, values: Array) -> Array:
+        """Code symbols, each by its context's row of `model`, which learns them afterwards."""
+        result = np.empty(len(contexts), np.int64)
+        for context in np.unique(contexts):
+            index = np.flatnonzero(contexts == context)
+            counts = model.counts[context]
+            distribution = Categorical(counts / counts.sum(), perfect=False)
+            result[index] = self._code(distribution, values[index])
+        model.update(contexts, result)
+        return result
 
-    def integers(self, table: AdaptiveModel, classes: Codes, values: Codes | None = None) -> Codes:
-        """Signed integers below 2^15: magnitudes under `table`, what is above LARGE by its bits, and signs."""
-        size = None if values is None else np.abs(values)
-        found = self.symbols(table, classes, None if size is None else np.minimum(size, LARGE))
-        large = np.flatnonzero(found == LARGE)
+    def integers(self, model: AdaptiveModel, contexts: Array, values: Array) -> Array:
+        """Code signed integers below 2^15: magnitudes by `model`, and signs."""
+        magnitudes = np.abs(values)
+        result = self.symbols(model, contexts, np.minimum(magnitudes, ESCAPE))
+        large = np.flatnonzero(result == ESCAPE)
         if len(large):
-            found[large] += self._above(len(large), None if size is None else size[large] - LARGE)
-        some = np.flatnonzero(found)
-        negative = self.below(
-            np.full(len(some), 2), None if values is None else (values[some] < 0).astype(np.int64)
-        )
-        found[some] *= 1 - 2 * negative
-        return found
+            result[large] += self._excess(magnitudes[large] - ESCAPE)
+        nonzero = np.flatnonzero(result)
+        negative = self._bits(values[nonzero] < 0)
+        result[nonzero] *= 1 - 2 * negative
+        return result
 
-    def below(self, bounds: Codes, values: Codes | None = None) -> Codes:
-        """Integers 0 ... bound - 1, each as likely as the other."""
-        found = np.zeros(len(bounds), np.int64)
-        free = np.flatnonzero(bounds > 1)  # one possibility takes no bits
+    def uniform(self, bounds: Array, values: Array) -> Array:
+        """Code integers 0 ... bound - 1, all equally likely."""
+        result = np.zeros(len(bounds), np.int64)
+        free = np.flatnonzero(bounds > 1)  # a single possibility takes no bits
         if len(free):
-            sizes = bounds[free].astype(np.int32)
-            found[free] = self._through(Uniform(), None if values is None else values[free], sizes)
-        return found
+            result[free] = self._code(Uniform(), values[free], bounds[free].astype(np.int32))
+        return result
 
-    def _above(self, count: int, values: Codes | None) -> Codes:
-        lengths = None if values is None else np.frexp(values.astype(float))[1].astype(np.int64)
-        lengths = self.symbols(self.lengths, np.zeros(count, np.int64), lengths)
-        found = (lengths > 0).astype(np.int64)
+    def end_section(self, name: str) -> None:
+        """Remember how many bytes are written up to here."""
+        if self.decoder is None:
+            self.section_ends[name] = len(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """Return what was written, without trailing zeros, which a reader adds anyway."""
+        return self.encoder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+
+    def _bits(self, values) -> Array:
+        return self.uniform(np.full(len(values), 2), values)
+
+    def _excess(self, values: Array) -> Array:
+        """Code integers below 2^15: bit lengths, then all bits after the highest."""
+        lengths = np.frexp(values.astype(float))[1]
+        lengths = self.symbols(self.lengths, np.zeros(len(values), np.int64), lengths)
+        result = (lengths > 0).astype(np.int64)
         for bit in range(int(lengths.max()) - 1):
-            more = np.flatnonzero(lengths > bit + 1)
-            shift = lengths[more] - 2 - bit
-            bits = self.below(
-                np.full(len(more), 2), None if values is None else (values[more] >> shift) & 1
-            )
-            found[more] = 2 * found[more] + bits
-        return found
+            longer = np.flatnonzero(lengths > bit + 1)
+            shift = lengths[longer] - 2 - bit
+            result[longer] = 2 * result[longer] + self._bits(values[longer] >> shift & 1)
+        return result
 
-    def _through(self, model, values: Codes | None, size: int | np.ndarray) -> Codes:
-        given = () if isinstance(size, int) else (size,)
-        if self.out is not None:
-            self.out.encode(values.astype(np.int32), model, *given)
+    def _code(self, model, values: Array, *bounds) -> Array:
+        if self.decoder is None:
+            self.encoder.encode(values.astype(np.int32), model, *bounds)
             return values
         try:
-            return self.into.decode(model, *(given or (size,))).astype(np.int64)
+            return self.decoder.decode(model, *(bounds or [len(values)])).astype(np.int64)
         except AssertionError as error:
             raise CorruptError("its payload can't have come out of the encoder") from error
-
-    def words(self) -> np.ndarray:
-        """What was written, as uint32."""
-        return self.out.get_compressed()
-
-
-def written(walk: Callable[[Coder], object]) -> bytes:
-    """The bytes that a walk over the numbers writes; trailing zeros, which a reader supposes anyway, are left out."""
-    coder = Coder()
-    walk(coder)
-    return coder.words().astype("<u4").tobytes().rstrip(b"\0")
-
-
-def reader(payload: bytes) -> Coder:
-    return Coder(np.frombuffer(payload + b"\0" * (-len(payload) % 4), "<u4").astype(np.uint32))

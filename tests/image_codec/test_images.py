@@ -1,4 +1,4 @@
-"""The codec: its average against the core, its numbers through the coder, whole files, and files that were tampered."""
+"""The codec: its average against the core, its numbers through the coder, whole and forged files."""
 
 import inspect
 import struct
@@ -13,21 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nnlib.attention.dispatch import attend
-from nnlib.attention.kernels import DotProduct
+from nnlib.attention import DotProduct, attend
 from nnlib.datasets import load_photo
-from nnlib.image_codec import bitstream, center_coding, codec, lapped_cosine
-from nnlib.image_codec.codec import decode, encode, info
-from nnlib.image_codec.entropy_coder import CorruptError, magnitudes, reader, written
+from nnlib.errors import CorruptError
+from nnlib.image_codec import bitstream, center_coding, decode, encode, info, lapped_cosine
+from nnlib.image_codec.__main__ import main
+from nnlib.image_codec.entropy_coder import AdaptiveModel, Coder
 from nnlib.image_codec.splatting import (
-    NEARBY,
+    CENTERS_PER_TILE,
     TileGrid,
+    add_error_gradients,
     coefficients,
-    metric,
     monomials,
     render,
     select_centers,
-    squared_error,
+    shape_matrix,
 )
 
 FEW = 8  # steps of gradient: enough to make a file
@@ -56,9 +56,9 @@ def everywhere(places, shapes, values, height, width, zoom=1):
     ("height", "width", "zoom"), [(16, 16, 1), (33, 50, 1), (1, 1, 1), (5, 47, 3)]
 )
 def test_tiles_that_see_every_center_are_the_core(height, width, zoom):
-    parts = scattered(NEARBY, height, width)
+    parts = scattered(CENTERS_PER_TILE, height, width)
     grid = TileGrid(height, width, zoom)
-    drawn = render(grid, *parts, select_centers(grid, *parts[:2]))
+    drawn = render(grid, *parts)
     assert (drawn - everywhere(*parts, height, width, zoom)).abs().max() <= 1e-4
 
 
@@ -66,23 +66,19 @@ def test_tiles_that_see_every_center_are_the_core(height, width, zoom):
 def test_tiles_leave_out_little(count):
     parts = scattered(count, 160, 200)
     grid = TileGrid(160, 200)
-    error = (
-        render(grid, *parts, select_centers(grid, *parts[:2])) - everywhere(*parts, 160, 200)
-    ).abs()
+    error = (render(grid, *parts) - everywhere(*parts, 160, 200)).abs()
     assert error.mean() <= 2e-3 and error.square().mean().sqrt() <= 1e-2  # 40 dB below full scale
 
 
 def test_error_and_gradients_are_the_core_s():
-    exact = [part.double().requires_grad_() for part in scattered(NEARBY, 40, 33)]
+    exact = [part.double().requires_grad_() for part in scattered(CENTERS_PER_TILE, 40, 33)]
     picture = torch.rand(40, 33, 3, generator=torch.Generator().manual_seed(1))
     (everywhere(*exact, 40, 33) - picture).square().sum().backward()
     grid, parts = TileGrid(40, 33), [part.detach().float().requires_grad_() for part in exact]
-    near = select_centers(grid, *(part.detach() for part in parts[:2]))
-    error = squared_error(
-        grid, grid.tiled(picture), grid.tiled(torch.ones(40, 33, 1)), *parts, near
-    )
-    error.backward()
-    drawn = render(grid, *(part.detach() for part in parts), near)
+    selected = select_centers(grid, *parts[:2])
+    inside = grid.split(torch.ones(40, 33, 1))
+    error = add_error_gradients(grid, grid.split(picture), inside, *parts, selected)
+    drawn = render(grid, *parts)
     assert error.item() == pytest.approx(float((drawn - picture).square().sum()), rel=1e-5)
     for ours, theirs in zip(parts, exact, strict=True):
         assert (ours.grad - theirs.grad).abs().max() <= 2e-4 * theirs.grad.abs().max()
@@ -90,7 +86,7 @@ def test_error_and_gradients_are_the_core_s():
 
 @given(st.floats(-10, 3), st.floats(-4, 4), st.floats(-4, 4))
 def test_any_shape_is_positive_definite(m, p, q):
-    yy, yx, xx = metric(torch.tensor([[m, p, q]], dtype=torch.float64))
+    yy, yx, xx = shape_matrix(torch.tensor([[m, p, q]], dtype=torch.float64))
     by_hand = torch.linalg.matrix_exp(torch.tensor([[m + p, q], [q, m - p]], dtype=torch.float64))
     assert torch.allclose(torch.stack([yy, yx, xx])[:, 0], by_hand[[0, 0, 1], [0, 1, 1]], rtol=1e-5)
     assert yy > 0 and yy * xx > yx * yx
@@ -103,13 +99,13 @@ def test_integers_come_back(values, seed):
     classes = np.random.default_rng(seed).integers(0, 3, len(values))
     bounds = np.abs(values) + 1
 
-    def walk(coder, given=None, small=None):
-        return coder.integers(magnitudes([0.1, 1.0, 9.0]), classes, given), coder.below(
-            bounds, small
-        )
+    def code(coder, given, small):
+        model = AdaptiveModel.geometric([0.1, 1.0, 9.0])
+        return coder.integers(model, classes, given), coder.uniform(bounds, small)
 
-    data = written(lambda coder: walk(coder, values, np.abs(values) // 2))
-    again, small = walk(reader(data))
+    writer = Coder()
+    code(writer, values, np.abs(values) // 2)
+    again, small = code(Coder(writer.to_bytes()), 0 * values, 0 * values)
     assert (again == values).all() and (small == np.abs(values) // 2).all()
 
 
@@ -118,21 +114,23 @@ def test_coding_learns_what_is_frequent():
         np.arange(4000) % 20 == 0, 1, 0
     )  # 0.286 bits each by their entropy, and 0.05 for the sign
 
-    def walk(coder):
-        table = magnitudes([1.0])
-        for part in values.reshape(40, 100):
-            coder.integers(table, np.zeros(100, np.int64), part)
-
-    assert len(written(walk)) * 8 <= 1.1 * (0.2864 + 0.05) * 4000
+    coder = Coder()
+    model = AdaptiveModel.geometric([1.0])
+    for part in values.reshape(40, 100):
+        coder.integers(model, np.zeros(100, np.int64), part)
+    assert len(coder.to_bytes()) * 8 <= 1.1 * (0.2864 + 0.05) * 4000
 
 
 @pytest.mark.parametrize(
     ("count", "height", "width"), [(1, 1, 1), (40, 7, 300), (700, 100, 90), (2000, 33, 64)]
 )
 def test_centers_come_back(count, height, width):
-    given = center_coding.snap(*scattered(count, height, width), height, width)
-    data = written(lambda coder: center_coding.code_centers(coder, count, height, width, 3, given))
-    again = center_coding.code_centers(reader(data), count, height, width, 3)
+    given = center_coding.quantize_centers(*scattered(count, height, width), height, width)
+    writer = Coder()
+    center_coding.code_centers(writer, given, height, width)
+    nothing = center_coding.QuantizedCenters(*(0 * part for part in given))
+    data = writer.to_bytes()
+    again = center_coding.code_centers(Coder(data), nothing, height, width)
     rows = [sorted(map(tuple, np.hstack(part))) for part in (given, again)]
     assert rows[0] == rows[1]
     assert len(data) * 8 <= count * 70 + 64
@@ -140,7 +138,7 @@ def test_centers_come_back(count, height, width):
 
 @pytest.mark.parametrize("pitch", [8, 16])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (40, 56), (131, 17)])
-def test_ripples_give_any_picture(pitch, height, width):
+def test_coefficients_give_any_picture(pitch, height, width):
     picture = torch.rand(height, width, 3, generator=torch.Generator().manual_seed(0))
     waves = lapped_cosine.analyze(picture, pitch, rounds=60)
     assert (lapped_cosine.synthesize(waves, height, width, pitch) - picture).abs().max() <= 0.02
@@ -151,15 +149,17 @@ def test_ripples_give_any_picture(pitch, height, width):
     )
 
 
-def test_ripples_come_back():
+def test_coefficients_come_back():
     codes = np.random.default_rng(0).integers(-2, 3, (3, 8, 8, 5, 9)).astype(np.int16)
     codes[:, 4:] = 0
     codes[1] = 0
     codes[2, 0, 0, 2, 3] = 20_000
-    extents = lapped_cosine.extent(codes)
-    assert extents[1] == 0
-    data = written(lambda coder: lapped_cosine.code_residual(coder, codes.shape, extents, codes))
-    assert (lapped_cosine.code_residual(reader(data), codes.shape, extents) == codes).all()
+    diagonals = lapped_cosine.count_diagonals(codes)
+    assert diagonals[1] == 0
+    writer = Coder()
+    lapped_cosine.code_residual(writer, codes, diagonals)
+    reader = Coder(writer.to_bytes())
+    assert (lapped_cosine.code_residual(reader, 0 * codes, diagonals) == codes).all()
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +261,7 @@ def test_zoom_is_the_same_picture_with_more_pixels(astronaut, file):
 def test_the_centers_of_a_file_are_the_core_s_average(astronaut):
     coded = bitstream.unpack(encode(astronaut.repeat(3, 3, 1), 1.0, steps=60))
     places, shapes, values = coded.centers.tensors()
-    assert len(places) > 2 * NEARBY
+    assert len(places) > 2 * CENTERS_PER_TILE
     error = bitstream.render_centers(coded) - everywhere(places, shapes, values, 192, 210)
     assert error.abs().mean() <= 2e-4
 
@@ -314,7 +314,7 @@ def test_the_limit_on_pixels_can_be_moved(file):
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_forged_files_are_refused_or_decoded(file, data):
-    """Bytes changed, cut or added, and the checksum made right: an error in words, or some picture."""
+    """Bytes changed, cut or added, the checksum made right: an error in words, or some picture."""
     forged = bytearray(file)
     for _ in range(data.draw(st.integers(1, 4))):
         forged[data.draw(st.integers(4, len(forged) - 1))] = data.draw(st.integers(0, 255))
@@ -347,6 +347,7 @@ def test_bad_arguments_are_named(change, named):
         inspect.unwrap(encode)(**(good | change))
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path, astronaut):
     Image.fromarray(astronaut.numpy()).save(tmp_path / "in.png")
     run = [sys.executable, "-m", "nnlib.image_codec"]
@@ -373,7 +374,7 @@ def test_the_command_line_says_what_is_wrong(tmp_path, file, capsys):
         (["encode", "bad.nnc", "out.nnc"], "can't be read"),
         (["info", "bad.nnc"], "checksum"),
     ):
-        assert codec.main([arguments[0], *(str(tmp_path / name) for name in arguments[1:])]) == 1
+        assert main([arguments[0], *(str(tmp_path / name) for name in arguments[1:])]) == 1
         error = capsys.readouterr().err
         assert told in error and "Traceback" not in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.nnc", "good.nnc"]
@@ -381,5 +382,5 @@ def test_the_command_line_says_what_is_wrong(tmp_path, file, capsys):
 
 def test_nothing_is_allocated_for_a_forged_size(file):
     forged = resealed(file[:9] + struct.pack("<HH", 8000, 8000) + file[13:])
-    coded, _, _ = bitstream._head(forged, 1 << 26)
-    assert coded.ripples.base.nbytes <= 8 and coded.centers.places.base.nbytes <= 8
+    coded, _, _ = bitstream._read_header(forged, 1 << 26)
+    assert coded.coefficients.base.nbytes <= 8 and coded.centers.positions.base.nbytes <= 8
