@@ -1,121 +1,159 @@
-"""Reading on behind a text that is known: what each next character was expected to be, and coding by that."""
+"""Arithmetic coding of a text by the probabilities of a predictor that reads it on."""
 
 import constriction
 import numpy as np
 from jaxtyping import Float64
 
-from nnlib.image_codec import CorruptError
-from nnlib.language.context_orders import CONTEXT
+from nnlib.errors import CorruptError
+from nnlib.language.context_orders import MAX_CONTEXT
 from nnlib.language.gating import GatingNetwork
 from nnlib.language.suffix_index import SuffixIndex
 
-Categorical, Uniform = constriction.stream.model.Categorical, constriction.stream.model.Uniform
-RangeEncoder, RangeDecoder = (
-    constriction.stream.queue.RangeEncoder,
-    constriction.stream.queue.RangeDecoder,
-)
-MOST = 256  # characters that a byte may stand for, however dull: so far, and no further, a forged length is followed
-SURROGATES, SCALARS = (
-    range(0xD800, 0xE000),
-    0x110000 - 0x800,
-)  # Unicode has no characters at the former
+Categorical = constriction.stream.model.Categorical
+Uniform = constriction.stream.model.Uniform
+RangeEncoder = constriction.stream.queue.RangeEncoder
+RangeDecoder = constriction.stream.queue.RangeDecoder
+
+CHARACTERS_PER_BYTE = 256  # at most, so that a forged length is soon refused
+FIRST_SURROGATE = 0xD800  # of 0x800 code points that are no characters
+SCALARS = 0x110000 - 0x800  # Unicode's characters
 
 
 class StreamingPredictor:
-    """Stands behind a known text, says what it expects, and reads on; `adapt`: learning what it reads."""
+    """Predicts each next character of a text; with `adapt`, it learns from those that it reads."""
 
-    def __init__(self, recall: SuffixIndex, gate: GatingNetwork, adapt: bool = False):
-        self.recall, self.gate, self.adapt = recall.fork() if adapt else recall, gate, adapt
-        self.past, self._counts = recall.past, None
+    def __init__(self, index: SuffixIndex, gating: GatingNetwork, adapt: bool = False):
+        self.index = index.fork() if adapt else index
+        self.gating = gating
+        self.adapt = adapt
+        self.context = index.context
+        self._counts = None
 
     def probabilities(self) -> Float64[np.ndarray, " A+1"]:
         """Of each character of `alphabet` to come next, and last of any other."""
-        self._counts = self.recall.counts(self.past)
-        return self.gate.probabilities(self._counts)
+        self._counts = self.index.counts(self.context)
+        return self.gating.probabilities(self._counts)
 
     @property
     def alphabet(self) -> list[str]:
-        return self.recall.alphabet
+        return self.index.alphabet
 
     def code(self, character: str) -> int:
-        """A character's place among the probabilities."""
-        return self.recall.code.get(character, len(self.alphabet))
+        """A character's index among the probabilities."""
+        return self.index.code_of.get(character, len(self.alphabet))
 
     def read(self, character: str) -> None:
+        """Go on to the context after this character."""
         if self.adapt:
-            self.recall.add(character, self._counts)
-        self.past, self._counts = (self.past + character)[-CONTEXT:], None
+            self.index.append(character, self._counts)
+        self.context = (self.context + character)[-MAX_CONTEXT:]
+        self._counts = None
 
 
-def encode(reader: StreamingPredictor, text: str) -> bytes:
-    """Write a text as the bits that the reader's probabilities are worth: 4 bytes of length, then the code.
+def encode(predictor: StreamingPredictor, text: str) -> bytes:
+    """Compress a text to about the bits that the predictor's probabilities imply.
 
-    Raises UnicodeEncodeError for halves of surrogate pairs.
+    Parameters
+    ----------
+    predictor : StreamingPredictor
+        From `ContextModel.reader`; it reads the text.
+    text : str
+
+    Returns
+    -------
+    bytes
+        4 of length, then the code.
+
+    Raises
+    ------
+    UnicodeEncodeError
+        For halves of surrogate pairs.
+
+    Examples
+    --------
+    >>> from nnlib.language import ContextModel
+    >>> model = ContextModel().fit("to be, or not to be: ")
+    >>> decode(model.reader(), encode(model.reader(), "not to be"))
+    'not to be'
     """
+    text.encode()  # raises for halves of surrogate pairs
     encoder = RangeEncoder()
-    text.encode()  # raises for halves of surrogate pairs, which are no characters
     for character in text:
-        expected = Categorical(reader.probabilities(), perfect=False)
-        _write(encoder, reader, expected, character)
-        reader.read(character)
-    return _whole(len(text), encoder)
+        _write(encoder, predictor, _next_model(predictor), character)
+        predictor.read(character)
+    return _pack(len(text), encoder)
 
 
-def decode(reader: StreamingPredictor, data: bytes) -> str:
-    """Read back what `encode` wrote with a reader in the same state (and the same versions of all that computes).
+def decode(predictor: StreamingPredictor, data: bytes) -> str:
+    """Read back what `encode` wrote.
 
-    Raises CorruptError for data that nobody encoded so: what was read is written once more, and must come out the same.
+    Parameters
+    ----------
+    predictor : StreamingPredictor
+        In the state that the encoder's was in, with the same versions of all libraries.
+    data : bytes
+
+    Raises
+    ------
+    CorruptError
+        For anything else: what was read is encoded again, and must come out the same.
+
+    Examples
+    --------
+    See `encode`.
     """
     if len(data) < 4 or len(data) % 4:
         raise CorruptError(f"data of {len(data)} bytes is cut off: give all that encode() returned")
-    length, words = (
-        int.from_bytes(data[:4], "little"),
-        np.frombuffer(data[4:], "<u4").astype(np.uint32),
-    )
-    _require(length <= MOST * len(data), data)
-    decoder, again, text = RangeDecoder(words), RangeEncoder(), []
+    length = int.from_bytes(data[:4], "little")
+    words = np.frombuffer(data[4:], "<u4").astype(np.uint32)
+    _require(length <= CHARACTERS_PER_BYTE * len(data), data)
+    decoder = RangeDecoder(words)
+    again = RangeEncoder()
+    text = []
     for _ in range(length):
-        expected = Categorical(reader.probabilities(), perfect=False)
+        model = _next_model(predictor)
         try:
-            text.append(_read(decoder, reader, expected))
+            character = _read(decoder, predictor, model)
         except AssertionError:  # how constriction says that no code begins so
             _require(False, data)
-        _write(again, reader, expected, text[-1])
-        _require(
-            again.num_words() <= len(words) + 2, data
-        )  # closing it takes up to 2 that more text may save
-        reader.read(text[-1])
-    _require(_whole(length, again) == data, data)
+        _write(again, predictor, model, character)
+        # closing the code takes up to 2 words that more text may save
+        _require(again.num_words() <= len(words) + 2, data)
+        predictor.read(character)
+        text.append(character)
+    _require(_pack(length, again) == data, data)
     return "".join(text)
 
 
-def _write(
-    encoder: RangeEncoder, reader: StreamingPredictor, expected: Categorical, character: str
-) -> None:
-    code, point = reader.code(character), ord(character)
-    encoder.encode(np.array([code], np.int32), expected)
-    if code == len(reader.alphabet):
-        encoder.encode(
-            np.array([point - 0x800 * (point > SURROGATES[-1])], np.int32), Uniform(SCALARS)
-        )
+def _next_model(predictor: StreamingPredictor) -> Categorical:
+    return Categorical(predictor.probabilities(), perfect=False)
 
 
-def _read(decoder: RangeDecoder, reader: StreamingPredictor, expected: Categorical) -> str:
-    code = int(decoder.decode(expected, 1)[0])
-    if code < len(reader.alphabet):
-        return reader.alphabet[code]
-    point = int(decoder.decode(Uniform(SCALARS), 1)[0])
-    return chr(point + 0x800 * (point >= SURROGATES[0]))
+def _write(encoder, predictor: StreamingPredictor, model: Categorical, character: str) -> None:
+    code = predictor.code(character)
+    encoder.encode(np.array([code], np.int32), model)
+    if code == len(predictor.alphabet):
+        scalar = ord(character)
+        if scalar > FIRST_SURROGATE:
+            scalar -= 0x800
+        encoder.encode(np.array([scalar], np.int32), Uniform(SCALARS))
 
 
-def _whole(length: int, encoder: RangeEncoder) -> bytes:
-    """The length, the code, and zeros, which a decoder supposes anyway, up to a byte for MOST characters."""
+def _read(decoder, predictor: StreamingPredictor, model: Categorical) -> str:
+    code = int(decoder.decode(model, 1)[0])
+    if code < len(predictor.alphabet):
+        return predictor.alphabet[code]
+    scalar = int(decoder.decode(Uniform(SCALARS), 1)[0])
+    return chr(scalar + 0x800 if scalar >= FIRST_SURROGATE else scalar)
+
+
+def _pack(length: int, encoder) -> bytes:
+    """The length, the code, and zeros, which a decoder supposes anyway, to the least size."""
     code = encoder.get_compressed().astype("<u4").tobytes()
-    return length.to_bytes(4, "little") + code.ljust(length // MOST // 4 * 4, b"\0")
+    return length.to_bytes(4, "little") + code.ljust(length // CHARACTERS_PER_BYTE // 4 * 4, b"\0")
 
 
 def _require(holds: bool, data: bytes) -> None:
     if not holds:
-        raise CorruptError(
-            f"data of {len(data)} bytes isn't what encode() returned: give all of that, as it was"
-        )
+        size = len(data)
+        raise CorruptError(f"data of {size} bytes isn't what encode() returned: give all of that")

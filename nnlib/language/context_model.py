@@ -1,39 +1,43 @@
-"""A language model of nearest neighbors: the passages of a text that said the same vote on what comes next."""
+"""A language model of nearest neighbors: passages with a like context vote for what comes next."""
 
 import json
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float16, Float64, Integer
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from jaxtyping import Float16, Float64
+from safetensors import safe_open
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
-from nnlib._common.files import atomic_write
 from nnlib._common.runtime import check_seed, single_thread
-from nnlib._common.serialization import ModelError
-from nnlib._common.validation import check, check_int, check_number
+from nnlib._common.serialization import UNREADABLE, SafetensorsMixin
+from nnlib._common.validation import check, check_int
 from nnlib.language.coding import SCALARS, StreamingPredictor
-from nnlib.language.context_orders import CONTEXT, VIEWS, ContextOrder, code_points, numbered
-from nnlib.language.continuation_counts import earlier, expert_counts
-from nnlib.language.gating import GatingNetwork, sample
+from nnlib.language.context_orders import (
+    MAX_CONTEXT,
+    code_points,
+    encode_characters,
+    sorted_contexts,
+)
+from nnlib.language.continuation_counts import count_earlier, expert_counts
+from nnlib.language.gating import GatingNetwork, encode_counts
+from nnlib.language.sampling import sample_text
 from nnlib.language.suffix_index import EXPERTS, SuffixIndex
 
-FORMAT = "nnlib.text.1"
-FOLDS, FOLD, PRACTICE, LITTLE = (
-    10,
-    128_000,
-    128_000,
-    50,
-)  # parts to practise on, their size, in all; texts too short
+OLD_FORMAT = "nnlib.text.1"
+OLD_NAMES = {"inside": "hidden", "outside": "output", "spread": "std"}  # of the gating network
+MAX_PARTS = 10  # held out of the training text, one after the other, to fit the gating network on
+MAX_PART = 128_000  # characters of a part
+MAX_HELD_OUT = 128_000  # characters of all parts
+SHORT_TEXT = 50  # below which nothing is held out
+MIN_RESORT = 1000  # appended characters, below which a text is not sorted anew
 
 
 class Passage(NamedTuple):
-    """A place of the text that voted: its weight, what stands before, the character it votes for, what follows."""
+    """A passage that votes for `character` at a position of the text, by its weight."""
 
     weight: float
     position: int
@@ -42,107 +46,130 @@ class Passage(NamedTuple):
     after: str
 
 
-class ContextModel:
-    """Predicts a text's next character from all places of what it read where similar characters stood before.
+class ContextModel(SafetensorsMixin, BaseEstimator):
+    """Language model of characters in which all passages with a similar context vote.
 
-    A place's weight depends on how much of its past is the same (as it is written; in whole words; by the column in the
-    line), and on how many such places there are, in how many ways they went on, and in how many different contexts. How
-    it depends is learned by predicting parts of the training text from its other parts.
-    Sources: Khandelwal et al. 2020 (neighbors as a language model), Kneser and Ney 1995, Bloom 1998 (PPMZ).
+    A passage's weight depends on how much of its context is the same (as it is written; in whole
+    words; by the column in the line), on how many such passages there are, in how many ways they
+    went on, and in how many different contexts. How it depends is learned by predicting parts of
+    the training text from all the others.
+
+    Parameters
+    ----------
+    seed : int or None, default 0
+        Of the gating network's training; None: another one each time.
+
+    References
+    ----------
+    Khandelwal et al. 2020 (kNN language models); Kneser and Ney 1995; Bloom 1998 (PPMZ).
+
+    Examples
+    --------
+    >>> model = ContextModel().fit("to be, or not to be: that is the question")
+    >>> model.generate("or not to ", 2, temperature=0)
+    'be'
     """
+
+    saved_attributes = ()
 
     def __init__(self, seed: int | None = 0):
         self.seed = check_seed(seed)
-        self._recall: SuffixIndex | None = None
+        self._index: SuffixIndex | None = None
 
     def fit(self, text: str) -> "ContextModel":
-        """Learn from a text. Raises ValueError for one that is empty, or that UTF-8 can't hold."""
-        _require_text("text", text, least=1)
-        codes, practice = numbered(text), _practice(len(text))
-        sorts = [(view, view.sorted()) for view in _views(text)]
-        self.gate_ = GatingNetwork(len(EXPERTS))
-        if practice:
+        """Learn from a text; raises ValueError for one that is empty or that UTF-8 can't hold."""
+        _check_text("text", text, least=1)
+        contexts = sorted_contexts(text)
+        self.gating_ = GatingNetwork(len(EXPERTS))
+        parts = _held_out_parts(len(text))
+        if parts:
             with single_thread():
-                self.gate_.learn(
-                    _practised(sorts, codes, practice), 1 / (len(set(text)) + 1), self.seed
-                )
-        self._text, self._recall = text, SuffixIndex(text, codes, sorts)
+                samples = _training_samples(contexts, encode_characters(text), parts)
+                self.gating_.fit(samples, 1 / (len(set(text)) + 1), self.seed)
+        self._text = text
+        self._index = SuffixIndex(text, contexts)
         return self
 
     def partial_fit(self, text: str) -> "ContextModel":
-        """Go on reading: the text follows what was read before, and votes at once. What is learned stays as it is."""
-        if self._recall is None:
+        """Append a text, whose passages vote from now on; the gating network stays as it is."""
+        if self._index is None:
             return self.fit(text)
-        _require_text("text", text)
-        if len(self._recall.read) + len(text) > max(1000, len(self._text) // 200):
-            self._know(self._text + self._recall.read + text)
+        _check_text("text", text)
+        if len(self._index.appended) + len(text) > max(MIN_RESORT, len(self._text) // 200):
+            self._sort(self.text_ + text)
         else:
             for character in text:
-                self._recall.add(character)
+                self._index.append(character)
         return self
 
     @property
     def alphabet_(self) -> str:
-        """The characters it knows; `predict_proba` has one number for each of them, and one for all others."""
-        return "".join(self._fitted().alphabet)
+        """The known characters; `predict_proba` has a number for each, and one for all others."""
+        return "".join(self._fitted_index().alphabet)
 
     @property
     def text_(self) -> str:
-        """All that it has read."""
-        read = self._fitted().read
-        return self._text + read
+        """All that was fitted on and appended."""
+        appended = self._fitted_index().appended
+        return self._text + appended
 
     def predict_proba(self, context: str) -> Float64[np.ndarray, " A+1"]:
-        """The probability of each character of `alphabet_` after the context, and last that of any other."""
-        _require_text("context", context)
-        counts = self._fitted().counts(context)
-        return self.gate_.probabilities(counts)
+        """The probability of each character of `alphabet_`, and of any other, after the context."""
+        _check_text("context", context)
+        counts = self._fitted_index().counts(context)
+        return self.gating_.probabilities(counts)
 
     def expert_weights(self, context: str) -> dict[str, float]:
-        """How much weight goes to the places that share each kind of thing with the context; the sum is 1."""
-        _require_text("context", context)
+        """The weight of all passages that share each kind of thing with the context; sum 1."""
+        _check_text("context", context)
         names = [expert.name for expert in EXPERTS] + ["none: a uniform guess"]
-        counts = self._fitted().counts(context)
-        return dict(zip(names, self.gate_.expert_weights(counts).tolist(), strict=True))
+        weights = self.gating_.expert_weights(self._fitted_index().counts(context))
+        return dict(zip(names, weights.tolist(), strict=True))
 
     def bits(self, text: str, adapt: bool = False) -> Float64[np.ndarray, " N"]:
-        """What each character of a text costs, -log2 p, as it follows what was read; `adapt`: learning as it reads.
+        """The cost -log2 p of each character of a text that follows; `adapt`: learning on the way.
 
-        A character that it doesn't know shares the probability of all of Unicode's others.
+        An unknown character shares the probability of all of Unicode's others.
         """
-        known, characters = self.text_, len(self._fitted().alphabet)
-        _require_text("text", text, least=1)
+        known = self.text_
+        _check_text("text", text, least=1)
         whole = known + text
-        codes, asked = numbered(whole), range(len(known), len(whole))
-        told = [
-            expert
-            for view in _views(whole)
-            for expert in expert_counts(view, view.sorted(), codes, asked, adapt)
+        codes = encode_characters(whole)
+        queries = range(len(known), len(whole))
+        counts = [
+            of_expert
+            for contexts, order in sorted_contexts(whole)
+            for of_expert in expert_counts(contexts, order, codes, queries, adapt)
         ]
-        seen = np.isin(code_points(text), code_points(self.alphabet_))
+        in_alphabet = np.isin(code_points(text), code_points(self.alphabet_))
+        alphabet_size = len(self.alphabet_)
         if adapt:
-            first = ~seen & (earlier(codes[asked.start :]) == 0)
-            seen, characters = ~first, characters + np.cumsum(first) - first
-        uniform = 1 / (characters + 1.0) / np.where(seen, 1, SCALARS - characters)
+            new = ~in_alphabet & (count_earlier(codes[queries.start :]) == 0)
+            in_alphabet = ~new
+            alphabet_size = alphabet_size + np.cumsum(new) - new
+        others = np.where(in_alphabet, 1, SCALARS - alphabet_size)
+        uniform = 1 / (alphabet_size + 1.0) / others
         with single_thread():
-            return -np.log2(self.gate_.shares(np.stack(told, 1), uniform))
+            return -np.log2(self.gating_.true_probabilities(np.stack(counts, 1), uniform))
 
     def bits_per_character(self, text: str, adapt: bool = False) -> float:
         """The mean of `bits`."""
         return float(self.bits(text, adapt).mean())
 
     def accuracy(self, text: str, adapt: bool = False) -> float:
-        """The share of a text's characters that it held for the most likely ones, read as in `bits`."""
-        _require_text("text", text, least=1)
-        reader, right = self.reader(adapt), 0
+        """The fraction of a text's characters that were the most likely ones, read as in `bits`."""
+        _check_text("text", text, least=1)
+        predictor = self.reader(adapt)
+        correct = 0
         for character in text:
-            right += int(reader.probabilities()[:-1].argmax()) == reader.code(character)
-            reader.read(character)
-        return right / len(text)
+            best = predictor.probabilities()[:-1].argmax()
+            correct += int(best == predictor.code(character))
+            predictor.read(character)
+        return correct / len(text)
 
     def reader(self, adapt: bool = False) -> StreamingPredictor:
-        """One that stands behind what was read, and reads on without changing this model."""
-        return StreamingPredictor(self._fitted(), self.gate_, adapt)
+        """A predictor of what follows the text, which does not change this model as it reads."""
+        return StreamingPredictor(self._fitted_index(), self.gating_, adapt)
 
     def generate(
         self,
@@ -150,44 +177,37 @@ class ContextModel:
         length: int = 200,
         temperature: float = 1.0,
         seed: int | None = 0,
-        memory: int = CONTEXT,
+        memory: int = MAX_CONTEXT,
     ) -> str:
-        """Write on after the prompt: `length` characters, drawn from the probabilities to the power 1/temperature.
+        """Draw what follows a prompt, by probabilities to the power 1 / temperature.
 
-        Temperature 0 takes the most likely one each time. `memory`: how many of the last characters are looked at.
+        Temperature 0 takes the most likely one each time. `memory`: how many of the last characters
+        are looked at.
         """
-        _require_text("prompt", prompt)
-        check_int("length", length, 0)
+        _check_text("prompt", prompt)
         check_int("memory", memory, 0)
-        check_number("temperature", temperature, "[0, inf)", "a number, 0 or more")
-        random, alphabet, written = (
-            np.random.default_rng(check_seed(seed)),
-            self._fitted().alphabet,
-            prompt,
-        )
-        for _ in range(length):
-            p = self.predict_proba(
-                written[len(written) - memory :] if memory < len(written) else written
-            )[:-1]
-            p = np.exp(np.log(p / p.max()) / temperature) if temperature else p == p.max()
-            written += alphabet[random.choice(len(p), p=p / p.sum())]
-        return written[len(prompt) :]
+
+        def predict(text: str) -> np.ndarray:
+            return self.predict_proba(text[max(0, len(text) - memory) :])[:-1]
+
+        alphabet = self._fitted_index().alphabet
+        return sample_text(predict, alphabet, prompt, length, temperature, seed)
 
     def weights(self, context: str) -> Float64[np.ndarray, " N+1"]:
-        """Each place's weight in the prediction after the context, and last that of the uniform guess: the sum is 1.
+        """Each passage's weight after the context, and last that of the uniform guess; sum 1.
 
-        A place votes for the character that stands there. What was read since the last sorting is sorted first.
+        A passage votes for the character at its position. What was appended is sorted first.
         """
-        _require_text("context", context)
-        if self._fitted().read:
-            self._know(self.text_)
-        counts = self._recall.counts(context)
-        trust, weights = self.gate_.expert_weights(counts), np.zeros(len(self._text) + 1)
-        for votes, share, rows in zip(
-            counts.sum(1), trust, self._recall.voters(context), strict=False
-        ):
-            weights[rows] += share / max(votes, 1)
-        weights[-1] = trust[-1]
+        _check_text("context", context)
+        if self._fitted_index().appended:
+            self._sort(self.text_)
+        counts = self._index.counts(context)
+        expert_weights = self.gating_.expert_weights(counts)
+        of_passage = expert_weights[:-1] / np.maximum(counts.sum(1), 1)
+        weights = np.zeros(len(self._text) + 1)
+        for weight, positions in zip(of_passage, self._index.matches(context), strict=True):
+            weights[positions] += weight
+        weights[-1] = expert_weights[-1]
         return weights / weights.sum()
 
     def explain(self, context: str, top: int = 10, around: int = 40) -> list[Passage]:
@@ -195,91 +215,73 @@ class ContextModel:
         weights = self.weights(context)[:-1]
         check_int("top", top)
         heaviest = np.lexsort((-np.arange(len(weights)), -weights))[:top]
-        text = self._text
-        return [
-            Passage(
-                float(weights[at]),
-                at,
-                text[max(0, at - around) : at],
-                text[at],
-                text[at + 1 : at + 1 + around],
-            )
-            for at in heaviest[weights[heaviest] > 0].tolist()
-        ]
-
-    def save(self, path: str | Path) -> None:
-        """Write what was read and learned to one .safetensors file, whole or not at all."""
-        text = torch.frombuffer(bytearray(self.text_.encode()), dtype=torch.uint8)
-        header = {"format": FORMAT, "settings": json.dumps({"seed": self.seed})}
-        with atomic_write(path) as part:
-            save_file({"text": text, **self.gate_.state_dict()}, part, header)
+        passages = []
+        for position in heaviest[weights[heaviest] > 0].tolist():
+            before = self._text[max(0, position - around) : position]
+            after = self._text[position + 1 : position + 1 + around]
+            weight = float(weights[position])
+            passages.append(Passage(weight, position, before, self._text[position], after))
+        return passages
 
     @classmethod
     def load(cls, path: str | Path) -> "ContextModel":
-        """Read a model that `save` wrote. Raises ModelError, naming the file and what is wrong with it."""
+        """Read a model that `save` wrote; raises ModelError, naming the file and what is wrong."""
         try:
             with safe_open(path, "pt") as file:
-                header, parts = (
-                    file.metadata() or {},
-                    {name: file.get_tensor(name) for name in file.keys()},
-                )
-            if header.get("format") != FORMAT:
-                raise ValueError(f"its format is {header.get('format')!r}, not {FORMAT!r}")
-            model, text = (
-                cls(**json.loads(header["settings"])),
-                bytes(parts.pop("text").tolist()).decode(),
-            )
-            model.gate_ = GatingNetwork(len(EXPERTS))
-            model.gate_.load_state_dict(parts)
-            _require_text("text", text, least=1)
-            model._know(text)
-            return model
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise ModelError(
-                f"path={str(path)!r} can't be read as a ContextModel ({type(error).__name__}: {error}): "
-                "give a file that its save() wrote"
-            ) from None
+                header = file.metadata() or {}
+                if header.get("format") == OLD_FORMAT:
+                    tensors = {_new_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    metadata = {"settings": json.loads(header["settings"]), "attributes": {}}
+                    return cls._from_metadata(metadata, tensors)
+        except UNREADABLE:
+            pass  # said below
+        return super().load(path, "cpu")
 
-    def _know(self, text: str) -> None:
-        self._text, self._recall = (
-            text,
-            SuffixIndex(text, numbered(text), [(view, view.sorted()) for view in _views(text)]),
-        )
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        text = torch.frombuffer(bytearray(self.text_.encode()), dtype=torch.uint8)
+        return {"text": text, **self.gating_.state_dict()}
 
-    def _fitted(self) -> SuffixIndex:
-        if self._recall is None:
-            raise NotFittedError("this ContextModel has read nothing yet: call fit(text) first")
-        return self._recall
+    def _restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        text = bytes(tensors.pop("text").tolist()).decode()
+        _check_text("text", text, least=1)
+        self.gating_ = GatingNetwork(len(EXPERTS))
+        self.gating_.load_state_dict(tensors)
+        self._sort(text)
+
+    def _sort(self, text: str) -> None:
+        self._text = text
+        self._index = SuffixIndex(text)
+
+    def _fitted_index(self) -> SuffixIndex:
+        if self._index is None:
+            raise NotFittedError("this ContextModel has no text yet: call fit(text) first")
+        return self._index
 
 
-def _views(text: str) -> Iterator[ContextOrder]:
-    return (kind(text) for kind in VIEWS)
+def _new_name(tensor: str) -> str:
+    return ".".join(OLD_NAMES.get(part, part) for part in tensor.split("."))
 
 
-def _practice(size: int) -> list[range]:
+def _held_out_parts(size: int) -> list[range]:
     """Parts of a text to predict from all its others."""
-    length = min(size // 10, FOLD)
-    parts = min(FOLDS, PRACTICE // max(1, length)) if size >= LITTLE else 0
+    length = min(size // 10, MAX_PART)
+    parts = min(MAX_PARTS, MAX_HELD_OUT // max(1, length)) if size >= SHORT_TEXT else 0
     starts = [int((part + 0.5) * size / parts - length / 2) for part in range(parts)]
     return [range(start, start + length) for start in starts]
 
 
-def _practised(
-    sorts: list, codes: Integer[np.ndarray, " N"], practice: list[range]
-) -> Float16[torch.Tensor, "M E 3"]:
-    samples = torch.empty(sum(map(len, practice)), len(EXPERTS), 3, dtype=torch.float16)
-    for part, asked in zip(
-        samples.split([len(asked) for asked in practice]), practice, strict=True
-    ):
-        told = chain.from_iterable(
-            expert_counts(view, order, codes, asked) for view, order in sorts
+def _training_samples(contexts, codes, parts: list[range]) -> Float16[torch.Tensor, "M E 3"]:
+    samples = torch.empty(sum(map(len, parts)), len(EXPERTS), 3, dtype=torch.float16)
+    for sample, part in zip(samples.split([len(part) for part in parts]), parts, strict=True):
+        counts = chain.from_iterable(
+            expert_counts(kind, order, codes, part) for kind, order in contexts
         )
-        for expert, what in enumerate(told):
-            part[:, expert] = sample(what)
+        for expert, of_expert in enumerate(counts):
+            sample[:, expert] = encode_counts(of_expert)
     return samples
 
 
-def _require_text(name: str, text: str, least: int = 0) -> None:
+def _check_text(name: str, text: str, least: int = 0) -> None:
     check(isinstance(text, str), name, text, "a str")
     check(len(text) >= least, name, text, "one of a character or more")
     if not text.isascii():

@@ -1,4 +1,4 @@
-"""What stands before each character of a text, seen three ways, and sorted so that alike contexts lie side by side."""
+"""Orders of a text's positions by what stands before them, so that like contexts are adjacent."""
 
 import re
 from functools import cached_property
@@ -6,111 +6,106 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Int32, Int64, Integer, UInt32
 
-DEPTH = 32  # the longest match that is looked for, in characters
+MAX_MATCH = 32  # the longest match that is looked for, in characters
 CHUNK = 1 << 16  # positions worked on at once, where that takes much memory
-COLUMNS = 127  # a line's further columns count as this one
+MAX_COLUMN = 127  # a line's further columns count as this one
 LETTER = re.compile(r"[\w'’]")
-WORDS = re.compile(
-    r"[\w'’]+(?:[^\w'’]|$)"
-)  # in a reversed context: a word and the character before it
+WORD = re.compile(r"[\w'’]+(?:[^\w'’]|$)")  # backwards: a word and the character before it
 
 
 class ContextOrder:
-    """One way to see contexts: a key of symbols for each position, the weightiest first.
+    """One kind of context: a key of symbols for each position, the most important first.
 
-    A slot is a length: the position's neighbors in it are all positions whose keys begin with the same so many symbols.
-    `deeper`: whether a slot also counts in how many different longer contexts each character came.
+    At a level, two positions match if their keys begin with the same `match_lengths` symbols. With
+    `continuations`, a level also counts in how many different longer contexts a character came.
     """
 
-    slots: int
-    names: tuple[str, ...]  # of the slots
-    depth, deeper = DEPTH, False
+    level_names: tuple[str, ...]
+    max_length = MAX_MATCH
+    continuations = False
 
     def __init__(self, text: str):
-        self.text, self.size = text, len(text)
-        self.symbols = np.pad(numbered(text) + 1, (DEPTH, 0))
+        self.text = text
+        self.size = len(text)
+        self.symbols = np.pad(encode_characters(text) + 1, (MAX_MATCH, 0))
 
-    def symbol(self, place: int, positions: Integer[np.ndarray, " N"]) -> Integer[np.ndarray, " N"]:
-        """The key's symbol number `place` at each position; 0 before the text began."""
-        return self.symbols[positions + (DEPTH - 1 - place)]
+    def symbol(self, index: int, positions: Integer[np.ndarray, " N"]) -> Integer[np.ndarray, " N"]:
+        """The key's symbol number `index` at each position; 0 before the text began."""
+        return self.symbols[positions + (MAX_MATCH - 1 - index)]
 
     @cached_property
     def reversed(self) -> str:
         return self.text[::-1]
 
-    def key(self, position: int | np.integer, length: int = DEPTH) -> str:
+    def key(self, position: int | np.integer, length: int = MAX_MATCH) -> str:
         """The key at a position, for comparing; shorter than `length` where the text begins."""
         start = self.size - position
         return self.reversed[start : start + length]
 
-    def lengths(self, slot: int, positions: Integer[np.ndarray, " M"]) -> Integer[np.ndarray, " M"]:
-        """The slot's length at each of the positions."""
+    def match_lengths(
+        self, level: int, positions: Integer[np.ndarray, " M"]
+    ) -> Integer[np.ndarray, " M"]:
+        """How many symbols must be the same at the level, for each of the positions."""
         raise NotImplementedError
 
     @classmethod
-    def asked(cls, past: str) -> tuple[str, list[int]]:
-        """The key of what follows `past`, and the length of each slot there."""
+    def query(cls, context: str) -> tuple[str, list[int]]:
+        """The key of what follows `context`, and the match length of each level there."""
         raise NotImplementedError
 
-    def sorted(self) -> Int32[np.ndarray, " N"]:
-        """All positions, ordered by their keys: prefix doubling (Manber and Myers 1990) up to DEPTH."""
-        order, rank = _ranked(self.symbols[DEPTH - 1 : -1].astype(np.int64))
+    def sort(self) -> Int32[np.ndarray, " N"]:
+        """Return all positions, ordered by their keys: prefix doubling (Manber and Myers 1990)."""
+        order, rank = _order_and_rank(self.symbols[MAX_MATCH - 1 : -1].astype(np.int64))
         length = 1
-        while length < DEPTH:
+        while length < MAX_MATCH:
             key = np.multiply(rank, int(rank.max(initial=0)) + 1, dtype=np.int64)
             key[length:] += rank[:-length]
-            del order, rank  # of which this needs no copies beside its own
-            order, rank = _ranked(key)
+            del order, rank  # before their successors are made, to save memory
+            order, rank = _order_and_rank(key)
             length *= 2
         return order
 
-    def common(
+    def common_prefix(
         self, a: Integer[np.ndarray, " M"], b: Integer[np.ndarray, " M"]
     ) -> Integer[np.ndarray, " M"]:
-        """How many symbols the keys at positions `a` and `b` share from the start, up to DEPTH."""
+        """Count the leading symbols that keys at positions `a` and `b` share."""
         shared = np.zeros(len(a), np.int8)
-        for first in range(0, len(a), CHUNK):
-            self._common(
-                a[first : first + CHUNK], b[first : first + CHUNK], shared[first : first + CHUNK]
-            )
+        for start in range(0, len(a), CHUNK):
+            same = np.arange(start, min(start + CHUNK, len(a)))
+            for index in range(self.max_length):
+                same = same[self.symbol(index, a[same]) == self.symbol(index, b[same])]
+                shared[same] = index + 1
         return shared
-
-    def _common(self, a, b, shared) -> None:
-        alike = np.arange(len(a))
-        for place in range(self.depth):
-            alike = alike[self.symbol(place, a[alike]) == self.symbol(place, b[alike])]
-            shared[alike] = place + 1
 
 
 class Characters(ContextOrder):
-    """The last characters as they are: slots of 0 to 20."""
+    """The last 0 to 20 characters as they are."""
 
     LENGTHS = (0, 1, 2, 3, 4, 5, 6, 8, 11, 15, 20)
-    slots, depth, deeper = len(LENGTHS), LENGTHS[-1], True
-    names = (
+    level_names = (
         "nothing",
         "the last character",
         *(f"the last {length} characters" for length in LENGTHS[2:]),
     )
+    max_length = LENGTHS[-1]
+    continuations = True
 
-    def lengths(self, slot, positions):
-        return np.full(len(positions), self.LENGTHS[slot], np.int8)
+    def match_lengths(self, level, positions):
+        return np.full(len(positions), self.LENGTHS[level], np.int8)
 
     @classmethod
-    def asked(cls, past):
-        """The last characters backwards; every slot has a length of its own, whatever they are."""
-        return past[: -cls.depth - 1 : -1], list(cls.LENGTHS)
+    def query(cls, context):
+        return context[: -cls.max_length - 1 : -1], list(cls.LENGTHS)
 
 
 class Words(ContextOrder):
-    """The last characters with capitals and line breaks made plain: slots back to the start of a word.
+    """The last words, without capitals and line breaks.
 
-    Within a word: back to its start, and to those of the one, two and three words before. After a word: the last two
-    characters, and back to the starts of the last three words.
+    Within a word: back to its start, and to those of the one, two and three words before. After a
+    word: the last two characters, and back to the starts of the last three words.
     """
 
-    slots = 4
-    names = (
+    level_names = (
         "this word",
         "this word and the one before",
         "this word and two before",
@@ -118,52 +113,44 @@ class Words(ContextOrder):
     )
 
     def __init__(self, text):
-        super().__init__(_folded(text))
-        known = sorted(set(self.text))  # as the symbols number them
-        letter = np.array([False, *(bool(LETTER.match(c)) for c in known)])[self.symbols[DEPTH:]]
-        within = np.concatenate([[False], letter[:-1]])  # whether a letter stands before
-        starts = np.flatnonzero(letter & ~within)
-        self.back = np.empty((self.slots, self.size), np.int8)
+        super().__init__(_normalize(text))
+        known = sorted(set(self.text))  # in the order of their symbols
+        is_letter = np.array([False, *(bool(LETTER.match(c)) for c in known)])
+        letters = is_letter[self.symbols[MAX_MATCH:]]
+        after_letter = np.concatenate([[False], letters[:-1]])
+        starts = np.append(np.flatnonzero(letters & ~after_letter), 0)  # 0: where there are none
+        self.lengths = np.empty((len(self.level_names), self.size), np.int8)
         for first in range(0, self.size, CHUNK):
-            part = slice(first, first + CHUNK)
-            self.back[:, part] = self._back(
-                np.arange(first, min(first + CHUNK, self.size)), within[part], starts
-            )
+            positions = np.arange(first, min(first + CHUNK, self.size))
+            within = after_letter[positions]
+            levels = np.arange(len(self.level_names))[:, None]
+            word = np.searchsorted(starts[:-1], positions) - levels - within
+            back = positions - starts[np.maximum(word, 0)] + 1
+            back = np.where(word >= 0, back, MAX_MATCH)  # before the text, where nothing matches
+            back[0] = np.where(within, back[0], 2)
+            self.lengths[:, first : first + CHUNK] = np.minimum(back, MAX_MATCH)
 
-    def _back(self, positions, within, starts) -> Integer[np.ndarray, "S M"]:
-        word = np.searchsorted(starts, positions) - np.arange(self.slots)[:, None] - within
-        length = np.where(
-            word >= 0, positions - np.append(starts, 0)[np.maximum(word, 0)] + 1, DEPTH
-        )
-        length[0] = np.where(within, length[0], 2)
-        return np.minimum(
-            length, DEPTH
-        )  # one that begins the text reaches before it, where nothing is alike
-
-    def lengths(self, slot, positions):
-        return self.back[slot][positions]
+    def match_lengths(self, level, positions):
+        return self.lengths[level][positions]
 
     @classmethod
-    def asked(cls, past):
-        """The last characters made plain, backwards, and how far back each of the words before reaches."""
-        key = _folded(past[-DEPTH:])[::-1]
-        words = list(WORDS.finditer(key))
-        ends = [
-            min(
-                DEPTH, match.end() + (match.end() == len(key) and LETTER.match(key[-1]) is not None)
-            )
-            for match in words
-        ]
+    def query(cls, context):
+        key = _normalize(context[-MAX_MATCH:])[::-1]
+        words = list(WORD.finditer(key))
+        ends = [min(MAX_MATCH, match.end()) for match in words]
+        if words and words[-1].end() == len(key) and LETTER.match(key[-1]):
+            ends[-1] = min(MAX_MATCH, len(key) + 1)  # the first word lacks a character before it
         if not (words and words[0].start() == 0):
             ends.insert(0, 2)
-        return key, (ends + [DEPTH] * cls.slots)[: cls.slots]
+        levels = len(cls.level_names)
+        return key, (ends + [MAX_MATCH] * levels)[:levels]
 
 
 class Lines(ContextOrder):
-    """The column in the line and the last two characters: where lines end, and what they begin with."""
+    """The column in the line and the last two characters: where lines end and how they begin."""
 
-    slots, depth = 2, 3
-    names = ("column and last character", "column and last two characters")
+    level_names = ("column and last character", "column and last two characters")
+    max_length = 3
 
     def __init__(self, text):
         super().__init__(text)
@@ -171,41 +158,47 @@ class Lines(ContextOrder):
         start = 0
         for line in text.split("\n"):
             part = self.column[start : start + len(line) + 1]
-            part[:] = np.minimum(np.arange(len(part)), COLUMNS)
+            part[:] = np.minimum(np.arange(len(part)), MAX_COLUMN)
             start += len(part)
 
-    def symbol(self, place, positions):
-        return self.column[positions] if place == 0 else super().symbol(place - 1, positions)
+    def symbol(self, index, positions):
+        return self.column[positions] if index == 0 else super().symbol(index - 1, positions)
 
     def key(self, position, length=3):
         return chr(self.column[position]) + super().key(position, length - 1)
 
-    def lengths(self, slot, positions):
-        return np.full(len(positions), slot + 2, np.int8)
+    def match_lengths(self, level, positions):
+        return np.full(len(positions), level + 2, np.int8)
 
     @classmethod
-    def asked(cls, past):
-        """The column with the last two characters, backwards; the slots share one and two of them with it."""
-        column = min(len(past) - past.rfind("\n") - 1, COLUMNS)
-        return chr(column) + past[:-3:-1], [2, 3]
+    def query(cls, context):
+        column = min(len(context) - context.rfind("\n") - 1, MAX_COLUMN)
+        return chr(column) + context[:-3:-1], [2, 3]
 
-    def sorted(self):
+    def sort(self):
         kinds = int(self.symbols.max()) + 1
-        key = np.multiply(self.column, kinds, dtype=np.int64) + self.symbols[DEPTH - 1 : -1]
-        return _ranked(key * kinds + self.symbols[DEPTH - 2 : -2])[0]
+        last = self.symbols[MAX_MATCH - 1 : -1]
+        key = np.multiply(self.column, kinds, dtype=np.int64) + last
+        return _order_and_rank(key * kinds + self.symbols[MAX_MATCH - 2 : -2])[0]
 
 
-VIEWS = (Characters, Words, Lines)
-CONTEXT = COLUMNS + DEPTH  # of a past, what any view looks at
+CONTEXT_ORDERS = (Characters, Words, Lines)
+MAX_CONTEXT = MAX_COLUMN + MAX_MATCH  # characters of a context that any order looks at
+
+
+def sorted_contexts(text: str) -> list[tuple[ContextOrder, Int32[np.ndarray, " N"]]]:
+    """The text's context orders, each with its sorted positions."""
+    orders = (kind(text) for kind in CONTEXT_ORDERS)
+    return [(order, order.sort()) for order in orders]
 
 
 def code_points(text: str) -> UInt32[np.ndarray, " N"]:
-    """The Unicode code points of a text. Raises UnicodeEncodeError for halves of surrogate pairs."""
+    """The Unicode code points; raises UnicodeEncodeError for halves of surrogate pairs."""
     return np.frombuffer(text.encode("utf-32-le"), np.uint32)
 
 
-def numbered(text: str) -> Integer[np.ndarray, " N"]:
-    """Characters as 0, 1, ... in the order of their code points, in the smallest type that holds one more."""
+def encode_characters(text: str) -> Integer[np.ndarray, " N"]:
+    """Number characters in the order of their code points, in a type that holds one more."""
     points = code_points(text)
     present = np.zeros(0x110000, bool)
     present[points] = True
@@ -213,18 +206,16 @@ def numbered(text: str) -> Integer[np.ndarray, " N"]:
     return (present.cumsum() - 1).astype(np.min_scalar_type(kinds))[points]
 
 
-def _folded(text: str) -> str:
-    """Without capitals and line breaks, character by character: the length stays."""
-    plain = {ord(c): c.lower() for c in set(text) if len(c.lower()) == 1} | {
-        ord(c): " " for c in "\n\r\t"
-    }
-    return text.translate(plain)
+def _normalize(text: str) -> str:
+    """Lower-case, with spaces for line breaks, character by character: the length stays."""
+    plain = {ord(c): c.lower() for c in set(text) if len(c.lower()) == 1}
+    return text.translate(plain | {ord(c): " " for c in "\n\r\t"})
 
 
-def _ranked(
+def _order_and_rank(
     key: Int64[np.ndarray, " N"],
 ) -> tuple[Int32[np.ndarray, " N"], Int32[np.ndarray, " N"]]:
-    """The order of numbers, and the rank of each from 1 on, alike ones alike."""
+    """The order of numbers, and each one's rank from 1 on, the same for equal ones."""
     order = key.argsort().astype(np.int32)
     key = key[order]
     new = np.ones(len(key), bool)

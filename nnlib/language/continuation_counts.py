@@ -1,4 +1,4 @@
-"""What the neighbors of many positions say: how many came, with how many continuations, how often with the true one."""
+"""Counts of what followed the matches of many positions at once, from sorted contexts."""
 
 from collections.abc import Iterator
 from itertools import chain, pairwise
@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Integer
 
-from nnlib.language.context_orders import CHUNK, ContextOrder
+from nnlib.language.context_orders import ContextOrder
 
 
-class Slot(NamedTuple):
-    """The neighbors of M asked positions in one slot: their groups, the voters' rows low..high, and start..end of those
-    rows, sorted by character, that have the true one."""
+class Matches(NamedTuple):
+    """The matches of M queries at one level: rows low..high of the group, and, of the rows sorted by
+    character, those start..end of them that have the query's own character."""
 
     group: Integer[np.ndarray, " M"]
     low: Integer[np.ndarray, " M"]
@@ -22,196 +22,182 @@ class Slot(NamedTuple):
 
 
 def expert_counts(
-    view: ContextOrder,
+    contexts: ContextOrder,
     order: Int32[np.ndarray, " N"],
     codes: Integer[np.ndarray, " N"],
-    asked: range,
+    queries: range,
     adapt: bool = False,
 ) -> Iterator[Float32[np.ndarray, "M 3"]]:
-    """What each expert says at the asked positions: its votes, their different characters, the votes for the true one.
+    """Count, for each expert, a query's matches, their different characters, and its own among them.
 
-    A slot is one expert, or two where the view is `deeper`: the second counts a character once for each of the next
-    slot's contexts that it came in (the continuation counts of Kneser and Ney 1995). All positions vote that aren't
-    asked; with `adapt`, so do the asked ones that stand before.
+    A level is one expert, or two if the order has `continuations`: the second counts a character
+    once for each of the next level's contexts that it came in (Kneser and Ney 1995). Matches are
+    the positions that are no queries; with `adapt`, also the queries before each one.
     """
-    places = np.flatnonzero((order >= asked.start) & (order < asked.stop)).astype(np.int32)
-    position = order[places]
-    voters, true = Voters(view, np.delete(order, places), codes), codes[position]
-    first, more = voters.first(0), _Earlier(position, asked, true) if adapt else _Nothing()
-    for number, (slot, below) in enumerate(
-        pairwise(chain(_slots(view, order, places, true, voters), [None]))
-    ):
-        votes, came = (
-            slot.high - slot.low + more.votes(slot),
-            slot.end - slot.start + more.came(slot),
-        )
-        kinds = first.between(slot.low, slot.high) + more.kinds(slot)
-        yield _told(position, asked, votes, kinds, came)
-        if below is None:
+    rows = np.flatnonzero((order >= queries.start) & (order < queries.stop)).astype(np.int32)
+    positions = order[rows]
+    known = SortedContinuations(contexts, np.delete(order, rows), codes)
+    earlier = EarlierQueries(positions - queries.start, codes[positions], adapt)
+    levels = _match_levels(contexts, order, rows, codes[positions], known)
+    first = known.first_occurrences(0)
+
+    def columns(total, kinds, hits):
+        counts = np.empty((len(queries), 3), np.float32)
+        counts[positions - queries.start] = np.stack([total, kinds, hits], 1)
+        return counts
+
+    for level, (matches, longer) in enumerate(pairwise(chain(levels, [None]))):
+        total = matches.high - matches.low + earlier.total(matches)
+        kinds = first.between(matches.low, matches.high) + earlier.kinds(matches)
+        hits = matches.end - matches.start + earlier.hits(matches)
+        yield columns(total, kinds, hits)
+        if longer is None:
             return
-        first = voters.first(number + 1)
-        if view.deeper:
-            votes = first.between(slot.low, slot.high) + more.deeper(slot, below)
-            came = first.of_character(slot.start, slot.end) + more.deeper_came(slot, below)
-            yield _told(position, asked, votes, kinds, came)
+        first = known.first_occurrences(level + 1)
+        if contexts.continuations:
+            total = first.between(matches.low, matches.high) + earlier.total(matches, longer)
+            hits = first.of_character(matches.start, matches.end) + earlier.hits(matches, longer)
+            yield columns(total, kinds, hits)
 
 
-def _told(position, asked: range, *columns) -> Float32[np.ndarray, "M 3"]:
-    told = np.empty((len(asked), 3), np.float32)
-    told[position - asked.start] = np.stack(columns, 1)
-    return told
-
-
-def _slots(view, order, places, true, voters: "Voters") -> Iterator[Slot]:
-    search = np.lexsort((places, true))
+def _match_levels(
+    contexts, order, rows, characters, known: "SortedContinuations"
+) -> Iterator[Matches]:
+    by_character = np.lexsort((rows, characters))
     shared = np.zeros(len(order), np.int8)
-    shared[1:] = view.common(order[1:], order[:-1])
-    for number in range(view.slots):
-        new = shared < view.lengths(number, order)
+    shared[1:] = contexts.common_prefix(order[1:], order[:-1])
+    for level in range(len(contexts.level_names)):
+        new = shared < contexts.match_lengths(level, order)
         new[0] = True
-        starts, ends = _bounds(new, places)
-        low, high = (row - np.searchsorted(places, row).astype(np.int32) for row in (starts, ends))
-        yield Slot(starts, low, high, *voters.depends_on_others(low, high, true, search))
+        starts = np.flatnonzero(np.append(new, True)).astype(np.int32)  # of groups, and the end
+        group = np.searchsorted(starts, rows, side="right")
+        low, high = (
+            bound - np.searchsorted(rows, bound).astype(np.int32)  # without the queries' own rows
+            for bound in (starts[group - 1], starts[group])
+        )
+        start, end = known.character_ranges(low, high, characters, by_character)
+        yield Matches(starts[group - 1], low, high, start, end)
 
 
-def _bounds(
-    new: Bool[np.ndarray, " N"], places: Int32[np.ndarray, " M"]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Where the groups of the places start, and where the next ones do; `new` says where groups start."""
-    starts, ends = np.empty(len(places), np.int32), np.empty(len(places), np.int32)
-    start = 0
-    for first in range(0, len(new), CHUNK):
-        found = np.flatnonzero(new[first : first + CHUNK]) + first
-        part = slice(*np.searchsorted(places, [first, first + CHUNK]))
-        number = np.searchsorted(found, places[part], side="right")
-        starts[part] = np.append(start, found)[number]
-        start = found[-1] if len(found) else start
-    end = len(new)
-    for first in reversed(range(0, len(new), CHUNK)):
-        found = np.flatnonzero(new[first : first + CHUNK]) + first
-        part = slice(*np.searchsorted(places, [first, first + CHUNK]))
-        ends[part] = np.append(found, end)[np.searchsorted(found, places[part], side="right")]
-        end = found[0] if len(found) else end
-    return starts, ends
+class EarlierQueries:
+    """What the queries before each one add to its counts: nothing unless they `adapt`."""
+
+    def __init__(
+        self,
+        times: Integer[np.ndarray, " M"],
+        characters: Integer[np.ndarray, " M"],
+        adapt: bool,
+    ):
+        self.times = times
+        self.order = times.argsort()
+        self.characters = characters
+        self.kinds_of_characters = int(characters.max(initial=0)) + 1
+        self.adapt = adapt
+
+    def total(self, matches: Matches, longer: Matches | None = None):
+        """Matches, or their first occurrences in the groups of the `longer` ones."""
+        return self._sum(matches, False, longer)
+
+    def kinds(self, matches: Matches):
+        """Different characters among the matches that were not among the known ones."""
+        return self._sum(matches, False, matches)
+
+    def hits(self, matches: Matches, longer: Matches | None = None):
+        """The same as `total`, of the query's own character."""
+        return self._sum(matches, True, longer)
+
+    def _sum(self, matches: Matches, own: bool, first_in: Matches | None):
+        if not self.adapt:
+            return 0
+        keys = self._with_character(matches) if own else matches.group
+        flags = None
+        if first_in is not None:
+            repeats = count_earlier(self._with_character(first_in)[self.order])[self.times]
+            flags = ((first_in.start == first_in.end) & (repeats == 0))[self.order]
+        return count_earlier(keys[self.order], flags)[self.times]
+
+    def _with_character(self, matches: Matches) -> Integer[np.ndarray, " M"]:
+        return matches.group.astype(np.int64) * self.kinds_of_characters + self.characters
 
 
-class _Nothing:
-    """Nothing is read between: the asked positions don't vote."""
-
-    def votes(self, slot: Slot, below: Slot | None = None) -> int:
-        return 0
-
-    kinds = came = deeper = deeper_came = votes
-
-
-class _Earlier:
-    """What the asked positions add that stand before each of them."""
-
-    def __init__(self, position, asked: range, true):
-        self.back, self.time = position - asked.start, position.argsort()
-        self.true, self.characters = true, int(true.max()) + 1
-
-    def _sum(self, keys, flags=None) -> Integer[np.ndarray, " M"]:
-        flags = None if flags is None else flags[self.time]
-        return earlier(keys[self.time], flags)[self.back]
-
-    def _child(self, slot: Slot) -> Integer[np.ndarray, " M"]:
-        return slot.group.astype(np.int64) * self.characters + self.true
-
-    def _new(self, slot: Slot) -> Bool[np.ndarray, " M"]:
-        return (slot.start == slot.end) & (self._sum(self._child(slot)) == 0)
-
-    def votes(self, slot):
-        return self._sum(slot.group)
-
-    def kinds(self, slot):
-        return self._sum(slot.group, self._new(slot))
-
-    def came(self, slot):
-        return self._sum(self._child(slot))
-
-    def deeper(self, slot, below):
-        return self._sum(slot.group, self._new(below))
-
-    def deeper_came(self, slot, below):
-        return self._sum(self._child(slot), self._new(below))
-
-
-def earlier(
+def count_earlier(
     keys: Integer[np.ndarray, " M"], flags: Bool[np.ndarray, " M"] | None = None
 ) -> Integer[np.ndarray, " M"]:
-    """For each, how many of those before it have the same key (and a flag)."""
+    """Count, for each key, those before it that are the same (and have a flag)."""
     order = keys.argsort(kind="stable")
     ones = np.ones(len(keys), np.int64) if flags is None else flags[order].astype(np.int64)
     before = ones.cumsum() - ones
     new = np.ones(len(keys), bool)
     new[1:] = keys[order][1:] != keys[order][:-1]
     result = np.empty(len(keys), np.int64)
-    result[order] = before - before[np.maximum.accumulate(np.where(new, np.arange(len(keys)), 0))]
+    first = np.maximum.accumulate(np.where(new, np.arange(len(keys)), 0))
+    result[order] = before - before[first]
     return result
 
 
-class Voters:
-    """Positions in the order of their contexts, and their rows once more by the character that came."""
+class SortedContinuations:
+    """The characters at positions sorted by their contexts, and the rows once more by character."""
 
     def __init__(
-        self, view: ContextOrder, order: Int32[np.ndarray, " N"], codes: Integer[np.ndarray, " T"]
+        self,
+        contexts: ContextOrder,
+        order: Int32[np.ndarray, " N"],
+        codes: Integer[np.ndarray, " T"],
     ):
-        self.view, came = view, codes[order]
-        self.rows = came.argsort(kind="stable").astype(np.int32)
-        self.begin = np.concatenate(
-            [[0], np.cumsum(np.bincount(came, minlength=int(codes.max(initial=0)) + 1))]
-        )
+        self.contexts = contexts
+        characters = codes[order]
+        self.rows = characters.argsort(kind="stable").astype(np.int32)
+        counts = np.bincount(characters, minlength=int(codes.max(initial=0)) + 1)
+        self.begin = np.concatenate([[0], np.cumsum(counts)])
         self.positions = order[self.rows]
-        self.repeat = np.full(
-            len(order), -1, np.int8
-        )  # what a key shares with the one before of the same character
-        self.repeat[1:] = view.common(self.positions[1:], self.positions[:-1])
+        # what each key shares with the one before of the same character
+        self.repeat = np.full(len(order), -1, np.int8)
+        self.repeat[1:] = contexts.common_prefix(self.positions[1:], self.positions[:-1])
         self.repeat[self.begin[self.begin < len(order)]] = -1
 
-    def by_row(self) -> Integer[np.ndarray, " N"]:
+    def repeat_by_row(self) -> Integer[np.ndarray, " N"]:
         """`repeat`, in the order of the contexts."""
         repeat = np.empty_like(self.repeat)
         repeat[self.rows] = self.repeat
         return repeat
 
-    def depends_on_others(
-        self, low, high, true, search
+    def character_ranges(
+        self, low, high, characters, by_character
     ) -> tuple[Integer[np.ndarray, " M"], Integer[np.ndarray, " M"]]:
-        """Where among all rows by character those from low to high with the true one start and end.
-
-        `search`: the order in which to look them up, by their true character.
-        """
-        start, end = np.empty(len(true), np.int32), np.empty(len(true), np.int32)
-        characters, first = np.unique(true[search], return_index=True)
-        for code, part in zip(characters, np.split(search, first[1:]), strict=True):
+        """Where, of the rows sorted by character, those low..high of each character start and end."""
+        start = np.empty(len(characters), np.int32)
+        end = np.empty(len(characters), np.int32)
+        kinds, first = np.unique(characters[by_character], return_index=True)
+        for code, part in zip(kinds, np.split(by_character, first[1:]), strict=True):
             rows = self.rows[self.begin[code] : self.begin[code + 1]]
             start[part] = self.begin[code] + np.searchsorted(rows, low[part])
             end[part] = self.begin[code] + np.searchsorted(rows, high[part])
         return start, end
 
-    def first(self, slot: int) -> "First":
-        """The rows whose character didn't come before in their group of the slot."""
-        return First(self.repeat < self.view.lengths(slot, self.positions), self.rows)
+    def first_occurrences(self, level: int) -> "FirstOccurrences":
+        """The rows whose character did not come before in their group of the level."""
+        flags = self.repeat < self.contexts.match_lengths(level, self.positions)
+        return FirstOccurrences(flags, self.rows)
 
 
-class First:
-    """Some of the rows: how many there are from one to another, as they stand or sorted by character."""
+class FirstOccurrences:
+    """Some of the rows, to count: as they are, or sorted by character."""
 
     def __init__(self, flags: Bool[np.ndarray, " N"], rows: Int32[np.ndarray, " N"]):
-        self.flags, by_row = flags, np.empty(len(rows), bool)
+        self.flags = flags
+        by_row = np.empty(len(rows), bool)
         by_row[rows] = flags
-        self.total = _total(by_row)
+        self.total = _running_total(by_row)
 
     def between(self, low, high) -> Integer[np.ndarray, " M"]:
         return self.total[high] - self.total[low]
 
     def of_character(self, start, end) -> Integer[np.ndarray, " M"]:
-        total = _total(self.flags)
+        total = _running_total(self.flags)
         return total[end] - total[start]
 
 
-def _total(flags: Bool[np.ndarray, " N"]) -> Int32[np.ndarray, " N+1"]:
+def _running_total(flags: Bool[np.ndarray, " N"]) -> Int32[np.ndarray, " N+1"]:
     total = np.zeros(len(flags) + 1, np.int32)
     np.cumsum(flags, out=total[1:])
     return total

@@ -1,4 +1,4 @@
-"""The neighbors of one context: how a text went on wherever it had said the same, and how what was read since did."""
+"""Look-up of one context: what followed its matches in a sorted text, and in what was appended."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
@@ -9,139 +9,148 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int32, Integer
 
-from nnlib.language.context_orders import CONTEXT, VIEWS, ContextOrder
-from nnlib.language.continuation_counts import Voters
+from nnlib.language.context_orders import (
+    CONTEXT_ORDERS,
+    MAX_CONTEXT,
+    encode_characters,
+    sorted_contexts,
+)
+from nnlib.language.continuation_counts import SortedContinuations
 
-LARGE, KEPT = (
-    512,
-    4096,
-)  # groups of more neighbors are counted once, and so many of these counts are kept
+LARGE_GROUP = 512  # matches from which on counts are cached
+CACHED_COUNTS = 4096
 
 
 class Expert(NamedTuple):
-    """A slot of a view; a `deeper` one counts a character once for each context of the slot after it."""
+    """A level of a context order; for `continuations`, each context of the next level counts once."""
 
-    view: int
-    slot: int
-    deeper: bool
+    order: int
+    level: int
+    continuations: bool
 
     @property
     def name(self) -> str:
-        """What its neighbors share."""
-        return f"{VIEWS[self.view].names[self.slot]}{', each context once' if self.deeper else ''}"
+        """What its matches share with the context."""
+        name = CONTEXT_ORDERS[self.order].level_names[self.level]
+        return f"{name}, each context once" if self.continuations else name
 
 
-EXPERTS = [
-    Expert(number, slot, deeper)
-    for number, view in enumerate(VIEWS)
-    for slot in range(view.slots)
-    for deeper in (False, True)[: 1 + (view.deeper and slot + 1 < view.slots)]
+def _experts() -> Iterator[Expert]:
+    for number, order in enumerate(CONTEXT_ORDERS):
+        last = len(order.level_names) - 1
+        for level in range(last + 1):
+            yield Expert(number, level, False)
+            if order.continuations and level < last:
+                yield Expert(number, level, True)
+
+
+EXPERTS = list(_experts())
+NEXT_LEVEL = [  # for a continuation expert, the expert of the longer contexts that it counts
+    EXPERTS.index(Expert(expert.order, expert.level + 1, False)) if expert.continuations else -1
+    for expert in EXPERTS
 ]
-AFTER = [
-    EXPERTS.index(Expert(view, slot + 1, False)) if deeper else -1 for view, slot, deeper in EXPERTS
-]
 
 
-class Span(NamedTuple):
-    """The neighbors of a context: what they share of its key, and their rows low..high in the sorted text."""
+class RowRange(NamedTuple):
+    """An expert's matches: what they share of the key, and rows low..high of the sorted text."""
 
-    key: str | None  # None where the past is too short
+    key: str | None  # None where the context is too short
     low: int
     high: int
 
 
 class SuffixIndex:
-    """A text whose contexts are sorted, to look one up; and what was read after it, remembered by its contexts.
+    """A text with its sorted contexts, and counts of the characters appended to it since.
 
-    `alphabet`: the known characters in the order of their codes, which reading adds to.
+    `alphabet`: the known characters in the order of their codes, which grows by appending.
     """
 
-    def __init__(
-        self,
-        text: str,
-        codes: Integer[np.ndarray, " N"],
-        sorts: list[tuple[ContextOrder, Int32[np.ndarray, " N"]]],
-    ):
-        self.past, self.read, self.codes, self.sorts = text[-CONTEXT:], "", codes, sorts
+    def __init__(self, text: str, contexts: list | None = None):
+        self.contexts = contexts or sorted_contexts(text)
+        self.codes = encode_characters(text)
+        self.context = text[-MAX_CONTEXT:]
+        self.appended = ""
         self.alphabet = sorted(set(text))
-        self.code = {character: code for code, character in enumerate(self.alphabet)}
+        self.code_of = {character: code for code, character in enumerate(self.alphabet)}
         self.repeats = [
-            Voters(view, order, codes).by_row() if view.deeper else None for view, order in sorts
+            SortedContinuations(contexts, order, self.codes).repeat_by_row()
+            if contexts.continuations
+            else None
+            for contexts, order in self.contexts
         ]
-        self.later: dict[tuple[int, str], dict[int, int]] = {}
-        self._large, self._narrow = lru_cache(KEPT)(self._count), lru_cache(8 * KEPT)(self._rows)
+        self.appended_counts: dict[tuple[int, str], dict[int, int]] = {}
+        self._cached_count = lru_cache(CACHED_COUNTS)(self._count)
+        self._cached_rows = lru_cache(8 * CACHED_COUNTS)(self._rows)
 
-    def counts(self, past: str) -> Float64[np.ndarray, "E A"]:
-        """How often each character followed what `past` ends in, for each of EXPERTS."""
+    def counts(self, context: str) -> Float64[np.ndarray, "E A"]:
+        """How often each character followed the end of `context`, for each of EXPERTS."""
         counts = np.zeros((len(EXPERTS), len(self.alphabet)))
-        for number, span in enumerate(self.spans(past)):
-            if span.high > span.low:
-                count = self._large if span.high - span.low > LARGE else self._count
-                found = count(EXPERTS[number], span.low, span.high)
-                counts[number, : len(found)] = found
-            for code, times in self.later.get((number, span.key), {}).items():
+        for number, (key, low, high) in enumerate(self.row_ranges(context)):
+            if high > low:
+                count = self._cached_count if high - low > LARGE_GROUP else self._count
+                known = count(EXPERTS[number], low, high)
+                counts[number, : len(known)] = known
+            for code, times in self.appended_counts.get((number, key), {}).items():
                 counts[number, code] += times
         return counts
 
-    def spans(self, past: str) -> list[Span]:
-        """Where each expert's neighbors stand, of a context that `past` ends in."""
-        found = []
-        for view, order in self.sorts:
-            key, lengths = view.asked(past[-CONTEXT:])
-            low, high, slots = 0, len(order), []
-            for length in lengths:
+    def row_ranges(self, context: str) -> list[RowRange]:
+        """Where each expert's matches of the end of `context` are."""
+        ranges = {}
+        for number, (contexts, order) in enumerate(self.contexts):
+            key, lengths = contexts.query(context[-MAX_CONTEXT:])
+            low, high = 0, len(order)
+            for level, length in enumerate(lengths):
                 if length:
-                    low, high = self._narrow(len(found), key[:length], length, low, high)
-                slots.append(Span(key[:length] if len(key) >= length else None, low, high))
-            found.append(slots)
-        return [found[view][slot] for view, slot, _ in EXPERTS]
+                    low, high = self._cached_rows(number, key[:length], length, low, high)
+                shared = key[:length] if len(key) >= length else None
+                ranges[number, level] = RowRange(shared, low, high)
+        return [ranges[expert.order, expert.level] for expert in EXPERTS]
 
-    def _rows(self, view: int, part: str, length: int, low: int, high: int) -> tuple[int, int]:
-        """Which of the rows low..high have keys that begin with `part`, of that length if there is enough past."""
-        if low == high or len(part) < length:
-            return low, low
-        key, order = partial(self.sorts[view][0].key, length=length), self.sorts[view][1]
-        low = bisect_left(order, part, low, high, key=key)
-        return low, bisect_right(order, part, low, high, key=key)
-
-    def add(self, character: str, counts: Float64[np.ndarray, "E A"] | None = None) -> None:
-        """Remember that `character` came next; `counts` of what was read so far, where they are at hand."""
-        counts = self.counts(self.past) if counts is None else counts
-        code = self.code.setdefault(character, len(self.alphabet))
+    def append(self, character: str, counts: Float64[np.ndarray, "E A"] | None = None) -> None:
+        """Count a character that came next; `counts`: those of the context before it, if known."""
+        counts = self.counts(self.context) if counts is None else counts
+        code = self.code_of.setdefault(character, len(self.alphabet))
         if code == len(self.alphabet):
             self.alphabet.append(character)
         before = counts[:, code] if code < counts.shape[1] else np.zeros(len(EXPERTS))
-        for number, key in enumerate(self._keys()):
-            if key is not None and (not EXPERTS[number].deeper or before[AFTER[number]] == 0):
-                times = self.later.setdefault((number, key), {})
+        for number, (key, _, _) in enumerate(self.row_ranges(self.context)):
+            repeated = EXPERTS[number].continuations and before[NEXT_LEVEL[number]] > 0
+            if key is not None and not repeated:
+                times = self.appended_counts.setdefault((number, key), {})
                 times[code] = times.get(code, 0) + 1
-        self.past, self.read = (self.past + character)[-CONTEXT:], self.read + character
+        self.context = (self.context + character)[-MAX_CONTEXT:]
+        self.appended += character
 
     def fork(self) -> "SuffixIndex":
-        """One that reads on by itself; they share what is sorted."""
+        """Return one that is appended to by itself; they share what is sorted."""
         other = copy(self)
-        other.alphabet, other.code = list(self.alphabet), dict(self.code)
-        other.later = {key: dict(times) for key, times in self.later.items()}
+        other.alphabet = list(self.alphabet)
+        other.code_of = dict(self.code_of)
+        other.appended_counts = {key: dict(times) for key, times in self.appended_counts.items()}
         return other
 
-    def voters(self, past: str) -> Iterator[Int32[np.ndarray, " M"]]:
-        """For each expert, the positions of the text that vote after `past`; what was read later isn't among them."""
-        for expert, span in zip(EXPERTS, self.spans(past), strict=True):
-            yield self._voters(expert, span.low, span.high)
+    def matches(self, context: str) -> Iterator[Int32[np.ndarray, " M"]]:
+        """For each expert, the sorted text's positions that count after `context`."""
+        for expert, (_, low, high) in zip(EXPERTS, self.row_ranges(context), strict=True):
+            yield self._matches(expert, low, high)
 
-    def _keys(self) -> list[str | None]:
-        asked = [view.asked(self.past) for view, _ in self.sorts]
-        parts = [(asked[view][0], asked[view][1][slot]) for view, slot, _ in EXPERTS]
-        return [key[:length] if len(key) >= length else None for key, length in parts]
+    def _rows(self, number: int, key: str, length: int, low: int, high: int) -> tuple[int, int]:
+        """Which of the rows low..high have keys that begin with `key`, if it is of that length."""
+        if low == high or len(key) < length:
+            return low, low
+        contexts, order = self.contexts[number]
+        key_at = partial(contexts.key, length=length)
+        low = bisect_left(order, key, low, high, key=key_at)
+        return low, bisect_right(order, key, low, high, key=key_at)
 
-    def _voters(self, expert: Expert, low: int, high: int) -> Int32[np.ndarray, " M"]:
-        view, order = self.sorts[expert.view]
-        voters = order[low:high]
-        if expert.deeper:
-            voters = voters[
-                self.repeats[expert.view][low:high] < view.lengths(expert.slot + 1, voters)
-            ]
-        return voters
+    def _matches(self, expert: Expert, low: int, high: int) -> Int32[np.ndarray, " M"]:
+        contexts, order = self.contexts[expert.order]
+        matches = order[low:high]
+        if expert.continuations:
+            repeats = self.repeats[expert.order][low:high]
+            matches = matches[repeats < contexts.match_lengths(expert.level + 1, matches)]
+        return matches
 
     def _count(self, expert: Expert, low: int, high: int) -> Integer[np.ndarray, " A"]:
-        return np.bincount(self.codes[self._voters(expert, low, high)])
+        return np.bincount(self.codes[self._matches(expert, low, high)])

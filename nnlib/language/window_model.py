@@ -1,6 +1,4 @@
-"""The published language model: windows of character codes, and the character that follows, as a classification."""
-
-from pathlib import Path
+"""The published language model: windows of character codes, classified by what follows them."""
 
 import numpy as np
 import torch
@@ -9,26 +7,43 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from nnlib._common.files import atomic_folder
-from nnlib._common.runtime import check_seed
-from nnlib._common.serialization import ModelError, read_settings, write_settings
-from nnlib._common.validation import check_int, check_number
+from nnlib._common.serialization import SafetensorsMixin
+from nnlib._common.validation import check_int
+from nnlib.language.sampling import sample_text
 from nnlib.neighbors import DeepClassifier
 
 CODES = 128  # classes; the last stands for every character that isn't ASCII
-FLOOR = 2.0**-20  # of each class's probability, where bits are counted
+MIN_PROBABILITY = 2.0**-20  # of each class, where bits are counted
 BATCH = 16_384  # windows at a time
-HEAD, STACK = "windows.json", "stack"
-FILES = (HEAD, f"{STACK}/stack.json", f"{STACK}/layer_*.safetensors")
 
 
-class WindowModel(BaseEstimator):
-    """The next character by the summed weight of windows: those it got wrong while it learned, or layers of that.
+class WindowModel(SafetensorsMixin, BaseEstimator):
+    """Language model that classifies windows of characters by the character that follows.
 
-    A window is `num_features` character codes as plain numbers, under the Euclidean kernel; every character beyond code
-    127 is taken as 127. The other settings are DeepClassifier's, which `stack_` is once fitted. Source: Dynamic and
-    Deep Nearest Neighbors (J. Loverich, 2023).
+    A window is `num_features` character codes as plain numbers, under the Euclidean kernel; every
+    character beyond code 127 is taken as 127. `stack_` is the fitted DeepClassifier.
+
+    Parameters
+    ----------
+    num_features : int, default 10
+        Characters of a window.
+    num_layers, splits, exponent, epsilon, batch_size, max_neighbors, target_accuracy, max_count, \
+seed, device, progress
+        As in DeepClassifier.
+
+    References
+    ----------
+    J. Loverich, Dynamic and Deep Nearest Neighbors (2023).
+
+    Examples
+    --------
+    >>> model = WindowModel(num_features=2, progress=False).fit("abcabcabcabc")
+    >>> model.generate("ab", 4, temperature=0)
+    'cabc'
     """
+
+    saved_attributes = ()
+    saved_tensors = ()
 
     def __init__(
         self,
@@ -45,106 +60,89 @@ class WindowModel(BaseEstimator):
         device: str = "auto",
         progress: bool = True,
     ):
-        self.num_features, self.num_layers, self.splits = num_features, num_layers, splits
-        self.exponent, self.epsilon, self.batch_size = exponent, epsilon, batch_size
-        self.max_neighbors, self.target_accuracy, self.max_count = (
-            max_neighbors,
-            target_accuracy,
-            max_count,
-        )
-        self.seed, self.device, self.progress = seed, device, progress
+        self.num_features = num_features
+        self.num_layers = num_layers
+        self.splits = splits
+        self.exponent = exponent
+        self.epsilon = epsilon
+        self.batch_size = batch_size
+        self.max_neighbors = max_neighbors
+        self.target_accuracy = target_accuracy
+        self.max_count = max_count
+        self.seed = seed
+        self.device = device
+        self.progress = progress
 
     def fit(self, text: str) -> "WindowModel":
-        """Learn every character of a text that has a full window before it; ValueError where there is none."""
+        """Learn every character of a text that has a full window before it."""
         settings = self.get_params()
         width = check_int("num_features", settings.pop("num_features"))
         self.stack_ = DeepClassifier(kernel="euclidean", **settings).fit(*_samples(text, width))
         return self
 
     def accuracy(self, text: str) -> float:
-        """The share of the characters with a full window before them that are the most likely one there."""
+        """The fraction of the characters after a full window that are the most likely ones."""
         return self.layer_accuracies(text)[-1]
 
     def layer_accuracies(self, text: str) -> list[float]:
         """The same by each layer."""
-        right = sum(
-            len(y) * np.array(self.stack_.layer_scores(x, y)) for x, y in self._batches(text)
-        )
-        return (right / (len(text) - self.stack_.n_features_in_)).tolist()
+        batches = self._batches(text)
+        correct = sum(len(y) * np.array(self.stack_.layer_scores(x, y)) for x, y in batches)
+        return (correct / (len(text) - self.stack_.n_features_in_)).tolist()
 
     def bits_per_character(self, text: str) -> float:
-        """-log2 of the probability of a character, on average over those with a full window before them.
+        """The mean of -log2 of the probability of each character after a full window.
 
-        Published is 0 for a class without centers, infinitely many bits: here each has 2^-20, and its share of the
-        weight counts for the rest. That floor is ours.
+        The published probability of a class without centers is 0, infinitely many bits: here each
+        has at least 2^-20, at the cost of all others.
         """
-        shares = torch.cat(
-            [self._class_probabilities(x).gather(1, y[:, None]) for x, y in self._batches(text)]
-        )
-        return -torch.log2((1 - CODES * FLOOR) * shares + FLOOR).mean().item()
+        batches = self._batches(text)
+        p = torch.cat([self._class_probabilities(x).gather(1, y[:, None]) for x, y in batches])
+        p = (1 - CODES * MIN_PROBABILITY) * p + MIN_PROBABILITY
+        return -torch.log2(p).mean().item()
 
     def predict_proba(self, context: str) -> np.ndarray:
-        """The probability of every code after a context, float64 [128], without the floor of `bits_per_character`.
+        """The probability of every code after a context, float64 [128].
 
-        Of a longer context the last `num_features` characters count; a shorter one is padded with spaces on the left.
+        Only the last `num_features` characters count; a shorter context is padded with spaces.
         """
         check_is_fitted(self)
-        padded = torch.cat([_codes(" " * self.stack_.n_features_in_), _codes(context, "context")])
-        share = self._class_probabilities(padded[None, -self.stack_.n_features_in_ :])[0]
-        return (share / share.sum()).numpy()
+        width = self.stack_.n_features_in_
+        padded = torch.cat([_codes(" " * width), _codes(context, "context")])
+        p = self._class_probabilities(padded[None, -width:])[0]
+        return (p / p.sum()).numpy()
 
     def generate(
         self, prompt: str, length: int = 100, temperature: float = 1.0, seed: int | None = 0
     ) -> str:
-        """Draw what follows a prompt, by probabilities to the power 1 / temperature; at 0 the most likely is taken."""
-        check_int("length", length, least=0)
-        check_number("temperature", temperature, "[0, inf)", "a number, 0 or more")
+        """Draw what follows a prompt, by probabilities to the power 1 / temperature.
+
+        Temperature 0 takes the most likely one each time.
+        """
         _codes(prompt, "prompt")
-        text, generator = "", np.random.default_rng(check_seed(seed))
-        for _ in range(length):
-            text += chr(_drawn(self.predict_proba(prompt + text), temperature, generator))
-        return text
+        alphabet = [chr(code) for code in range(CODES)]
+        return sample_text(self.predict_proba, alphabet, prompt, length, temperature, seed)
 
-    def save(self, folder: str | Path) -> None:
-        """Write a folder, whole or not at all; raises OSError where it holds anything else or can't be written."""
-        check_is_fitted(self)
-        with atomic_folder(folder, FILES) as part:
-            self.stack_.save(part / STACK)
-            write_settings(part / HEAD, "WindowModel", {})
+    def _submodels(self):
+        return {"stack": self.stack_}
 
-    @classmethod
-    def load(cls, folder: str | Path, device: str = "auto") -> "WindowModel":
-        """Read a folder that `save` wrote, onto the device; raises ModelError, naming what is wrong with any other."""
-        read_settings(Path(folder) / HEAD, "WindowModel")
-        stack = DeepClassifier.load(Path(folder) / STACK, device)
-        if (
-            stack.classes_.dtype != np.int64
-            or stack.classes_.min() < 0
-            or stack.classes_.max() >= CODES
-        ):
-            raise ModelError(
-                f"folder={str(folder)!r} holds other classes than codes: give one that save wrote"
-            )
-        settings = {
-            name: stack.get_params()[name] for name in cls().get_params() if name != "num_features"
-        }
-        model = cls(stack.n_features_in_, **settings)
-        model.stack_ = stack
-        return model
+    def _restore_submodels(self, submodels) -> None:
+        self.stack_ = submodels["stack"]
+        classes = self.stack_.classes_
+        if classes.dtype != np.int64 or classes.min() < 0 or classes.max() >= CODES:
+            raise ValueError("it holds other classes than character codes")
 
     def _batches(self, text: str) -> zip:
         check_is_fitted(self)
-        return zip(
-            *(part.split(BATCH) for part in _samples(text, self.stack_.n_features_in_)), strict=True
-        )
+        windows, codes = _samples(text, self.stack_.n_features_in_)
+        return zip(windows.split(BATCH), codes.split(BATCH), strict=True)
 
     def _class_probabilities(self, windows: UInt8[Tensor, "B F"]) -> Float[Tensor, "B 128"]:
-        """Each code's share of the weight, 0 for those that training never saw."""
-        shares = torch.zeros(len(windows), CODES, dtype=torch.float64)
-        shares[:, torch.from_numpy(self.stack_.classes_)] = self.stack_.predict_proba(
-            windows
-        ).double()
-        return shares
+        """Each code's probability, 0 for those that training never saw."""
+        p = torch.zeros(len(windows), CODES, dtype=torch.float64)
+        known = torch.from_numpy(self.stack_.classes_)
+        p[:, known] = self.stack_.predict_proba(windows).double()
+        return p
 
 
 def _samples(text: str, width: int) -> tuple[UInt8[Tensor, "N F"], Int64[Tensor, " N"]]:
@@ -162,16 +160,3 @@ def _codes(text: str, name: str = "text") -> UInt8[Tensor, " N"]:
         raise ValueError(f"{name} is {type(text).__name__}: give a str")
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
     return torch.from_numpy(codes.clip(max=CODES - 1).astype(np.uint8))
-
-
-def _drawn(
-    probabilities: Float[np.ndarray, "128"], temperature: float, generator: np.random.Generator
-) -> int:
-    if temperature == 0:
-        return int(probabilities.argmax())
-    with np.errstate(
-        divide="ignore", over="ignore"
-    ):  # without probability, or far below the most likely
-        logs = np.log(probabilities)
-        powers = np.exp((logs - logs.max()) / temperature)
-    return int(generator.choice(CODES, p=powers / powers.sum()))

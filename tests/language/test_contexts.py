@@ -12,10 +12,15 @@ from hypothesis import strategies as st
 
 from nnlib.datasets import load_text as shipped
 from nnlib.language import context_orders
-from nnlib.language import continuation_counts as in_bulk
-from nnlib.language.context_orders import VIEWS, Characters, Words, numbered
-from nnlib.language.continuation_counts import earlier, expert_counts
-from nnlib.language.suffix_index import EXPERTS, LARGE, SuffixIndex
+from nnlib.language.context_orders import (
+    CONTEXT_ORDERS,
+    Characters,
+    Words,
+    encode_characters,
+    sorted_contexts,
+)
+from nnlib.language.continuation_counts import count_earlier, expert_counts
+from nnlib.language.suffix_index import EXPERTS, LARGE_GROUP, SuffixIndex
 
 LETTERS = st.text("ab \n", min_size=1, max_size=60)
 MARKS = st.text("aB'. \n", min_size=1, max_size=60)
@@ -27,10 +32,10 @@ ALICE = shipped("alice").replace("\r\n", "\n")
 
 def key(view: int, slot: int, past: str):
     """What neighbors in a slot share with a past, said plainly; None where the past is too short."""
-    if VIEWS[view] is Characters:
+    if CONTEXT_ORDERS[view] is Characters:
         length = (0, 1, 2, 3, 4, 5, 6, 8, 11, 15, 20)[slot]
         return None if length > len(past) else past[len(past) - length :]
-    if VIEWS[view] is Words:
+    if CONTEXT_ORDERS[view] is Words:
         return back_to_words(slot, past)
     if len(past) < slot + 1:
         return None
@@ -58,18 +63,20 @@ class Plain:
         self.text = text
         self.keys = {
             (view, slot): [key(view, slot, text[:place]) for place in range(len(text))]
-            for view, kind in enumerate(VIEWS)
-            for slot in range(kind.slots)
+            for view, kind in enumerate(CONTEXT_ORDERS)
+            for slot in range(len(kind.level_names))
         }
 
     def counts(self, past: str, votes=lambda place: True) -> list[Counter]:
         """How often each character followed, for each expert."""
         places, counts = [place for place in range(len(self.text)) if votes(place)], []
-        for view, slot, deeper in EXPERTS:
-            asked, keys = key(view, slot, past), self.keys[view, slot]
+        for order, level, continuations in EXPERTS:
+            asked, keys = key(order, level, past), self.keys[order, level]
             alike = [place for place in places if asked is not None and keys[place] == asked]
-            if deeper:  # each context once, and one that the text's beginning cuts off by itself
-                below = self.keys[view, slot + 1]
+            if (
+                continuations
+            ):  # each context once, and one that the text's beginning cuts off by itself
+                below = self.keys[order, level + 1]
                 once = {
                     (place if below[place] is None else below[place], self.text[place])
                     for place in alike
@@ -79,27 +86,25 @@ class Plain:
                 counts.append(Counter(self.text[place] for place in alike))
         return counts
 
-    def told(self, asked: range, adapt: bool) -> np.ndarray:
-        """What `evidence` says, [E, M, 3]."""
-        told = []
+    def counts_of_queries(self, asked: range, adapt: bool) -> np.ndarray:
+        """What `expert_counts` gives, [E, M, 3]."""
+        counted = []
         for at in asked:
             counts = self.counts(
                 self.text[:at], lambda place, at=at: place not in asked or (adapt and place < at)
             )
-            told.append([[c.total(), len(c), c[self.text[at]]] for c in counts])
-        return np.array(told).swapaxes(0, 1)
+            counted.append([[c.total(), len(c), c[self.text[at]]] for c in counts])
+        return np.array(counted).swapaxes(0, 1)
 
 
-def recall(text: str) -> SuffixIndex:
-    return SuffixIndex(
-        text, numbered(text), [(view, view.sorted()) for view in (kind(text) for kind in VIEWS)]
-    )
-
-
-def bulk(text: str, asked: range, adapt: bool) -> np.ndarray:
-    views, codes = [kind(text) for kind in VIEWS], numbered(text)
+def bulk(text: str, queries: range, adapt: bool) -> np.ndarray:
+    codes = encode_characters(text)
     return np.stack(
-        [told for view in views for told in expert_counts(view, view.sorted(), codes, asked, adapt)]
+        [
+            counts
+            for contexts, order in sorted_contexts(text)
+            for counts in expert_counts(contexts, order, codes, queries, adapt)
+        ]
     )
 
 
@@ -118,55 +123,59 @@ def as_rows(counts: list[Counter], alphabet: list[str]) -> np.ndarray:
     40,
 )
 def test_counts_are_those_of_a_plain_search(text, other, place):
-    known, plain = recall(text), Plain(text)
+    known, plain = SuffixIndex(text), Plain(text)
     for past in ("", other, text[:place], text[-place:], text):
         np.testing.assert_array_equal(
             known.counts(past), as_rows(plain.counts(past), known.alphabet)
         )
-        for count, voters in zip(known.counts(past), known.voters(past), strict=True):
-            assert [sum(text[at] == c for at in voters) for c in known.alphabet] == count.tolist()
+        for count, matches in zip(known.counts(past), known.matches(past), strict=True):
+            assert [sum(text[at] == c for at in matches) for c in known.alphabet] == count.tolist()
 
 
 @settings(max_examples=30, deadline=None)
 @given(TEXTS, TEXTS, PASTS)
 @example("a", "bcbcabc", "ab")  # what the text's beginning cuts off
 def test_what_is_read_later_counts_like_what_was_known(text, more, past):
-    reader, plain = recall(text), Plain(text + more)
+    reader, plain = SuffixIndex(text), Plain(text + more)
     other = reader.fork()
     for character in more:
-        reader.add(character)
+        reader.append(character)
     for asked in ("", past, more, text + more):
         np.testing.assert_array_equal(
             reader.counts(asked), as_rows(plain.counts(asked), reader.alphabet)
         )
-    assert other.read == "" and len(other.alphabet) == len(set(text)) and not other.later
+    assert (
+        other.appended == "" and len(other.alphabet) == len(set(text)) and not other.appended_counts
+    )
 
 
 @settings(max_examples=30, deadline=None)
 @given(TEXTS, TEXTS, st.booleans())
-def test_evidence_in_bulk_is_what_reading_on_counts(text, more, adapt):
-    whole, reader = text + more, recall(text)
-    told = bulk(whole, range(len(text), len(whole)), adapt)
+def test_counts_in_bulk_is_what_reading_on_counts(text, more, adapt):
+    whole, reader = text + more, SuffixIndex(text)
+    counted = bulk(whole, range(len(text), len(whole)), adapt)
     for step, character in enumerate(more):
         counts = reader.counts(whole[: len(text) + step])
         came = (
-            counts[:, reader.code[character]]
-            if character in reader.code
+            counts[:, reader.code_of[character]]
+            if character in reader.code_of
             else np.zeros(len(EXPERTS))
         )
         expected = np.stack([counts.sum(1), (counts > 0).sum(1), came], 1)
-        np.testing.assert_array_equal(told[:, step], expected)
+        np.testing.assert_array_equal(counted[:, step], expected)
         if adapt:
-            reader.add(character, counts)
+            reader.append(character, counts)
 
 
 @settings(max_examples=40, deadline=None)
 @given(TEXTS, st.integers(0, 59), st.integers(1, 20), st.booleans())
 @example("ab" * 20, 0, 40, False)  # nobody is left to vote
 @example("ab" * 20, 0, 40, True)
-def test_evidence_in_the_middle_of_a_text(text, start, length, adapt):
+def test_counts_in_the_middle_of_a_text(text, start, length, adapt):
     asked = range(min(start, len(text) - 1), min(start + length, len(text)))
-    np.testing.assert_array_equal(bulk(text, asked, adapt), Plain(text).told(asked, adapt))
+    np.testing.assert_array_equal(
+        bulk(text, asked, adapt), Plain(text).counts_of_queries(asked, adapt)
+    )
 
 
 @pytest.mark.parametrize("adapt", [False, True])
@@ -174,8 +183,10 @@ def test_evidence_in_the_middle_of_a_text(text, start, length, adapt):
 def test_many_kinds_of_characters(kinds, adapt):
     once = "".join(chr(0x3041 + n) for n in range(kinds))
     text, asked = once + once[::2] + once[5:60], range(kinds + 20, kinds + 24)
-    np.testing.assert_array_equal(bulk(text, asked, adapt), Plain(text).told(asked, adapt))
-    known = recall(text)
+    np.testing.assert_array_equal(
+        bulk(text, asked, adapt), Plain(text).counts_of_queries(asked, adapt)
+    )
+    known = SuffixIndex(text)
     np.testing.assert_array_equal(
         known.counts(once), as_rows(Plain(text).counts(once), known.alphabet)
     )
@@ -184,29 +195,28 @@ def test_many_kinds_of_characters(kinds, adapt):
 @pytest.mark.parametrize("adapt", [False, True])
 def test_work_in_pieces_is_the_same(monkeypatch, adapt):
     whole = bulk(ALICE[:1000], range(300, 500), adapt)
-    for module in (context_orders, in_bulk):
-        monkeypatch.setattr(module, "CHUNK", 17)
+    monkeypatch.setattr(context_orders, "CHUNK", 17)
     np.testing.assert_array_equal(bulk(ALICE[:1000], range(300, 500), adapt), whole)
 
 
 def test_large_groups_are_counted_the_same_each_time():
     text = ALICE[:1000]
-    known, plain = recall(text), Plain(text)
+    known, plain = SuffixIndex(text), Plain(text)
     for past in (text[:500], text[:499], text[:500], "e"):
         counts = known.counts(past)
         np.testing.assert_array_equal(counts, as_rows(plain.counts(past), known.alphabet))
-    assert counts.sum(1)[0] == 1000 > LARGE
+    assert counts.sum(1)[0] == 1000 > LARGE_GROUP
 
 
-@pytest.mark.parametrize("kind", VIEWS)
+@pytest.mark.parametrize("kind", CONTEXT_ORDERS)
 def test_contexts_are_sorted(kind):
     view = kind(ALICE[:60_000])  # of so many that ranks squared are beyond 32 bits
-    order = view.sorted()
-    keys = [view.key(place, view.depth) for place in order]
+    order = view.sort()
+    keys = [view.key(place, view.max_length) for place in order]
     assert all(a <= b for a, b in pairwise(keys))
     assert (np.sort(order) == np.arange(60_000)).all()
     alike = [len(commonprefix(pair)) for pair in pairwise(keys)]
-    assert view.common(order[:-1], order[1:]).tolist() == alike
+    assert view.common_prefix(order[:-1], order[1:]).tolist() == alike
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=20), st.booleans())
@@ -216,4 +226,4 @@ def test_earlier_counts_those_before(rows, flagged):
         sum(k == key and (f or not flagged) for k, f in rows[:at])
         for at, (key, _) in enumerate(rows)
     ]
-    assert earlier(keys, flags if flagged else None).tolist() == expected
+    assert count_earlier(keys, flags if flagged else None).tolist() == expected

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from sklearn.exceptions import NotFittedError
 
-from nnlib._common.serialization import ModelError
 from nnlib.datasets import load_text as shipped
-from nnlib.image_codec.entropy_coder import CorruptError
+from nnlib._common import serialization
+from nnlib.errors import CorruptError, ModelError
 from nnlib.language import coding
-from nnlib.language import context_model as text_module
+
 from nnlib.language.coding import decode, encode
 from nnlib.language.context_model import ContextModel
 from nnlib.language.gating import GatingNetwork
@@ -28,8 +28,8 @@ def model():
 def knowing(text: str, gate: GatingNetwork) -> ContextModel:
     """A model that knows a text, and trusts as another one learned to."""
     model = ContextModel()
-    model.gate_ = gate
-    model._know(text)
+    model.gating_ = gate
+    model._sort(text)
     return model
 
 
@@ -98,7 +98,7 @@ def test_passages_stand_where_they_say(model):
     for weight, place, before, character, after in told:
         assert text[place - 25 : place + 26] == before + character + after and len(before) == 25
         assert weight == weights[place] and before.endswith(" ")
-    assert knowing("ab", model.gate_).explain("a", top=9)[0].character == "b"
+    assert knowing("ab", model.gating_).explain("a", top=9)[0].character == "b"
     with pytest.raises(ValueError, match="top"):
         model.explain("a", top=0)
 
@@ -106,7 +106,7 @@ def test_passages_stand_where_they_say(model):
 @pytest.mark.parametrize(("head", "more"), [(3000, 400), (3000, 1250), (1, 40), (30, 200)])
 def test_reading_on_is_like_having_read_it_all(model, head, more):
     text = ALICE[8000 : 8000 + head + more - 3] + "漢é漢"
-    pieces, whole = knowing(text[:head], model.gate_), knowing(text, model.gate_)
+    pieces, whole = knowing(text[:head], model.gating_), knowing(text, model.gating_)
     for start in range(head, len(text), 100):
         pieces.partial_fit(text[start : start + 100])
     assert pieces.text_ == text and (len(pieces._text) > head) == (
@@ -193,8 +193,8 @@ def test_cut_and_changed_codes_are_refused(model):
 
 
 def test_the_code_of_a_dull_text_is_filled_up(model, monkeypatch):
-    monkeypatch.setattr(coding, "MOST", 16)
-    dull = knowing("a" * 1000, model.gate_)
+    monkeypatch.setattr(coding, "CHARACTERS_PER_BYTE", 16)
+    dull = knowing("a" * 1000, model.gating_)
     data = encode(dull.reader(), "a" * 300)
     assert len(data) == 4 + 16  # a byte for each 16 characters, in words of 4
     assert decode(dull.reader(), data) == "a" * 300
@@ -271,14 +271,14 @@ def test_it_must_be_fitted_first():
 
 def test_files(model, tmp_path):
     path = tmp_path / "model.safetensors"
-    read = knowing(model.text_, model.gate_).partial_fit("漢字")
+    read = knowing(model.text_, model.gating_).partial_fit("漢字")
     read.save(path)
-    again, whole = ContextModel.load(path), knowing(model.text_ + "漢字", model.gate_)
+    again, whole = ContextModel.load(path), knowing(model.text_ + "漢字", model.gating_)
     assert again.text_ == whole.text_ and again.seed == 0
     for context in ("", "Alice ", "漢字"):
         np.testing.assert_array_equal(again.predict_proba(context), whole.predict_proba(context))
     parts = load_file(path)
-    header = {"format": "nnlib.text.1", "settings": '{"seed": 0}'}
+    header = {"format": "nnlib.2", "settings": '{"seed": 0}'}
     save_file(parts | {"mean": parts["mean"][1:]}, tmp_path / "shape", header)
     save_file(parts | {"text": parts["mean"].clone()}, tmp_path / "numbers", header)
     save_file(parts | {"text": parts["text"][:-1]}, tmp_path / "half", header)
@@ -303,7 +303,7 @@ def test_a_file_is_written_whole_or_not_at_all(model, tmp_path, monkeypatch):
         file.write_bytes(b"half")
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(text_module, "save_file", fails)
+    monkeypatch.setattr(serialization, "save_file", fails)
     with pytest.raises(OSError, match="full"):
         model.save(path)
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"before"

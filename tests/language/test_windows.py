@@ -1,6 +1,5 @@
-"""The published language model: windows of codes against a plain float64 vote, and the manners that users expect."""
+"""The published language model: windows of codes against a plain float64 vote, input and files."""
 
-import json
 import math
 
 import numpy as np
@@ -11,8 +10,8 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from nnlib._common import serialization
-from nnlib._common.serialization import ModelError
 from nnlib.datasets import load_text
+from nnlib.errors import ModelError
 from nnlib.language import window_model
 from nnlib.language.window_model import WindowModel
 from nnlib.neighbors.stacking import DeepClassifier
@@ -26,9 +25,9 @@ def model():
     return WindowModel(progress=False).fit(TRAIN)
 
 
-def naive(model, load_text):
+def naive(model, text):
     """Probabilities [N, 128] of the windows of a text in float64, and the codes that follow."""
-    codes, width = [min(ord(c), 127) for c in load_text], model.num_features
+    codes, width = [min(ord(c), 127) for c in text], model.num_features
     x = torch.tensor([codes[i : i + width] for i in range(len(codes) - width)])
     layer = model.stack_.layers_[0]
     share = torch.zeros(len(x), 128, dtype=torch.float64)
@@ -150,34 +149,36 @@ def test_a_write_that_fails_leaves_what_was_there(model, tmp_path, monkeypatch):
     assert WindowModel.load(tmp_path / "m").stack_.num_neighbors == model.stack_.num_neighbors
 
 
-def test_foreign_and_broken_folders_are_refused(model, tmp_path):
-    with pytest.raises(ModelError, match="windows.json"):
-        WindowModel.load(tmp_path / "nowhere")
-    model.stack_.save(tmp_path / "deep")
-    with pytest.raises(ModelError, match="windows.json"):
-        WindowModel.load(tmp_path / "deep")
-    with pytest.raises(OSError, match="holds no windows.json"):
-        model.save(tmp_path / "deep")
-    model.save(tmp_path / "m")
-    with pytest.raises(ModelError, match="stack.json"):
-        DeepClassifier.load(tmp_path / "m")
-    (tmp_path / "m" / "stack" / "layer_1.safetensors").write_bytes(b"cut")
-    with pytest.raises(ModelError, match="layer_1"):
-        WindowModel.load(tmp_path / "m")
-    (tmp_path / "m" / "windows.json").write_text(
-        json.dumps({"format": "nnlib.1", "class": "Other", "settings": {}})
-    )
-    with pytest.raises(ModelError, match="the class 'Other'"):
-        WindowModel.load(tmp_path / "m")
+def test_foreign_and_broken_files_are_refused(model, tmp_path):
+    path = tmp_path / "m"
+    with pytest.raises(ModelError, match="m' can't be read as a WindowModel"):
+        WindowModel.load(path)
+    model.stack_.save(path)
+    with pytest.raises(ModelError, match="the class 'DeepClassifier', not 'WindowModel'"):
+        WindowModel.load(path)
+    model.save(path)
+    with pytest.raises(ModelError, match="the class 'WindowModel', not 'DeepClassifier'"):
+        DeepClassifier.load(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ModelError, match="m' can't be read as a WindowModel"):
+        WindowModel.load(path)
+
+
+def test_a_folder_of_the_old_format_is_refused_with_the_version_that_reads_it(tmp_path):
+    (tmp_path / "old/stack").mkdir(parents=True)
+    (tmp_path / "old/windows.json").write_text('{"format": "nnlib.1", "class": "WindowModel"}')
+    with pytest.raises(ModelError, match="old' is a folder.* which nnlib 0.1 reads"):
+        WindowModel.load(tmp_path / "old")
 
 
 @pytest.mark.parametrize("classes", [[1, 128], [-1, 5], ["a", "b"], [0.5, 1.5]])
-def test_a_foreign_stack_is_refused(classes, model, tmp_path):
-    model.save(tmp_path / "m")
+def test_a_foreign_stack_is_refused(classes, tmp_path):
     x = torch.randn(40, 10)
     labels = np.array([str(c) if isinstance(c, float) else c for c in classes])[np.arange(40) % 2]
-    DeepClassifier(1, kernel="euclidean").fit(x, labels).save(tmp_path / "m" / "stack")
-    with pytest.raises(ModelError, match="other classes than codes"):
+    model = WindowModel()
+    model.stack_ = DeepClassifier(1, kernel="euclidean").fit(x, labels)
+    model.save(tmp_path / "m")
+    with pytest.raises(ModelError, match="other classes than character codes"):
         WindowModel.load(tmp_path / "m")
 
 
