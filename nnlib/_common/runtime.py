@@ -1,16 +1,18 @@
-"""Where to compute.
+"""Where and how to compute: the device, seeds, threads, and the precision of products.
 
-Seeds: what is drawn by one is drawn alike wherever it runs.
+A generator's draws are the same wherever they are used: they are made on the CPU.
 """
 
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from numbers import Integral
 
 import torch
 
 from nnlib._common.validation import check
+
+SEED_LIMIT = 2**32  # seeds are smaller, as in numpy
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -33,7 +35,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """Compute on one core: small steps gain nothing from more, and lose a hundredfold where others use them too."""
+    """Compute on one core: small steps gain nothing from more, and lose much where others use them."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -42,23 +44,34 @@ def single_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-SEED_LIMIT = 2**32  # and no seed as large, as in numpy
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Multiply float32 in float32, whatever the process allows its networks: autocast, tf32, bf16."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        try:
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+            stack.callback(torch.set_float32_matmul_precision, before)
+        except RuntimeError:  # the process uses torch's newer switches, which exclude this one
+            for switch in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+                stack.callback(setattr, switch, "fp32_precision", switch.fp32_precision)
+                switch.fp32_precision = "ieee"
+        yield
 
 
-def check_seed(given: int | None) -> int:
-    """`given` as an int, or one of the system's own choice for None; raises ValueError for anything else."""
-    if given is None:
+def check_seed(seed: int | None) -> int:
+    """The seed as an int, or the system's choice for None; raises ValueError for anything else."""
+    if seed is None:
         return secrets.randbelow(SEED_LIMIT)
-    holds = isinstance(given, Integral) and 0 <= given < SEED_LIMIT
-    check(
-        holds,
-        "seed",
-        given,
-        f"a whole number from 0 to {SEED_LIMIT - 1}, or None for another each time",
-    )
-    return int(given)
+    valid = isinstance(seed, Integral) and 0 <= seed < SEED_LIMIT
+    wanted = f"a whole number from 0 to {SEED_LIMIT - 1}, or None for another each time"
+    check(valid, "seed", seed, wanted)
+    return int(seed)
 
 
 def make_generator(seed: int | None) -> torch.Generator:
-    """What draws by such a seed, on the CPU, so that every device draws alike."""
+    """A generator on the CPU, so that draws are the same for every device."""
     return torch.Generator().manual_seed(check_seed(seed))

@@ -1,23 +1,24 @@
-from nnlib.attention.blockwise import (
-    Labels,
-    OnlineWeightedMean,
-    accumulate,
-    add_products,
-    average_of,
-    blockwise_average,
-    blockwise_nearest,
-    exact_products,
-    finite,
-    mask_excluded,
-    uniform_knn_average,
-    with_ones,
-    working_dtype,
-)
+from nnlib.attention.blockwise import Labels
+from nnlib.attention.blockwise import OnlineWeightedMean as OnlineWeightedMean
+from nnlib.attention.blockwise import accumulate as accumulate
+from nnlib.attention.blockwise import add_products as add_products
+from nnlib.attention.blockwise import average_of as average_of
+from nnlib.attention.blockwise import blockwise_average as blockwise_average
+from nnlib.attention.blockwise import blockwise_nearest as blockwise_nearest
+from nnlib.attention.blockwise import finite as finite
+from nnlib.attention.blockwise import mask_excluded as mask_excluded
+from nnlib.attention.blockwise import uniform_knn_average as uniform_knn_average
+from nnlib.attention.blockwise import with_ones as with_ones
+from nnlib.attention.blockwise import working_dtype as working_dtype
 from nnlib.attention.dispatch import MATMUL_DTYPES, attend, class_log_probabilities, nearest
-from nnlib.attention.kdtree import QuantileGrid, is_worthwhile, unsupported_reason
+from nnlib.attention.dispatch import is_worthwhile as is_worthwhile
+from nnlib.attention.kdtree import QuantileGrid as QuantileGrid
+from nnlib.attention.kdtree import unsupported_reason as unsupported_reason
 from nnlib.attention.kernels import (
+    CosineInverseDistance,
     CosineSoftmax,
     DotProduct,
+    EuclideanPyramid,
     InfluenceCone,
     InverseDistance,
     Kernel,
@@ -26,31 +27,18 @@ from nnlib.attention.kernels import (
 )
 
 __all__ = [
+    "MATMUL_DTYPES",
+    "CosineInverseDistance",
     "CosineSoftmax",
     "DotProduct",
+    "EuclideanPyramid",
     "InfluenceCone",
     "InverseDistance",
     "Kernel",
     "Labels",
-    "OnlineWeightedMean",
-    "MATMUL_DTYPES",
-    "QuantileGrid",
     "UniformKNN",
-    "accumulate",
-    "add_products",
     "attend",
-    "average_of",
-    "blockwise_average",
-    "blockwise_nearest",
     "class_log_probabilities",
-    "exact_products",
-    "finite",
-    "is_worthwhile",
     "make_kernel",
-    "mask_excluded",
     "nearest",
-    "uniform_knn_average",
-    "unsupported_reason",
-    "with_ones",
-    "working_dtype",
 ]

@@ -1,8 +1,7 @@
 """The weights exp(s(x, c)) of the one equation, a small class each.
 
-A kernel says how distances are measured (`metric`) and what a center that far weighs beside one as far as another
-(`weigh`). The published names of the settings hold: `kernel_type`, `exponent`, `epsilon`, `influence_cone_factor`,
-`scales`.
+A kernel says how distances are measured (`distance`), and what a center weighs relative to one at
+another distance (`relative_weights`). Settings have their published names.
 """
 
 from dataclasses import dataclass, replace
@@ -15,103 +14,145 @@ from nnlib._common.serialization import Registered
 from nnlib._common.validation import check_int, check_number
 from nnlib.distances import (
     CosineDistance,
+    Distance,
     EuclideanDistance,
     MultiScaleDistance,
     NegativeDotProduct,
     power_,
 )
 
+Distances = Float[Tensor, "B M"]
+PerQuery = Float[Tensor, " B"]
+
 
 @dataclass(frozen=True)
 class Kernel(Registered):
-    """A distance, and the weight that goes with it."""
+    """A distance, and the weight that goes with it; subclass it for one of your own.
+
+    Examples
+    --------
+    >>> InverseDistance().depends_on_others, UniformKNN(3).depends_on_others
+    (False, True)
+    """
 
     needs_nearest = False  # whether a weight depends on the distance to the nearest center
-    k = None  # how many of the nearest centers share the weight alone: None for all
+    k = None  # how many of the nearest centers share the weight, None for all
 
     @property
     def depends_on_others(self) -> bool:
-        """Whether a center's weight changes when others come, so that sums can't simply be added to."""
+        """Whether a center's weight changes when others come, so that sums can't just be added to."""
         return self.needs_nearest or self.k is not None
 
-    def distance(self, queries: Tensor, centers: Tensor, dtype: torch.dtype):
-        """What measures the distances, in a frame that is chosen once for all blocks; smaller is nearer."""
-        return EuclideanDistance.of(queries, centers, dtype)
+    def distance(self, queries: Tensor, centers: Tensor, dtype: torch.dtype) -> Distance:
+        """Make what measures the distances, preconditioned once for all blocks."""
+        return EuclideanDistance.for_data(queries, centers, dtype)
 
     def sharpened(self, sharpness: float) -> "Kernel | None":
-        """The kernel whose weights are this one's to the power of `sharpness`, None where there is no such kernel."""
+        """The kernel whose weights are these to a power; None where there is none."""
         return None
 
     def relative_weights(
-        self, distance: Float[Tensor, "B M"], near: Float[Tensor, " B"], scale: float = 1.0
-    ) -> Float[Tensor, "B M"]:
-        """The weights at these distances over the weight at the distance `near`. Overwrites the distances.
-
-        Distances are `scale` times those of the data; at inf there is no weight.
-        """
+        self, distance: Distances, nearest: PerQuery, scale: float = 1.0
+    ) -> Distances:
+        """Weights over that at distance `nearest`, of distances times `scale`, which it overwrites."""
         raise NotImplementedError
 
     def scale_by_log_slope(
-        self,
-        pull: Float[Tensor, "B M"],
-        distance: Float[Tensor, "B M"],
-        near: Float[Tensor, " B"],
-        scale: float,
-        spare: Float[Tensor, "B M"],
+        self, gradient: Distances, distance: Distances, nearest: PerQuery, scale: float, out: Tensor
     ) -> None:
-        """Multiply `pull` by how much the logarithm of a weight grows with its distance. Overwrites `spare`."""
+        """Multiply `gradient` by how log weights grow with distance. Overwrites `out`, as memory."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class InverseDistance(Kernel):
-    """(|x - c| + epsilon)^exponent: Shepard's weights."""
+    """(|x - c| + epsilon)^exponent.
+
+    Parameters
+    ----------
+    exponent : float, default -4
+        Negative; the further below 0, the more the nearest centers decide.
+    epsilon : float, default 1e-6
+        Keeps weights finite at distance 0.
+
+    References
+    ----------
+    D. Shepard, A two-dimensional interpolation function for irregularly-spaced data (1968).
+
+    Examples
+    --------
+    >>> from nnlib import attend
+    >>> centers = torch.tensor([[0.0], [3.0]])
+    >>> attend(torch.tensor([[1.0]]), centers, torch.eye(2), InverseDistance(-2.0, epsilon=0.0))
+    tensor([[0.8000, 0.2000]])
+    """
 
     exponent: float = -4.0
     epsilon: float = 1e-6
 
     def __post_init__(self):
         check_number("exponent", self.exponent, "(-inf, 0)", "a negative number, such as -4")
-        check_number(
-            "epsilon", self.epsilon, "[0, inf)", "a small number that is not negative, as 1e-6"
-        )
+        wanted = "a small number that is not negative, as 1e-6"
+        check_number("epsilon", self.epsilon, "[0, inf)", wanted)
 
     def sharpened(self, sharpness):
         return replace(self, exponent=self.exponent * sharpness)
 
-    def relative_weights(self, distance, near, scale=1.0):
+    def relative_weights(self, distance, nearest, scale=1.0):
         epsilon = self._epsilon(distance, scale)
-        return power_(
-            torch.div((near + epsilon)[:, None], distance.add_(epsilon), out=distance),
-            -self.exponent,
-        )
+        ratio = torch.div((nearest + epsilon)[:, None], distance.add_(epsilon), out=distance)
+        return power_(ratio, -self.exponent)
 
-    def scale_by_log_slope(self, pull, distance, near, scale, spare):
-        pull.div_(torch.add(distance, self._epsilon(distance, scale), out=spare)).mul_(
-            self.exponent
-        )
+    def scale_by_log_slope(self, gradient, distance, nearest, scale, out):
+        torch.add(distance, self._epsilon(distance, scale), out=out)
+        gradient.div_(out).mul_(self.exponent)
 
     def _epsilon(self, distance: Tensor, scale: float) -> float:
-        """Finite weights at distance 0, without an epsilon too."""
         return max(self.epsilon * scale, torch.finfo(distance.dtype).tiny)
 
 
 @dataclass(frozen=True)
 class CosineInverseDistance(InverseDistance):
-    """(1 - |cos(x, c)| + epsilon)^exponent, as published; 1 - cos where `signed`."""
+    """(1 - |cos(x, c)| + epsilon)^exponent, or of 1 - cos.
+
+    Parameters
+    ----------
+    exponent, epsilon : float
+        As `InverseDistance` has them.
+    signed : bool, default False
+        Whether opposite directions are far apart; published work takes them for one.
+
+    Examples
+    --------
+    >>> from nnlib import attend
+    >>> kernel = CosineInverseDistance(-1.0, epsilon=0.0)
+    >>> attend(torch.tensor([[2.0, 1.0]]), torch.eye(2), torch.eye(2), kernel)
+    tensor([[0.8396, 0.1604]])
+    """
 
     signed: bool = False
 
     def distance(self, queries, centers, dtype):
-        """One minus the cosine, or minus its size."""
-        return CosineDistance.of(centers, dtype, self.signed)
+        return CosineDistance.for_data(centers, dtype, self.signed)
 
 
 @dataclass(frozen=True)
 class EuclideanPyramid(InverseDistance):
-    """Mean over i < scales of (|(x - c)[::2^i]| + epsilon)^exponent, over the flattened features.
+    """Mean over i < scales of (|(x - c)[::2^i]| + epsilon)^exponent, over flattened features.
 
-    Its distance is the one whose inverse power is that mean.
+    Parameters
+    ----------
+    exponent, epsilon : float
+        As `InverseDistance` has them.
+    scales : int, default 4
+        Each has half the features of the one before.
+
+    Examples
+    --------
+    >>> from nnlib import attend
+    >>> centers = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    >>> attend(torch.zeros(1, 2), centers, torch.eye(2), EuclideanPyramid(-1.0, 1.0, scales=2))
+    tensor([[0.6000, 0.4000]])
     """
 
     scales: int = 4
@@ -124,10 +165,8 @@ class EuclideanPyramid(InverseDistance):
         return None  # the distance depends on the exponent too
 
     def distance(self, queries, centers, dtype):
-        """The distance whose weight is the mean of the scales' weights."""
-        return MultiScaleDistance.of(
-            queries, centers, dtype, self.exponent, self.epsilon, self.scales
-        )
+        settings = (self.exponent, self.epsilon, self.scales)
+        return MultiScaleDistance.for_data(queries, centers, dtype, *settings)
 
     def _epsilon(self, distance, scale):
         return torch.finfo(distance.dtype).tiny  # the setting's own is within the distance
@@ -135,7 +174,22 @@ class EuclideanPyramid(InverseDistance):
 
 @dataclass(frozen=True)
 class InfluenceCone(Kernel):
-    """max(0, factor * d_min(x) - d), d = |x - c| + epsilon and d_min its smallest over the centers."""
+    """max(0, factor * d_min(x) - d), d = |x - c| + epsilon, d_min its smallest over the centers.
+
+    Parameters
+    ----------
+    influence_cone_factor : float, default 2
+        Above 1; centers so many times as far as the nearest have no weight.
+    epsilon : float, default 1e-6
+        Added to distances.
+
+    Examples
+    --------
+    >>> from nnlib import attend
+    >>> centers = torch.tensor([[1.0], [1.5], [9.0]])
+    >>> attend(torch.zeros(1, 1), centers, torch.eye(3), InfluenceCone(2.0))
+    tensor([[0.6667, 0.3333, 0.0000]])
+    """
 
     influence_cone_factor: float = 2.0
     epsilon: float = 1e-6
@@ -146,30 +200,37 @@ class InfluenceCone(Kernel):
         check_number("influence_cone_factor", self.influence_cone_factor, "(1, inf)", wanted)
         check_number("epsilon", self.epsilon, "(0, inf)", "a small positive number, as 1e-6")
 
-    def support_radius(self, near: Float[Tensor, " B"], scale: float = 1.0) -> Float[Tensor, " B"]:
+    def support_radius(self, nearest: PerQuery, scale: float = 1.0) -> PerQuery:
         """How much farther than the nearest center one may be until it has no weight."""
-        return (self.influence_cone_factor - 1) * (near + self.epsilon * scale)
+        return (self.influence_cone_factor - 1) * (nearest + self.epsilon * scale)
 
-    def relative_weights(self, distance, near, scale=1.0):
-        """(factor * d_min - d) / (factor * d_min - d_min), exact for factors near 1 too; 0 out of reach."""
-        return (
-            distance.sub_(near[:, None])
-            .div_(-self.support_radius(near, scale)[:, None])
-            .add_(1)
-            .clamp_(min=0)
-            .nan_to_num_(0)
-        )
+    def relative_weights(self, distance, nearest, scale=1.0):
+        """(factor * d_min - d) / (factor * d_min - d_min), exact for factors near 1 too."""
+        radius = self.support_radius(nearest, scale)[:, None]
+        weights = distance.sub_(nearest[:, None]).div_(-radius)
+        return weights.add_(1).clamp_(min=0).nan_to_num_(0)
 
-    def scale_by_log_slope(self, pull, distance, near, scale, spare):
-        torch.sub(distance, near[:, None], out=spare).sub_(
-            self.support_radius(near, scale)[:, None]
-        )
-        pull.div_(spare).masked_fill_(spare >= 0, 0)
+    def scale_by_log_slope(self, gradient, distance, nearest, scale, out):
+        radius = self.support_radius(nearest, scale)[:, None]
+        torch.sub(distance, nearest[:, None], out=out).sub_(radius)
+        gradient.div_(out).masked_fill_(out >= 0, 0)
 
 
 @dataclass(frozen=True)
 class CosineSoftmax(Kernel):
-    """exp(cos(x, c) / temperature): the weights of neighborhood component analysis on the sphere."""
+    """exp(cos(x, c) / temperature): the weights of neighborhood component analysis.
+
+    Parameters
+    ----------
+    temperature : float, default 0.05
+        The lower, the more the nearest centers decide.
+
+    Examples
+    --------
+    >>> from nnlib import attend
+    >>> attend(torch.ones(1, 2), torch.eye(2), torch.eye(2), CosineSoftmax(0.1))
+    tensor([[0.5000, 0.5000]])
+    """
 
     temperature: float = 0.05
 
@@ -177,39 +238,57 @@ class CosineSoftmax(Kernel):
         check_number("temperature", self.temperature, "(0, inf)", "a positive number, such as 0.05")
 
     def distance(self, queries, centers, dtype):
-        """One minus the cosine."""
-        return CosineDistance.of(centers, dtype, signed=True)
+        return CosineDistance.for_data(centers, dtype, signed=True)
 
     def sharpened(self, sharpness):
         return CosineSoftmax(self.temperature / sharpness)
 
-    def relative_weights(self, distance, near, scale=1.0):
-        return torch.sub(near[:, None], distance, out=distance).div_(self.temperature).exp_()
+    def relative_weights(self, distance, nearest, scale=1.0):
+        closer = torch.sub(nearest[:, None], distance, out=distance)
+        return closer.div_(self.temperature).exp_()
 
-    def scale_by_log_slope(self, pull, distance, near, scale, spare):
-        pull.div_(-self.temperature)
+    def scale_by_log_slope(self, gradient, distance, nearest, scale, out):
+        gradient.div_(-self.temperature)
 
 
 @dataclass(frozen=True)
 class DotProduct(Kernel):
-    """exp(x . c): plain attention. In monomials of a place it is a Gaussian of any shape about each center."""
+    """exp(x . c): plain attention, or, in monomials of a place, Gaussians of any shape.
+
+    Examples
+    --------
+    >>> from nnlib import attend
+    >>> attend(torch.zeros(1, 2), torch.eye(2), torch.eye(2), DotProduct())
+    tensor([[0.5000, 0.5000]])
+    """
 
     def distance(self, queries, centers, dtype):
-        """Minus the inner product."""
         return NegativeDotProduct()
 
-    def relative_weights(self, distance, near, scale=1.0):
-        return torch.sub(near[:, None], distance, out=distance).exp_()
+    def relative_weights(self, distance, nearest, scale=1.0):
+        return torch.sub(nearest[:, None], distance, out=distance).exp_()
 
-    def scale_by_log_slope(self, pull, distance, near, scale, spare):
-        pull.neg_()
+    def scale_by_log_slope(self, gradient, distance, nearest, scale, out):
+        gradient.neg_()
 
 
 @dataclass(frozen=True)
 class UniformKNN(Kernel):
-    """The same weight for each of the `k` nearest centers by another kernel's distance, none for the others.
+    """The same weight for each of the k nearest centers; of equally far ones, any may be taken.
 
-    Of equally far centers, any may be taken.
+    Parameters
+    ----------
+    k : int, default 1
+        How many.
+    base : Kernel, default InverseDistance()
+        By whose distance they are nearest.
+
+    Examples
+    --------
+    >>> from nnlib import attend
+    >>> centers = torch.tensor([[1.0], [2.0], [9.0]])
+    >>> attend(torch.zeros(1, 1), centers, torch.eye(3), UniformKNN(2))
+    tensor([[0.5000, 0.5000, 0.0000]])
     """
 
     k: int = 1
@@ -219,7 +298,6 @@ class UniformKNN(Kernel):
         check_int("k", self.k)
 
     def distance(self, queries, centers, dtype):
-        """That of the other kernel."""
         return self.base.distance(queries, centers, dtype)
 
 
@@ -234,9 +312,24 @@ def make_kernel(
     scales: int = 4,
     temperature: float = 0.05,
 ) -> Kernel:
-    """The kernel of a published `kernel_type` (either spelling of euclidean), or "cosine_softmax"; a Kernel is itself.
+    """Make the kernel of a published name (either spelling of euclidean), or "cosine_softmax".
 
-    Raises ValueError for an unknown name or a setting that leaves no sense.
+    Parameters
+    ----------
+    kernel_type : str or Kernel
+        A Kernel is returned as it is.
+    exponent, epsilon, influence_cone_factor, scales, temperature
+        The kernels' settings, of which each takes its own.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or settings that make no sense.
+
+    Examples
+    --------
+    >>> make_kernel("euclidean", exponent=-2.0)
+    InverseDistance(exponent=-2.0, epsilon=1e-06)
     """
     if isinstance(kernel_type, Kernel):
         return kernel_type
@@ -251,6 +344,5 @@ def make_kernel(
             return InfluenceCone(influence_cone_factor, epsilon)
         case "cosine_softmax":
             return CosineSoftmax(temperature)
-    raise ValueError(
-        f"kernel={kernel_type!r} is not known: give one of {', '.join(KERNEL_TYPES)}, or a Kernel"
-    )
+    known = ", ".join(KERNEL_TYPES)
+    raise ValueError(f"kernel={kernel_type!r} is not known: give one of {known}, or a Kernel")

@@ -1,22 +1,18 @@
-from nnlib.distances.base import Preconditioner, Workspace, subsample, take_rows, wide_dtype
-from nnlib.distances.cosine import CosineDistance, normalize_rows
-from nnlib.distances.euclidean import (
-    EuclideanDistance,
-    MultiScaleDistance,
-    NegativeDotProduct,
-    power_,
-)
+from nnlib.distances.base import Distance
+from nnlib.distances.base import Preconditioner as Preconditioner
+from nnlib.distances.base import Workspace as Workspace
+from nnlib.distances.base import subsample as subsample
+from nnlib.distances.base import take_rows as take_rows
+from nnlib.distances.base import wide_dtype as wide_dtype
+from nnlib.distances.cosine import CosineDistance
+from nnlib.distances.cosine import normalize_rows as normalize_rows
+from nnlib.distances.euclidean import EuclideanDistance, MultiScaleDistance, NegativeDotProduct
+from nnlib.distances.euclidean import power_ as power_
 
 __all__ = [
     "CosineDistance",
+    "Distance",
     "EuclideanDistance",
     "MultiScaleDistance",
     "NegativeDotProduct",
-    "Preconditioner",
-    "Workspace",
-    "normalize_rows",
-    "power_",
-    "subsample",
-    "take_rows",
-    "wide_dtype",
 ]

@@ -1,9 +1,11 @@
-"""What distances are measured in, and rows prepared for it once for all the blocks that they meet.
+"""What all distances share: an abstract class, points prepared once, and memory used again.
 
-A matrix product gives |x - c|^2 = |x|^2 + |c|^2 - 2 x.c at the hardware's speed, and loses its digits where x and c are
-close beside their own length. So rows are centred and scaled first, and the pairs that still cancel are measured again.
+A matrix product gives |x - c|^2 = |x|^2 + |c|^2 - 2 x.c at the hardware's speed, but cancels where x
+and c are close relative to their own length. So points are centered and scaled first, and the pairs
+that still cancel are measured again directly.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,76 +13,133 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-CANCELS = {
-    torch.float32: 16.0,
-    torch.float64: 1e5,
-}  # (|x|^2 + |c|^2) / |x - c|^2 above which a pair is measured again
-CROWDED = 1 / 64  # share of such pairs in a block above which all of it is
-PAIR_BYTES = 1 << 22  # for the rows gathered at a time, so that they stay in a cache
+# (|x|^2 + |c|^2) / |x - c|^2 above which a pair is measured again
+CANCELLATION = {torch.float32: 16.0, torch.float64: 1e5}
+CROWDED = 1 / 64  # fraction of such pairs in a block above which all of it is measured again
+PAIR_BYTES = 1 << 22  # of the rows gathered at a time, so that they stay in a cache
+
+Rows = Float[Tensor, "N D"]
+Queries = Float[Tensor, "B D"]
+Centers = Float[Tensor, "M D"]
+Block = Float[Tensor, "B M"]
+Pairs = tuple[Int[Tensor, " P"], Int[Tensor, " P"]]  # indices of queries, and of centers
+Gradients = tuple[Queries, Centers]
 
 
 class Preconditioner(NamedTuple):
-    """x -> x * scale - offset: what distances are measured in, so that they are `scale` times those of the data."""
+    """x -> x * scale - offset, after which products of rows lose few digits."""
 
     scale: float = 1.0
     offset: Float[Tensor, " D"] | None = None
 
-    def __call__(self, rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    def __call__(self, rows: Rows) -> Rows:
         if self.scale != 1.0:
             rows = rows * self.scale
         return rows if self.offset is None else rows - self.offset
 
 
 class PreparedPoints(NamedTuple):
-    """Rows as they are, in the frame that products are taken in, and what those products lack, [N] each or None."""
+    """Rows as they are and preconditioned, their squared norms (for cosines, half of those), and 1 / norms."""
 
-    plain: Float[Tensor, "N D"]
-    framed: Float[Tensor, "N D"]
+    raw: Rows
+    conditioned: Rows
     squares: Float[Tensor, " N"] | None = None
-    inverse: Float[Tensor, " N"] | None = None
+    inverse_norms: Float[Tensor, " N"] | None = None
 
 
 class Workspace:
-    """Blocks that are overwritten and used again: fresh memory costs more than the sums that are done in it."""
+    """Blocks that are overwritten and used again: fresh memory costs more than the sums done in it."""
 
     def __init__(self):
-        self.kept = {}
+        self.blocks = {}
 
-    def __call__(self, name: str, like: Tensor, rows: int, columns: int) -> Float[Tensor, "B M"]:
+    def __call__(self, name: str, like: Tensor, rows: int, columns: int) -> Block:
         """The block of that name; what it held before is lost."""
-        flat = self.kept.get(name)
-        if flat is None or len(flat) < rows * columns or flat.dtype != like.dtype:
-            flat = self.kept[name] = like.new_empty(rows * columns)
-        return flat[: rows * columns].view(rows, columns)
+        size = rows * columns
+        flat = self.blocks.get(name)
+        if flat is None or len(flat) < size or flat.dtype != like.dtype:
+            flat = self.blocks[name] = like.new_empty(size)
+        return flat[:size].view(rows, columns)
 
-    def beside(self, name: str, block: Tensor) -> Float[Tensor, "B M"]:
-        """A block like another."""
+    def like(self, name: str, block: Tensor) -> Block:
+        """A block of another's shape."""
         return self(name, block, *block.shape)
 
 
-def scaled_product(
-    x: Float[Tensor, "B D"],
-    c: Float[Tensor, "M D"],
-    scale: float,
-    beside: Float[Tensor, " M"],
-    out: Tensor,
-    coarse: bool,
-) -> Float[Tensor, "B M"]:
-    """beside_j + scale x_i.c_j into `out`; coarse: of rows in bfloat16, which some processors multiply faster."""
-    if coarse:
-        return out.copy_(x.bfloat16() @ c.bfloat16().T).mul_(scale).add_(beside)
-    return torch.addmm(beside.expand_as(out), x, c.T, alpha=scale, out=out)
+class Distance(ABC):
+    """How far apart the points of two blocks are, with gradients; smaller is nearer.
+
+    Attributes
+    ----------
+    scale : float
+        Distances are this many times those of the data.
+    low_precision : bool
+        Whether products may be of rows in bfloat16.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from nnlib.distances import EuclideanDistance
+    >>> points = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    >>> distance = EuclideanDistance.for_data(points, points, torch.float32)
+    >>> prepared = distance.prepare(points)
+    >>> distance.pairwise(prepared, prepared)[0]
+    tensor([[0., 5.],
+            [5., 0.]])
+    """
+
+    scale = 1.0
+    low_precision = False
+
+    def __init__(self):
+        self.workspace = Workspace()
+
+    @abstractmethod
+    def prepare(self, rows: Rows):
+        """Compute what distances need of each row, once for all the blocks that it meets."""
+
+    @abstractmethod
+    def pairwise(self, x, c, for_backward: bool = False, same: Pairs | None = None):
+        """Measure distances [B, M], valid until the next call; also what `backward` needs of them.
+
+        same: pairs known to be one and the same row, which are not measured.
+        """
+
+    @abstractmethod
+    def backward(self, x, c, distance: Tensor, context, gradient: Tensor):
+        """Gradients to the rows of x and of c, for those to the distances. Overwrites `gradient`."""
+
+    def sort_key(self, x, c) -> Block:
+        """Compute what sorts as the distances do, valid until the next call."""
+        return self.pairwise(x, c)[0]
+
+    def from_sort_key(self, key: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Distances that belong to sort keys."""
+        return key
 
 
-def take_rows(rows, index: slice | Int[Tensor, " K"]):
-    """Some of prepared rows, whatever they are made of."""
-    if rows is None or isinstance(rows, Tensor):
-        return None if rows is None else rows[index]
-    parts = [take_rows(part, index) for part in rows]
-    return type(rows)(*parts) if isinstance(rows, PreparedPoints) else tuple(parts)
+def expand_squares(
+    x: PreparedPoints, c: PreparedPoints, factor: float, out: Block, low_precision: bool
+) -> Block:
+    """Compute x.squares_i + c.squares_j + factor x_i.c_j; some processors multiply bfloat16 faster."""
+    if low_precision:
+        out.copy_(x.conditioned.bfloat16() @ c.conditioned.bfloat16().T).mul_(factor).add_(
+            c.squares
+        )
+    else:
+        norms = c.squares.expand_as(out)
+        torch.addmm(norms, x.conditioned, c.conditioned.T, alpha=factor, out=out)
+    return out.add_(x.squares[:, None])
 
 
-def centering_offset(sample: Float[Tensor, "N D"]) -> Float[Tensor, " D"] | None:
+def take_rows(points, index: slice | Int[Tensor, " K"]):
+    """Select some prepared points, be they of one scale or of several."""
+    if isinstance(points, PreparedPoints):
+        return PreparedPoints(*(None if part is None else part[index] for part in points))
+    return tuple(take_rows(part, index) for part in points)
+
+
+def centering_offset(sample: Rows) -> Float[Tensor, " D"] | None:
     """The mean, where it outweighs the spread around it."""
     mean = sample.mean(0)
     spread = (sample - mean).square().sum(1).mean()
@@ -88,17 +147,17 @@ def centering_offset(sample: Float[Tensor, "N D"]) -> Float[Tensor, " D"] | None
 
 
 def subsample(rows: Shaped[Tensor, "N D"], dtype: torch.dtype) -> Float[Tensor, "K D"]:
-    """About 512 of them, evenly."""
+    """About 512 of them, evenly spaced."""
     return rows[:: max(1, rows.shape[0] // 512)].to(dtype)
 
 
-def squared_norms(rows: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
-    """Squared lengths."""
+def squared_norms(rows: Rows) -> Float[Tensor, " N"]:
+    """Squared lengths of rows."""
     return torch.linalg.vecdot(rows, rows)
 
 
-def close_pairs(block: Float[Tensor, "B M"], below: Float[Tensor, " B"]) -> tuple[Tensor, Tensor]:
-    """(i, j) of what lies below each row's limit: most rows are dismissed by their smallest entry."""
+def close_pairs(block: Block, below: Float[Tensor, " B"]) -> Pairs:
+    """Find entries below each row's limit; most rows are dismissed by their smallest entry."""
     rows = (block.amin(1) < below).nonzero()[:, 0]
     if len(rows) == 0:
         return rows, rows
@@ -106,20 +165,17 @@ def close_pairs(block: Float[Tensor, "B M"], below: Float[Tensor, " B"]) -> tupl
     return rows[i], j
 
 
-def pair_chunks(
-    pairs: tuple[Int[Tensor, " P"], ...] | None, features: int, *along: Tensor
-) -> Iterator[tuple[Tensor, ...]]:
-    """The pairs and what goes along with each, as many at a time as their gathered rows fit in PAIR_BYTES."""
-    if pairs is not None and len(pairs[0]):
+def pair_chunks(pairs: Pairs, features: int, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Split pairs, and other numbers of each, so that the rows they gather fit in PAIR_BYTES."""
+    if len(pairs[0]):
         length = max(1, PAIR_BYTES // (features * 8))
-        yield from zip(*(part.split(length) for part in (*pairs, *along)), strict=True)
+        yield from zip(*(part.split(length) for part in (*pairs, *others)), strict=True)
 
 
-def spread(
-    x: Float[Tensor, "B D"], c: Float[Tensor, "M D"], pull: Float[Tensor, "B M"]
-) -> tuple[Float[Tensor, "B D"], Float[Tensor, "M D"]]:
-    """sum_j pull_ij (x_i - c_j), and minus the same over i."""
-    return pull.sum(1, keepdim=True) * x - pull @ c, pull.sum(0)[:, None] * c - pull.T @ x
+def weighted_differences(x: Queries, c: Centers, weight: Block) -> Gradients:
+    """sum_j weight_ij (x_i - c_j), and minus the same over i."""
+    to_x = weight.sum(1, keepdim=True) * x - weight @ c
+    return to_x, weight.sum(0)[:, None] * c - weight.T @ x
 
 
 def wide_dtype(rows: Tensor) -> torch.dtype:
