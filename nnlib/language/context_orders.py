@@ -4,13 +4,14 @@ import re
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Int32, Int64, Integer, UInt32
+from jaxtyping import Integer
 
 MAX_MATCH = 32  # the longest match that is looked for, in characters
 CHUNK = 1 << 16  # positions worked on at once, where that takes much memory
 MAX_COLUMN = 127  # a line's further columns count as this one
 LETTER = re.compile(r"[\w'’]")
 WORD = re.compile(r"[\w'’]+(?:[^\w'’]|$)")  # backwards: a word and the character before it
+Positions = Integer[np.ndarray, " N"]
 
 
 class ContextOrder:
@@ -29,7 +30,7 @@ class ContextOrder:
         self.size = len(text)
         self.symbols = np.pad(encode_characters(text) + 1, (MAX_MATCH, 0))
 
-    def symbol(self, index: int, positions: Integer[np.ndarray, " N"]) -> Integer[np.ndarray, " N"]:
+    def symbol(self, index: int, positions: Positions) -> Positions:
         """The key's symbol number `index` at each position; 0 before the text began."""
         return self.symbols[positions + (MAX_MATCH - 1 - index)]
 
@@ -42,9 +43,7 @@ class ContextOrder:
         start = self.size - position
         return self.reversed[start : start + length]
 
-    def match_lengths(
-        self, level: int, positions: Integer[np.ndarray, " M"]
-    ) -> Integer[np.ndarray, " M"]:
+    def match_lengths(self, level: int, positions: Positions) -> Positions:
         """How many symbols must be the same at the level, for each of the positions."""
         raise NotImplementedError
 
@@ -53,7 +52,7 @@ class ContextOrder:
         """The key of what follows `context`, and the match length of each level there."""
         raise NotImplementedError
 
-    def sort(self) -> Int32[np.ndarray, " N"]:
+    def sort(self) -> Positions:
         """Return all positions, ordered by their keys: prefix doubling (Manber and Myers 1990)."""
         order, rank = _order_and_rank(self.symbols[MAX_MATCH - 1 : -1].astype(np.int64))
         length = 1
@@ -65,9 +64,7 @@ class ContextOrder:
             length *= 2
         return order
 
-    def common_prefix(
-        self, a: Integer[np.ndarray, " M"], b: Integer[np.ndarray, " M"]
-    ) -> Integer[np.ndarray, " M"]:
+    def common_prefix(self, a: Positions, b: Positions) -> Positions:
         """Count the leading symbols that keys at positions `a` and `b` share."""
         shared = np.zeros(len(a), np.int8)
         for start in range(0, len(a), CHUNK):
@@ -186,18 +183,18 @@ CONTEXT_ORDERS = (Characters, Words, Lines)
 MAX_CONTEXT = MAX_COLUMN + MAX_MATCH  # characters of a context that any order looks at
 
 
-def sorted_contexts(text: str) -> list[tuple[ContextOrder, Int32[np.ndarray, " N"]]]:
+def sorted_contexts(text: str) -> list[tuple[ContextOrder, Positions]]:
     """The text's context orders, each with its sorted positions."""
     orders = (kind(text) for kind in CONTEXT_ORDERS)
     return [(order, order.sort()) for order in orders]
 
 
-def code_points(text: str) -> UInt32[np.ndarray, " N"]:
+def code_points(text: str) -> Positions:
     """The Unicode code points; raises UnicodeEncodeError for halves of surrogate pairs."""
     return np.frombuffer(text.encode("utf-32-le"), np.uint32)
 
 
-def encode_characters(text: str) -> Integer[np.ndarray, " N"]:
+def encode_characters(text: str) -> Positions:
     """Number characters in the order of their code points, in a type that holds one more."""
     points = code_points(text)
     present = np.zeros(0x110000, bool)
@@ -213,8 +210,8 @@ def _normalize(text: str) -> str:
 
 
 def _order_and_rank(
-    key: Int64[np.ndarray, " N"],
-) -> tuple[Int32[np.ndarray, " N"], Int32[np.ndarray, " N"]]:
+    key: Positions,
+) -> tuple[Positions, Positions]:
     """The order of numbers, and each one's rank from 1 on, the same for equal ones."""
     order = key.argsort().astype(np.int32)
     key = key[order]

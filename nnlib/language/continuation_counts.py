@@ -1,203 +1,168 @@
 """Counts of what followed the matches of many positions at once, from sorted contexts."""
 
 from collections.abc import Iterator
-from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, Integer
+from jaxtyping import Bool, Float32, Integer
 
-from nnlib.language.context_orders import ContextOrder
+from nnlib.language.context_orders import ContextOrder, Positions
+
+Queries = Integer[np.ndarray, " M"]
 
 
 class Matches(NamedTuple):
-    """The matches of M queries at one level: rows low..high of the group, and, of the rows sorted by
-    character, those start..end of them that have the query's own character."""
+    """The matches of M queries at one level, as rows of what is sorted by context or character."""
 
-    group: Integer[np.ndarray, " M"]
-    low: Integer[np.ndarray, " M"]
-    high: Integer[np.ndarray, " M"]
-    start: Integer[np.ndarray, " M"]
-    end: Integer[np.ndarray, " M"]
+    group: Queries  # first row of all positions with the same context
+    low: Queries  # rows low..high of the known positions
+    high: Queries
+    start: Queries  # start..end of them, by character: those with the query's own
+    end: Queries
 
 
 def expert_counts(
-    contexts: ContextOrder,
-    order: Int32[np.ndarray, " N"],
-    codes: Integer[np.ndarray, " N"],
-    queries: range,
-    adapt: bool = False,
+    contexts: ContextOrder, order: Positions, codes: np.ndarray, queries: range, adapt: bool = False
 ) -> Iterator[Float32[np.ndarray, "M 3"]]:
-    """Count, for each expert, a query's matches, their different characters, and its own among them.
+    """Count, for each expert, queries' matches, their different characters, and the true one.
 
     A level is one expert, or two if the order has `continuations`: the second counts a character
     once for each of the next level's contexts that it came in (Kneser and Ney 1995). Matches are
     the positions that are no queries; with `adapt`, also the queries before each one.
     """
     rows = np.flatnonzero((order >= queries.start) & (order < queries.stop)).astype(np.int32)
-    positions = order[rows]
+    times = order[rows] - queries.start
+    characters = codes[order[rows]]
     known = SortedContinuations(contexts, np.delete(order, rows), codes)
-    earlier = EarlierQueries(positions - queries.start, codes[positions], adapt)
-    levels = _match_levels(contexts, order, rows, codes[positions], known)
-    first = known.first_occurrences(0)
+    earlier = EarlierQueries(times, characters, adapt)
 
-    def columns(total, kinds, hits):
+    def by_time(*columns):
         counts = np.empty((len(queries), 3), np.float32)
-        counts[positions - queries.start] = np.stack([total, kinds, hits], 1)
+        counts[times] = np.stack(columns, 1)
         return counts
 
-    for level, (matches, longer) in enumerate(pairwise(chain(levels, [None]))):
-        total = matches.high - matches.low + earlier.total(matches)
-        kinds = first.between(matches.low, matches.high) + earlier.kinds(matches)
-        hits = matches.end - matches.start + earlier.hits(matches)
-        yield columns(total, kinds, hits)
-        if longer is None:
-            return
-        first = known.first_occurrences(level + 1)
-        if contexts.continuations:
-            total = first.between(matches.low, matches.high) + earlier.total(matches, longer)
-            hits = first.of_character(matches.start, matches.end) + earlier.hits(matches, longer)
-            yield columns(total, kinds, hits)
+    shorter = None
+    for level, matches in enumerate(_match_levels(contexts, order, rows, characters, known)):
+        is_first = known.first_occurrences(level)
+        first = _running_total(known.by_row(is_first))
+        if shorter and contexts.continuations:
+            total = first[shorter.high] - first[shorter.low]
+            total = total + earlier.count(shorter, first_in=matches)
+            first_by_character = _running_total(is_first)
+            hits = first_by_character[shorter.end] - first_by_character[shorter.start]
+            hits = hits + earlier.count(shorter, same_character=True, first_in=matches)
+            yield by_time(total, kinds, hits)
+        total = matches.high - matches.low + earlier.count(matches)
+        kinds = first[matches.high] - first[matches.low] + earlier.count(matches, first_in=matches)
+        hits = matches.end - matches.start + earlier.count(matches, same_character=True)
+        yield by_time(total, kinds, hits)
+        shorter = matches
 
 
-def _match_levels(
-    contexts, order, rows, characters, known: "SortedContinuations"
-) -> Iterator[Matches]:
+def _match_levels(contexts, order, rows, characters, known) -> Iterator[Matches]:
     by_character = np.lexsort((rows, characters))
     shared = np.zeros(len(order), np.int8)
     shared[1:] = contexts.common_prefix(order[1:], order[:-1])
     for level in range(len(contexts.level_names)):
         new = shared < contexts.match_lengths(level, order)
         new[0] = True
-        starts = np.flatnonzero(np.append(new, True)).astype(np.int32)  # of groups, and the end
-        group = np.searchsorted(starts, rows, side="right")
-        low, high = (
-            bound - np.searchsorted(rows, bound).astype(np.int32)  # without the queries' own rows
-            for bound in (starts[group - 1], starts[group])
-        )
+        bounds = np.flatnonzero(np.append(new, True)).astype(np.int32)
+        group = np.searchsorted(bounds, rows, side="right")
+        first = bounds[group - 1]
+        last = bounds[group]
+        low = first - np.searchsorted(rows, first).astype(np.int32)  # less the queries' own rows
+        high = last - np.searchsorted(rows, last).astype(np.int32)
         start, end = known.character_ranges(low, high, characters, by_character)
-        yield Matches(starts[group - 1], low, high, start, end)
+        yield Matches(first, low, high, start, end)
 
 
 class EarlierQueries:
     """What the queries before each one add to its counts: nothing unless they `adapt`."""
 
-    def __init__(
-        self,
-        times: Integer[np.ndarray, " M"],
-        characters: Integer[np.ndarray, " M"],
-        adapt: bool,
-    ):
+    def __init__(self, times: Queries, characters: Queries, adapt: bool):
         self.times = times
         self.order = times.argsort()
         self.characters = characters
-        self.kinds_of_characters = int(characters.max(initial=0)) + 1
         self.adapt = adapt
 
-    def total(self, matches: Matches, longer: Matches | None = None):
-        """Matches, or their first occurrences in the groups of the `longer` ones."""
-        return self._sum(matches, False, longer)
-
-    def kinds(self, matches: Matches):
-        """Different characters among the matches that were not among the known ones."""
-        return self._sum(matches, False, matches)
-
-    def hits(self, matches: Matches, longer: Matches | None = None):
-        """The same as `total`, of the query's own character."""
-        return self._sum(matches, True, longer)
-
-    def _sum(self, matches: Matches, own: bool, first_in: Matches | None):
+    def count(
+        self,
+        matches: Matches,
+        same_character: bool = False,
+        first_in: Matches | None = None,
+    ) -> Queries | int:
+        """Count those that match; or of the same character; or first in their group of others."""
         if not self.adapt:
             return 0
-        keys = self._with_character(matches) if own else matches.group
         flags = None
         if first_in is not None:
-            repeats = count_earlier(self._with_character(first_in)[self.order])[self.times]
-            flags = ((first_in.start == first_in.end) & (repeats == 0))[self.order]
+            repeats = self._count(self._with_character(first_in))
+            flags = (first_in.start == first_in.end) & (repeats == 0)
+        keys = self._with_character(matches) if same_character else matches.group
+        return self._count(keys, flags)
+
+    def _count(self, keys: Queries, flags: Bool[np.ndarray, " M"] | None = None) -> Queries:
+        flags = None if flags is None else flags[self.order]
         return count_earlier(keys[self.order], flags)[self.times]
 
-    def _with_character(self, matches: Matches) -> Integer[np.ndarray, " M"]:
-        return matches.group.astype(np.int64) * self.kinds_of_characters + self.characters
+    def _with_character(self, matches: Matches) -> Queries:
+        kinds = int(self.characters.max()) + 1
+        return matches.group.astype(np.int64) * kinds + self.characters
 
 
-def count_earlier(
-    keys: Integer[np.ndarray, " M"], flags: Bool[np.ndarray, " M"] | None = None
-) -> Integer[np.ndarray, " M"]:
+def count_earlier(keys: Queries, flags: Bool[np.ndarray, " M"] | None = None) -> Queries:
     """Count, for each key, those before it that are the same (and have a flag)."""
     order = keys.argsort(kind="stable")
     ones = np.ones(len(keys), np.int64) if flags is None else flags[order].astype(np.int64)
     before = ones.cumsum() - ones
     new = np.ones(len(keys), bool)
     new[1:] = keys[order][1:] != keys[order][:-1]
-    result = np.empty(len(keys), np.int64)
     first = np.maximum.accumulate(np.where(new, np.arange(len(keys)), 0))
+    result = np.empty(len(keys), np.int64)
     result[order] = before - before[first]
     return result
 
 
 class SortedContinuations:
-    """The characters at positions sorted by their contexts, and the rows once more by character."""
+    """The characters at positions sorted by context, and their rows once more by character."""
 
-    def __init__(
-        self,
-        contexts: ContextOrder,
-        order: Int32[np.ndarray, " N"],
-        codes: Integer[np.ndarray, " T"],
-    ):
+    def __init__(self, contexts: ContextOrder, order: Positions, codes: np.ndarray):
         self.contexts = contexts
         characters = codes[order]
-        self.rows = characters.argsort(kind="stable").astype(np.int32)
         counts = np.bincount(characters, minlength=int(codes.max(initial=0)) + 1)
-        self.begin = np.concatenate([[0], np.cumsum(counts)])
+        self.begin = np.concatenate([[0], np.cumsum(counts)])  # of each character's rows
+        self.rows = characters.argsort(kind="stable").astype(np.int32)
         self.positions = order[self.rows]
-        # what each key shares with the one before of the same character
+        # what a key shares with the one before of the same character
         self.repeat = np.full(len(order), -1, np.int8)
         self.repeat[1:] = contexts.common_prefix(self.positions[1:], self.positions[:-1])
         self.repeat[self.begin[self.begin < len(order)]] = -1
 
-    def repeat_by_row(self) -> Integer[np.ndarray, " N"]:
-        """`repeat`, in the order of the contexts."""
-        repeat = np.empty_like(self.repeat)
-        repeat[self.rows] = self.repeat
-        return repeat
+    def by_row(self, values: np.ndarray) -> np.ndarray:
+        """Bring values from the order by character to the order of contexts."""
+        result = np.empty_like(values)
+        result[self.rows] = values
+        return result
 
     def character_ranges(
-        self, low, high, characters, by_character
-    ) -> tuple[Integer[np.ndarray, " M"], Integer[np.ndarray, " M"]]:
-        """Where, of the rows sorted by character, those low..high of each character start and end."""
+        self, low: Queries, high: Queries, characters: Queries, by_character: Queries
+    ) -> tuple[Queries, Queries]:
+        """Where, by character, the rows low..high of each query's character start and end."""
         start = np.empty(len(characters), np.int32)
         end = np.empty(len(characters), np.int32)
         kinds, first = np.unique(characters[by_character], return_index=True)
-        for code, part in zip(kinds, np.split(by_character, first[1:]), strict=True):
+        for code, queries in zip(kinds, np.split(by_character, first[1:]), strict=True):
             rows = self.rows[self.begin[code] : self.begin[code + 1]]
-            start[part] = self.begin[code] + np.searchsorted(rows, low[part])
-            end[part] = self.begin[code] + np.searchsorted(rows, high[part])
+            start[queries] = self.begin[code] + np.searchsorted(rows, low[queries])
+            end[queries] = self.begin[code] + np.searchsorted(rows, high[queries])
         return start, end
 
-    def first_occurrences(self, level: int) -> "FirstOccurrences":
-        """The rows whose character did not come before in their group of the level."""
-        flags = self.repeat < self.contexts.match_lengths(level, self.positions)
-        return FirstOccurrences(flags, self.rows)
+    def first_occurrences(self, level: int) -> Bool[np.ndarray, " N"]:
+        """Which rows, by character, have one that did not come before in their level's group."""
+        return self.repeat < self.contexts.match_lengths(level, self.positions)
 
 
-class FirstOccurrences:
-    """Some of the rows, to count: as they are, or sorted by character."""
-
-    def __init__(self, flags: Bool[np.ndarray, " N"], rows: Int32[np.ndarray, " N"]):
-        self.flags = flags
-        by_row = np.empty(len(rows), bool)
-        by_row[rows] = flags
-        self.total = _running_total(by_row)
-
-    def between(self, low, high) -> Integer[np.ndarray, " M"]:
-        return self.total[high] - self.total[low]
-
-    def of_character(self, start, end) -> Integer[np.ndarray, " M"]:
-        total = _running_total(self.flags)
-        return total[end] - total[start]
-
-
-def _running_total(flags: Bool[np.ndarray, " N"]) -> Int32[np.ndarray, " N+1"]:
+def _running_total(flags: np.ndarray) -> np.ndarray:
     total = np.zeros(len(flags) + 1, np.int32)
     np.cumsum(flags, out=total[1:])
     return total

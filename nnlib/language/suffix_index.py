@@ -7,11 +7,12 @@ from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int32, Integer
+from jaxtyping import Float64
 
 from nnlib.language.context_orders import (
     CONTEXT_ORDERS,
     MAX_CONTEXT,
+    Positions,
     encode_characters,
     sorted_contexts,
 )
@@ -19,10 +20,11 @@ from nnlib.language.continuation_counts import SortedContinuations
 
 LARGE_GROUP = 512  # matches from which on counts are cached
 CACHED_COUNTS = 4096
+CACHED_ROWS = 32_768
 
 
 class Expert(NamedTuple):
-    """A level of a context order; for `continuations`, each context of the next level counts once."""
+    """A level of a context order; with `continuations`, each longer context counts once."""
 
     order: int
     level: int
@@ -35,28 +37,13 @@ class Expert(NamedTuple):
         return f"{name}, each context once" if self.continuations else name
 
 
-def _experts() -> Iterator[Expert]:
-    for number, order in enumerate(CONTEXT_ORDERS):
-        last = len(order.level_names) - 1
-        for level in range(last + 1):
-            yield Expert(number, level, False)
-            if order.continuations and level < last:
-                yield Expert(number, level, True)
-
-
-EXPERTS = list(_experts())
-NEXT_LEVEL = [  # for a continuation expert, the expert of the longer contexts that it counts
-    EXPERTS.index(Expert(expert.order, expert.level + 1, False)) if expert.continuations else -1
-    for expert in EXPERTS
+EXPERTS = [  # one with continuations stands before that of the longer contexts which it counts
+    Expert(number, level, continuations)
+    for number, kind in enumerate(CONTEXT_ORDERS)
+    for level in range(len(kind.level_names))
+    for continuations in (False, True)
+    if not continuations or (kind.continuations and level + 1 < len(kind.level_names))
 ]
-
-
-class RowRange(NamedTuple):
-    """An expert's matches: what they share of the key, and rows low..high of the sorted text."""
-
-    key: str | None  # None where the context is too short
-    low: int
-    high: int
 
 
 class SuffixIndex:
@@ -72,20 +59,19 @@ class SuffixIndex:
         self.appended = ""
         self.alphabet = sorted(set(text))
         self.code_of = {character: code for code, character in enumerate(self.alphabet)}
-        self.repeats = [
-            SortedContinuations(contexts, order, self.codes).repeat_by_row()
-            if contexts.continuations
-            else None
-            for contexts, order in self.contexts
-        ]
+        self.repeats = {}
+        for number, (kind, order) in enumerate(self.contexts):
+            if kind.continuations:
+                known = SortedContinuations(kind, order, self.codes)
+                self.repeats[number] = known.by_row(known.repeat)
         self.appended_counts: dict[tuple[int, str], dict[int, int]] = {}
         self._cached_count = lru_cache(CACHED_COUNTS)(self._count)
-        self._cached_rows = lru_cache(8 * CACHED_COUNTS)(self._rows)
+        self._cached_rows = lru_cache(CACHED_ROWS)(self._rows)
 
     def counts(self, context: str) -> Float64[np.ndarray, "E A"]:
         """How often each character followed the end of `context`, for each of EXPERTS."""
         counts = np.zeros((len(EXPERTS), len(self.alphabet)))
-        for number, (key, low, high) in enumerate(self.row_ranges(context)):
+        for number, (key, low, high) in enumerate(self.find(context)):
             if high > low:
                 count = self._cached_count if high - low > LARGE_GROUP else self._count
                 known = count(EXPERTS[number], low, high)
@@ -94,18 +80,20 @@ class SuffixIndex:
                 counts[number, code] += times
         return counts
 
-    def row_ranges(self, context: str) -> list[RowRange]:
-        """Where each expert's matches of the end of `context` are."""
-        ranges = {}
-        for number, (contexts, order) in enumerate(self.contexts):
-            key, lengths = contexts.query(context[-MAX_CONTEXT:])
-            low, high = 0, len(order)
+    def find(self, context: str) -> list[tuple[str | None, int, int]]:
+        """For each expert: the key that matches share, None where `context` is too short; and
+        their rows low..high of the sorted text."""
+        found = {}
+        for number, (kind, order) in enumerate(self.contexts):
+            key, lengths = kind.query(context[-MAX_CONTEXT:])
+            low = 0
+            high = len(order)
             for level, length in enumerate(lengths):
                 if length:
                     low, high = self._cached_rows(number, key[:length], length, low, high)
                 shared = key[:length] if len(key) >= length else None
-                ranges[number, level] = RowRange(shared, low, high)
-        return [ranges[expert.order, expert.level] for expert in EXPERTS]
+                found[number, level] = (shared, low, high)
+        return [found[expert.order, expert.level] for expert in EXPERTS]
 
     def append(self, character: str, counts: Float64[np.ndarray, "E A"] | None = None) -> None:
         """Count a character that came next; `counts`: those of the context before it, if known."""
@@ -114,8 +102,8 @@ class SuffixIndex:
         if code == len(self.alphabet):
             self.alphabet.append(character)
         before = counts[:, code] if code < counts.shape[1] else np.zeros(len(EXPERTS))
-        for number, (key, _, _) in enumerate(self.row_ranges(self.context)):
-            repeated = EXPERTS[number].continuations and before[NEXT_LEVEL[number]] > 0
+        for number, (key, _, _) in enumerate(self.find(self.context)):
+            repeated = EXPERTS[number].continuations and before[number + 1] > 0
             if key is not None and not repeated:
                 times = self.appended_counts.setdefault((number, key), {})
                 times[code] = times.get(code, 0) + 1
@@ -130,27 +118,27 @@ class SuffixIndex:
         other.appended_counts = {key: dict(times) for key, times in self.appended_counts.items()}
         return other
 
-    def matches(self, context: str) -> Iterator[Int32[np.ndarray, " M"]]:
+    def matches(self, context: str) -> Iterator[Positions]:
         """For each expert, the sorted text's positions that count after `context`."""
-        for expert, (_, low, high) in zip(EXPERTS, self.row_ranges(context), strict=True):
+        for expert, (_, low, high) in zip(EXPERTS, self.find(context), strict=True):
             yield self._matches(expert, low, high)
 
     def _rows(self, number: int, key: str, length: int, low: int, high: int) -> tuple[int, int]:
         """Which of the rows low..high have keys that begin with `key`, if it is of that length."""
         if low == high or len(key) < length:
             return low, low
-        contexts, order = self.contexts[number]
-        key_at = partial(contexts.key, length=length)
+        kind, order = self.contexts[number]
+        key_at = partial(kind.key, length=length)
         low = bisect_left(order, key, low, high, key=key_at)
         return low, bisect_right(order, key, low, high, key=key_at)
 
-    def _matches(self, expert: Expert, low: int, high: int) -> Int32[np.ndarray, " M"]:
-        contexts, order = self.contexts[expert.order]
+    def _matches(self, expert: Expert, low: int, high: int) -> Positions:
+        kind, order = self.contexts[expert.order]
         matches = order[low:high]
         if expert.continuations:
             repeats = self.repeats[expert.order][low:high]
-            matches = matches[repeats < contexts.match_lengths(expert.level + 1, matches)]
+            matches = matches[repeats < kind.match_lengths(expert.level + 1, matches)]
         return matches
 
-    def _count(self, expert: Expert, low: int, high: int) -> Integer[np.ndarray, " A"]:
+    def _count(self, expert: Expert, low: int, high: int) -> np.ndarray:
         return np.bincount(self.codes[self._matches(expert, low, high)])
