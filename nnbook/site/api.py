@@ -1,6 +1,5 @@
 """The library's reference: pages that pdoc makes of the docstrings of nnlib's public packages."""
 
-import importlib
 import pkgutil
 import sys
 import warnings
@@ -12,49 +11,39 @@ MODULES = {"nnlib.datasets", "nnlib.errors"}  # public ones that aren't packages
 
 
 def write(reports: Path) -> None:
-    """Write reports/api/ unless it is newer than the library; say in one line what can't be written."""
+    """Write reports/api/ unless it is newer than the library; say in a line what can't be read."""
     index = reports / "api" / "index.html"
     sources = Path(nnlib.__file__).parent.rglob("*.py")
     if index.exists() and index.stat().st_mtime > max(path.stat().st_mtime for path in sources):
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    index.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings(action="ignore"):
         try:
-            _render(index)
-        except Exception as error:  # of pdoc, or of what it imports
-            _warn("the reference", error)
+            _write_pages(index)
+        except Exception as error:  # of pdoc
+            _warn("nnlib", error)
 
 
-def _render(index: Path) -> None:
+def _write_pages(index: Path) -> None:
     from pdoc import doc, render
 
     render.configure(docformat="numpy", math=False, search=False, show_source=False)
-    modules = {name: doc.Module.from_name(name) for name in _faces()}
-    modules["nnlib"].__dict__["members"] = {}  # its packages describe them
-    for name, module in modules.items():
+    packages = pkgutil.iter_modules(nnlib.__path__, "nnlib.")
+    names = [name for _, name, is_package in packages if is_package or name in MODULES]
+    modules: dict[str, doc.Module] = {}
+    for name in ["nnlib", *(name for name in names if "._" not in name)]:
         path = index.parent / f"{name.replace('.', '/')}.html"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         try:
-            path.write_text(render.html_module(module, modules), encoding="utf-8")
-        except Exception as error:
+            modules[name] = doc.Module.from_name(name)
+            if name == "nnlib":
+                modules[name].__dict__["members"] = {}  # its packages describe them
+            path.write_text(render.html_module(modules[name], modules), encoding="utf-8")
+        except Exception as error:  # of the package, or of pdoc
             _warn(name, error)
     index.write_text(render.html_index(modules), encoding="utf-8")
 
 
-def _faces() -> list[str]:
-    """Return the names of nnlib and its public packages, of those that can be imported."""
-    names = ["nnlib"]
-    for module in pkgutil.iter_modules(nnlib.__path__, "nnlib."):
-        if "._" in module.name or not (module.ispkg or module.name in MODULES):
-            continue
-        try:
-            importlib.import_module(module.name)
-            names.append(module.name)
-        except Exception as error:
-            _warn(module.name, error)
-    return names
-
-
 def _warn(name: str, error: Exception) -> None:
-    reason = " ".join(str(error).split())[:300]
-    print(f"nnbook: {name} isn't in reports/api: {type(error).__name__}: {reason}", file=sys.stderr)
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    print(f"nnbook: no reference of {name}: {reason[:300]}", file=sys.stderr)

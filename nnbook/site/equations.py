@@ -1,7 +1,7 @@
 r"""Equations, $…$ in a line and $$…$$ on their own, as MathML.
 
-As in pandoc, an opening $ has no space after it, and a closing one none before it and no digit after: "$5 and $6" are
-prices. \$ is a dollar.
+As in pandoc, an opening $ has no space after it, and a closing one none before it and no digit
+after: "$5 and $6" are prices. \$ is a dollar.
 """
 
 import re
@@ -13,20 +13,21 @@ INLINE = (  # the groups' names are those of nbconvert's markdown parser
     r"(?<!\$)\$(?!\$)(?P<math_inline_tex>(?!\s)(?:[^$\\\n]|\\.|\n(?!\s*\n))+?)(?<!\s)\$(?![\d$])"
 )
 BLOCK = r"\$\$(?P<math_block_tex>(?:[^$\\]|\\[\s\S])+?)\$\$"
-TOKEN = re.compile(rf"\\(?P<escaped>.)|{BLOCK}|{INLINE}")
+TOKEN = re.compile(rf"\\.|{BLOCK}|{INLINE}")
 NAMESPACE = "{http://www.w3.org/1998/Math/MathML}"
-ELEMENTS = """math mrow mi mn mo mtext mspace mfrac msup msub msubsup munder mover munderover msqrt mroot mtable mtr mtd
-mstyle mpadded mphantom menclose mmultiscripts mprescripts""".split()
+ELEMENTS = """math mrow mi mn mo mtext mspace mfrac msup msub msubsup munder mover munderover msqrt
+mroot mtable mtr mtd mstyle mpadded mphantom menclose mmultiscripts mprescripts""".split()
 ACTIVE = {"href", "style", "class", "id"}  # attributes that LaTeX has no business with here
 
 
 def with_equations(text: str) -> Markup:
     """Return a line of plain text as HTML, with its equations."""
-    html, end = Markup(), 0
+    html = Markup()
+    end = 0
     for found in TOKEN.finditer(text):
-        html += escape(text[end : found.start()])
         latex = found["math_block_tex"] or found["math_inline_tex"]
-        html += mathml(latex) if latex else escape(found[0].replace(r"\$", "$"))
+        token = mathml(latex) if latex else escape(found[0].replace(r"\$", "$"))
+        html += escape(text[end : found.start()]) + token
         end = found.end()
     return html + escape(text[end:])
 
@@ -47,11 +48,11 @@ def mathml(latex: str, block: bool = False) -> Markup:
 def _purify(latex: str, root: ElementTree.Element) -> None:
     """Make it plain MathML; raises ValueError where the converter only seems to have read it."""
     braces = re.sub(r"\\.", "", latex, flags=re.DOTALL)
-    if braces.count("{") != braces.count("}"):
-        raise ValueError(f"latex={latex!r} has a brace without its pair: close it")
     for element in root.iter():
         element.tag = element.tag.removeprefix(NAMESPACE)  # which HTML knows by itself
         if element.tag not in ELEMENTS or "\\" in (element.text or ""):
-            raise ValueError(f"latex={latex!r} has a command that isn't known: use others")
+            raise ValueError(f"latex={latex!r} has an unknown command")
         for name in ACTIVE & element.attrib.keys():
             del element.attrib[name]
+    if braces.count("{") != braces.count("}"):
+        raise ValueError(f"latex={latex!r} has a brace without its pair")

@@ -1,4 +1,4 @@
-"""The pictures that a notebook's outputs hold, as a page holds them: embedded, with a text and a size for each."""
+"""The pictures that a notebook's outputs hold, as a page embeds them: with a text and a size."""
 
 import base64
 import re
@@ -7,14 +7,14 @@ from io import BytesIO
 from typing import NamedTuple
 
 SVG, PNG, JPEG = "image/svg+xml", "image/png", "image/jpeg"
-HEAVY = 200_000  # bytes of a PNG that is worth the time to write it as WebP
+HEAVY = 270_000  # characters of a PNG that is worth the time to write it as WebP
 WIDE = 34 * 16  # CSS pixels: what is wider isn't shrunk below this, but scrolls in its box
 PIXELS = {"": 1, "px": 1, "pt": 96 / 72, "in": 96, "cm": 96 / 2.54, "mm": 96 / 25.4}
 EIGHT_BITS = {"1", "L", "LA", "P", "RGB", "RGBA"}  # Pillow's modes that WebP holds without loss
 
 
 class Picture(NamedTuple):
-    """A picture of an output: its data: address, its text, and its size in CSS pixels, 0 where it isn't known."""
+    """A picture of an output; its size is in CSS pixels, 0 where it isn't known."""
 
     address: str
     alt: str
@@ -27,7 +27,7 @@ class Picture(NamedTuple):
 
 
 def pictures_of(cell, heading: str) -> list[Picture]:
-    """Return the pictures of a cell's outputs in order; `heading` names those without an alt text."""
+    """Return the pictures of a cell's outputs; `heading` names those without an alt text."""
     pictures = [picture_of(output, heading) for output in cell.get("outputs", [])]
     return [picture for picture in pictures if picture]
 
@@ -43,53 +43,36 @@ def picture_of(output, heading: str) -> Picture | None:
     if kind == SVG:
         text = base64.b64encode(data[SVG].encode()).decode()
         return Picture(f"data:{SVG};base64,{text}", alt, *_svg_size(data[SVG]))
-    text = "".join(data[kind].split())
-    size = metadata.get("width"), metadata.get("height")
-    if not all(isinstance(side, int) for side in size):
-        size = _pixels(text)
-    if kind == PNG:
-        kind, text = _lighter(text)
-    return Picture(f"data:{kind};base64,{text}", alt, *size)
+    address, size = _embedded(kind, "".join(data[kind].split()))
+    told = metadata.get("width"), metadata.get("height")
+    return Picture(address, alt, *(told if all(isinstance(side, int) for side in told) else size))
 
 
 def _svg_size(svg: str) -> tuple[int, int]:
     """Return an SVG's width and height in CSS pixels, 0 and 0 where it doesn't tell both."""
     tag = re.search(r"<svg\b[^>]*>", svg)
     sides = r'\b(width|height)="\s*([\d.]+)(px|pt|in|cm|mm)?\s*"'
-    found = {
-        side: (number, unit) for side, number, unit in re.findall(sides, tag[0] if tag else "")
-    }
-    if len(found) < 2:
-        return 0, 0
-    pixels = {side: round(float(number) * PIXELS[unit]) for side, (number, unit) in found.items()}
-    return pixels["width"], pixels["height"]
-
-
-def _pixels(text: str) -> tuple[int, int]:
-    """Return the pixels across and down of a picture in base64, 0 and 0 where it can't be read."""
-    from PIL import Image
-
-    try:
-        with Image.open(BytesIO(base64.b64decode(text))) as image:
-            return image.size
-    except (OSError, ValueError):
-        return 0, 0
+    found = re.findall(sides, tag[0]) if tag else []
+    pixels = {side: round(float(number) * PIXELS[unit]) for side, number, unit in found}
+    return (pixels["width"], pixels["height"]) if len(pixels) == 2 else (0, 0)
 
 
 @lru_cache(maxsize=32)
-def _lighter(text: str) -> tuple[str, str]:
-    """Return kind and base64 of a PNG; of a heavy one those of a lossless WebP, where that is smaller."""
+def _embedded(kind: str, text: str) -> tuple[str, tuple[int, int]]:
+    """Return a picture's address and size; a heavy PNG becomes a lossless WebP where that is smaller."""
     from PIL import Image
 
-    if len(text) * 3 // 4 < HEAVY:
-        return PNG, text
-    file = BytesIO()
+    address = f"data:{kind};base64,{text}"
+    size = (0, 0)
     try:
         with Image.open(BytesIO(base64.b64decode(text))) as image:
-            if image.mode not in EIGHT_BITS or getattr(image, "n_frames", 1) > 1:
-                return PNG, text
-            image.save(file, "WEBP", lossless=True, exact=True)
+            size = image.size
+            is_still = image.mode in EIGHT_BITS and getattr(image, "n_frames", 1) == 1
+            if kind == PNG and len(text) > HEAVY and is_still:
+                file = BytesIO()
+                image.save(file, "WEBP", lossless=True, exact=True)
+                webp = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+                address = min(webp, address, key=len)
     except (OSError, ValueError):  # a broken file, or a Pillow without WebP
-        return PNG, text
-    lighter = base64.b64encode(file.getvalue()).decode()
-    return ("image/webp", lighter) if len(lighter) < len(text) else (PNG, text)
+        pass
+    return address, size

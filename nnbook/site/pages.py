@@ -1,4 +1,4 @@
-"""A chapter's page: its prose, its pictures and tables, its code folded away, and the ways through it."""
+"""A chapter's page: its prose, its pictures and tables, its code folded away, and its neighbors."""
 
 import logging
 from copy import deepcopy
@@ -15,9 +15,11 @@ from nnbook.site.images import picture_of
 from nnbook.site.prose import ProseRenderer, sanitize
 from nnbook.site.rendering import FILTERS, environment, write_html
 
+OURS = {"clean_html": sanitize, "picture_of": picture_of, "recorded": recorded} | FILTERS
+
 
 class ChapterExporter(HTMLExporter):
-    """nbconvert's exporter with cells, equations and cleaning of our own."""
+    """nbconvert's exporter with cells, prose and cleaning of our own."""
 
     def __init__(self, notebooks: Path):
         quiet = logging.getLogger("nnbook.pages")
@@ -34,18 +36,11 @@ class ChapterExporter(HTMLExporter):
         self.prose = ProseRenderer(str(notebooks))
 
     def default_filters(self):
-        """Yield the filters of the templates."""
         yield from super().default_filters()
-        yield from FILTERS.items()
-        yield from {
-            "clean_html": sanitize,
-            "picture_of": picture_of,
-            "recorded": recorded,
-        }.items()
+        yield from OURS.items()
 
     @pass_context
     def markdown2html(self, context, source: str) -> str:
-        """Return markdown as HTML, in the place of nbconvert's own filter."""
         self.prose.attachments = context.get("cell", {}).get("attachments", {})
         return self.prose.html(source)
 
@@ -63,28 +58,17 @@ def write_page(
     """
     exporter = ChapterExporter(notebooks)
     text, _ = exporter.from_notebook_node(_visible(chapter))
-    changes = chapter.timing.get("parameters", {}).items()
-    return write_html(
-        chapter.page,
-        "chapter.html.j2",
-        chapter=chapter,
-        before=before,
-        after=after,
-        home=home,
-        text=Markup(text),
-        sections=exporter.prose.sections,
-        changes=", ".join(f"{name}={value}" for name, value in changes),
-    )
+    values = {"chapter": chapter, "before": before, "after": after, "home": home}
+    values |= {"text": Markup(text), "sections": exporter.prose.sections}
+    return write_html(chapter.page, "chapter.html.j2", **values)
 
 
 def _visible(chapter: Chapter):
     """Return a copy of the notebook without hidden cells; the others know their heading."""
     notebook = deepcopy(chapter.notebook)
     notebook.metadata.pop("widgets", None)
-    shown = []
-    for cell, heading in cells_with_headings(notebook.cells):
-        if not is_hidden(cell):
-            cell.metadata["heading"] = heading or chapter.title
-            shown.append(cell)
-    notebook.cells = shown
+    cells = [pair for pair in cells_with_headings(notebook.cells) if not is_hidden(pair[0])]
+    for cell, heading in cells:
+        cell.metadata["heading"] = heading or chapter.title
+    notebook.cells = [cell for cell, _ in cells]
     return notebook

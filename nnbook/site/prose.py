@@ -1,4 +1,4 @@
-"""Markdown and HTML of notebooks as a page has them: equations as MathML, linked headings, nothing that loads or runs."""
+"""Markdown and HTML of notebooks as pages have them: with MathML, with links, without what runs."""
 
 import re
 from itertools import count
@@ -8,47 +8,37 @@ import bleach
 from bleach.css_sanitizer import ALLOWED_CSS_PROPERTIES, CSSSanitizer
 from bs4 import BeautifulSoup
 from markupsafe import Markup
-from nbconvert.filters.markdown_mistune import (
-    IPythonRenderer,
-    MarkdownWithMath,
-    MathBlockParser,
-    MathInlineParser,
-)
+from nbconvert.filters import markdown_mistune as nbconvert
 
 from nnbook.site.equations import BLOCK, ELEMENTS, INLINE, mathml
 
 TAGS = {*bleach.ALLOWED_TAGS, *ELEMENTS} | set(
-    """p div span pre br hr h1 h2 h3 h4 h5 h6 img figure figcaption details summary table caption thead tbody tfoot tr
-th td dl dt dd del ins s sub sup u small mark kbd samp var""".split()
+    """p div span pre br hr h1 h2 h3 h4 h5 h6 img figure figcaption details summary table caption
+    thead tbody tfoot tr th td dl dt dd del ins s sub sup u small mark kbd samp var""".split()
 )
 ATTRIBUTES = set(
-    """class id title alt width height colspan rowspan scope align start lang dir open border aria-label display
-stretchy fence separator form lspace rspace minsize maxsize movablelimits mathvariant mathsize accent accentunder
-columnalign columnspacing columnlines rowlines rowspacing linethickness displaystyle scriptlevel notation depth""".split()
+    """class id title alt width height colspan rowspan scope align start lang dir open border
+    aria-label""".split()
 )
+STYLES = {*ALLOWED_CSS_PROPERTIES, "background", "opacity", "outline", "overflow-x", "padding"}
+CSS = CSSSanitizer(allowed_css_properties=STYLES | {"white-space"})
 SILENT = ["script", "style", "iframe", "object", "embed", "svg", "template", "noscript", "title"]
-LOADS = re.compile(r"url\(|[@\\<]")  # in a style sheet
-STYLES = {*ALLOWED_CSS_PROPERTIES, "background", "opacity", "outline", "padding", "white-space"} - {
-    "cursor"
-}
-CSS = CSSSanitizer(allowed_css_properties=[*STYLES, "overflow-x", "overflow-wrap"])
+LOADS = re.compile(r"url\(|[@\\<]", re.IGNORECASE)  # in a style sheet
+CODE = r"""^\ {0,3}(?P<fence>`{3,}|~{3,})[\s\S]*?(?:^\ {0,3}(?P=fence)[`~]*\ *$|\Z)
+    | (?<!`)(?P<ticks>`+)(?!`) (?:(?!\n\s*\n)[\s\S])+? (?<!`)(?P=ticks)(?!`)"""
+TOKENS = re.compile(rf"{CODE} | \\. | {BLOCK} | {INLINE}", re.VERBOSE | re.MULTILINE)
 
 
 def sanitize(html: str) -> str:
-    """Return HTML without what loads or runs: what bleach's lists allow, and style sheets without addresses."""
+    """Return HTML of what bleach's lists allow, and of style sheets without addresses."""
     soup = BeautifulSoup(html, "html.parser")
-    sheets = [sheet for tag in soup("style") if not LOADS.search(sheet := tag.get_text())]
+    sheets = [str(tag) for tag in soup("style") if not LOADS.search(tag.get_text())]
     for tag in soup(SILENT):
         tag.decompose()
-    safe = bleach.clean(
-        str(soup),
-        tags=TAGS,
-        attributes=_is_allowed,
-        protocols={"http", "https", "mailto", "data"},
-        strip=True,
-        css_sanitizer=CSS,
+    schemes = {"http", "https", "mailto", "data"}
+    return "".join(sheets) + bleach.clean(
+        str(soup), TAGS, _is_allowed, protocols=schemes, strip=True, css_sanitizer=CSS
     )
-    return "".join(f"<style>{sheet}</style>" for sheet in sheets) + safe
 
 
 def _is_allowed(tag: str, name: str, value: str) -> bool:
@@ -57,25 +47,19 @@ def _is_allowed(tag: str, name: str, value: str) -> bool:
     if name == "href":
         return tag == "a" and not re.match(r"\W*data", value, re.IGNORECASE)
     if name == "style":
-        return not LOADS.search(value.lower())
-    return name in ATTRIBUTES
+        return not LOADS.search(value)
+    return name in ATTRIBUTES or (tag in ELEMENTS and not re.search("^on|href", name))
 
 
-CODE = r"""^\ {0,3}(?P<fence>`{3,}|~{3,})[\s\S]*?(?:^\ {0,3}(?P=fence)[`~]*\ *$|\Z)
-    | (?<!`)(?P<ticks>`+)(?!`) (?:(?!\n\s*\n)[\s\S])+? (?<!`)(?P=ticks)(?!`)"""
-TOKENS = re.compile(rf"{CODE} | \\. | {BLOCK} | {INLINE}", re.VERBOSE | re.MULTILINE)
-
-
-class _Blocks(MathBlockParser):
-    SPECIFICATION = MathBlockParser.SPECIFICATION | {
-        "multiline_math": rf"^ {{0,3}}{BLOCK}|^ {{0,3}}"
-        + r"\\begin\{(?P<math_env_name>[a-z]*\*?)\}"
-        r"[\s\S]*?\\end\{(?P=math_env_name)\}"
+class _Blocks(nbconvert.MathBlockParser):
+    ENVIRONMENT = r"\\begin\{(?P<math_env_name>[a-z]*\*?)\}[\s\S]*?\\end\{(?P=math_env_name)\}"
+    SPECIFICATION = nbconvert.MathBlockParser.SPECIFICATION | {
+        "multiline_math": rf"^ {{0,3}}(?:{BLOCK}|{ENVIRONMENT})"
     }
 
 
-class _Inlines(MathInlineParser):
-    SPECIFICATION = MathInlineParser.SPECIFICATION | {
+class _Inlines(nbconvert.MathInlineParser):
+    SPECIFICATION = nbconvert.MathInlineParser.SPECIFICATION | {
         "block_math_tex": BLOCK,
         "inline_math_tex": INLINE,
     }
@@ -85,8 +69,8 @@ class _Inlines(MathInlineParser):
         return super().precedence_scan(m, state, end_pos, rules)
 
 
-class ProseRenderer(IPythonRenderer):
-    """A page's markdown as HTML, which gives each heading an id and a link.
+class ProseRenderer(nbconvert.IPythonRenderer):
+    """nbconvert's renderer of markdown, with MathML, and with an id and a link for each heading.
 
     `sections` holds the links and the HTML of the headings of level 2.
     """
@@ -98,9 +82,8 @@ class ProseRenderer(IPythonRenderer):
 
     def html(self, markdown: str) -> str:
         """Return markdown as HTML, which isn't sanitized yet."""
-        markdown = TOKENS.sub(_on_one_line, markdown)
-        parser = MarkdownWithMath(self, _Blocks(), _Inlines(hard_wrap=False))
-        return parser.render(markdown)
+        parser = nbconvert.MarkdownWithMath(self, _Blocks(), _Inlines(hard_wrap=False))
+        return parser.render(TOKENS.sub(_on_one_line, markdown))
 
     def heading(self, text: str, level: int, **attrs) -> str:
         words = Markup(text).striptags()
@@ -111,10 +94,8 @@ class ProseRenderer(IPythonRenderer):
         if level == 2:
             unlinked = re.sub(r"</?a\b[^>]*>|\sid=\S+", "", text)
             self.sections.append((quote(name), Markup(sanitize(unlinked))))
-        link = Markup('<a class="anchor" href="#{}" aria-label="Link to “{}”">#</a>')
-        return Markup('<h{0} id="{1}">{2}{3}</h{0}>\n').format(
-            level, name, Markup(text), link.format(quote(name), words)
-        )
+        html = '<h{0} id="{1}">{2}<a class="anchor" href="#{3}" aria-label="Link to “{4}”">#</a></h{0}>\n'
+        return Markup(html).format(level, name, Markup(text), quote(name), words)
 
     def _html_embed_images(self, html: str) -> str:
         return super()._html_embed_images(html) if "<img" in html else html  # it closes open tags

@@ -1,6 +1,7 @@
-"""Pages are the Jinja2 templates in templates/; style sheet and scripts, in static/, go into each page.
+"""Pages are the Jinja2 templates in templates/, which take in style sheet and scripts from static/.
 
-A page is whole by itself: its content policy holds a browser to loading nothing and to running our one script.
+A page is whole by itself: its content policy keeps a browser from loading anything, and from
+running anything but our one script.
 """
 
 import base64
@@ -10,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from nnbook.notebooks import duration
@@ -32,7 +33,7 @@ FILTERS = {
 def environment() -> Environment:
     """Return the templates' environment, which escapes whatever isn't marked as HTML."""
     loader = PackageLoader("nnbook.site")
-    made = Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=StrictUndefined)
+    made = Environment(loader=loader, autoescape=True, trim_blocks=True)
     made.filters |= FILTERS | {"sha256": _sha256}
     made.globals |= {"static": static, "script": ""}
     return made
@@ -42,14 +43,13 @@ def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-@cache
 def static(name: str) -> Markup:
     """Return the text of a style sheet or script."""
     return Markup(files("nnbook.site").joinpath("static", name).read_text(encoding="utf-8"))
 
 
 def write_html(path: Path, template: str, **values: Any) -> Path:
-    """Write a page from a template whole or not at all; return its path."""
+    """Write a page from a template, whole or not at all; return its path."""
     page = environment().get_template(template).render(values)
     with atomic_write(path) as part:
         part.write_text(page, encoding="utf-8")

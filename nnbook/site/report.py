@@ -1,4 +1,4 @@
-"""What a reader gets: a page for each chapter that ran, and a front page that sets figures beside the published ones."""
+"""What a reader gets: a page for each chapter that ran, and a front page with all figures."""
 
 import csv
 import re
@@ -10,19 +10,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from nnbook.execution import DEFAULT
-from nnbook.notebooks import Chapter
+from nnbook.notebooks import DEFAULT, Chapter
 from nnbook.results import BookError
 from nnbook.site import api
 from nnbook.site.pages import write_page
 from nnbook.site.rendering import write_html
 
 LARGE = 3_000_000  # bytes of a page that is slow to send and to open
-TITLE = "Nearest neighbors, one weighted average"
 
 
 def write(reports: Path, notebooks: Path) -> Path:
-    """Render every chapter in `reports`, the library's reference and the front page; return the front page's path.
+    """Render every chapter in `reports`, the library's reference and the front page; return its path.
 
     Raises BookError where nothing ran yet, OSError where `reports` can't be written.
     """
@@ -33,14 +31,16 @@ def write(reports: Path, notebooks: Path) -> Path:
     for before, chapter, after in zip(neighbors, chapters, neighbors[2:], strict=False):
         _warn_if_large(write_page(chapter, notebooks, before, after))
     for path in reports.glob("runs/*/[0-9][0-9]_*.ipynb"):
-        if path.parent.name != DEFAULT and not _is_newer(path.with_suffix(".html"), path):
+        page = path.with_suffix(".html")
+        is_new = page.exists() and page.stat().st_mtime >= path.stat().st_mtime
+        if path.parent.name != DEFAULT and not is_new:
             write_run(path, notebooks)
     api.write(reports)
     return write_front(reports)
 
 
 def write_run(path: Path, notebooks: Path) -> Path:
-    """Render the page of one run beside its notebook, or, of the default one, that of the book; return its path."""
+    """Render the page of one run beside its notebook, of the default one in the book; return its path."""
     if path.parent.name == DEFAULT:
         return write_page(Chapter(path.parents[2] / path.name), notebooks)
     return write_page(Chapter(path), notebooks, home=("../../index.html", "Contents"))
@@ -54,15 +54,10 @@ def write_front(reports: Path) -> Path:
         "Sweeps": _listed(reports, reports.glob("sweeps/*/index.html")),
         "Comparisons": _listed(reports, reports.glob("compare/*.html")),
     }
-    page = write_html(
-        reports / "index.html",
-        "front.html.j2",
-        title=TITLE,
-        chapters=chapters,
-        others=others,
-        origins=_origins(chapters),
-        api=(reports / "api" / "index.html").exists(),
-    )
+    has_api = (reports / "api" / "index.html").exists()
+    values = {"chapters": chapters, "others": others, "has_api": has_api}
+    values["origins"] = _origins(chapters)
+    page = write_html(reports / "index.html", "front.html.j2", **values)
     _warn_if_large(page)
     return page
 
@@ -71,15 +66,11 @@ def _chapters(reports: Path) -> list[Chapter]:
     return [Chapter(path) for path in sorted(reports.glob("[0-9][0-9]_*.ipynb"))]
 
 
-def _is_newer(page: Path, notebook: Path) -> bool:
-    return page.exists() and page.stat().st_mtime >= notebook.stat().st_mtime
-
-
 def _warn_if_large(page: Path) -> None:
     size = page.stat().st_size
     if size > LARGE:
-        message = f"nnbook: {page.name} has {size / 1e6:.1f} MB: draw fewer or smaller pictures"
-        print(message, file=sys.stderr)
+        why = f"{page.name} has {size / 1e6:.1f} MB: draw fewer or smaller pictures"
+        print(f"nnbook: {why}", file=sys.stderr)
 
 
 def _listed(reports: Path, pages: Iterable[Path]) -> list[dict[str, Any]]:
@@ -88,29 +79,31 @@ def _listed(reports: Path, pages: Iterable[Path]) -> list[dict[str, Any]]:
     for page in sorted(pages, key=lambda page: (-page.stat().st_mtime, page)):
         date = datetime.fromtimestamp(page.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
         link = quote(page.relative_to(reports).as_posix())
-        listed.append({"link": link, "date": date, "points": 0, "failed": 0} | _summary(page))
+        summary = _sweep(page.parent) if page.name == "index.html" else _summary(page)
+        listed.append({"link": link, "date": date} | summary)
     return listed
 
 
+def _sweep(folder: Path) -> dict[str, Any]:
+    """Return what a sweep is called, how many points it has, and how many of them failed."""
+    table = folder / "results.csv"
+    lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
+    ended = [row.get("status") for row in csv.DictReader(lines)]
+    return {"name": folder.name, "points": len(ended), "failed": ended.count("failed")}
+
+
 def _summary(page: Path) -> dict[str, Any]:
-    """Return what a page is called, with the points of a sweep, and how many failed."""
-    if page.name == "index.html":
-        table = page.parent / "results.csv"
-        rows = csv.DictReader(
-            table.read_text(encoding="utf-8").splitlines() if table.exists() else []
-        )
-        ended = [row.get("status") for row in rows]
-        return {"name": page.parent.name, "points": len(ended), "failed": ended.count("failed")}
+    """Return what a run or a comparison is called, and whether it failed."""
     text = page.read_text(encoding="utf-8", errors="replace").partition("<main")[0]
     title = re.search(r"<title>(.*?)</title>", text, re.DOTALL)
     name = unescape(title[1]) if title else page.stem
-    if page.parent.parent.name != "runs":
+    if page.parent.name == "compare":
         return {"name": name}
     return {"name": f"{page.parent.name} · {name}", "failed": int('href="#error"' in text)}
 
 
 def _origins(chapters: list[Chapter]) -> dict[tuple, list[int]]:
-    """Return what ran the chapters, and which of them: they may come from several machines and commits."""
+    """Return what ran the chapters, with their numbers: there may be several machines and commits."""
     groups: dict[tuple, list[Chapter]] = {}
     for chapter in chapters:
         groups.setdefault(tuple(chapter.origin().items()), []).append(chapter)

@@ -6,7 +6,6 @@ from collections import Counter
 import pytest
 from bs4 import BeautifulSoup
 
-import nnlib
 from nnbook.site import api
 
 write = api.write  # before other tests' books go without
@@ -38,11 +37,11 @@ def test_the_reference_loads_nothing(reference):
         soup = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
         assert not soup.select("script, link[href], iframe, img[src^=http]"), page.name
         sheets = "".join(sheet.get_text() for sheet in soup("style"))
-        assert not re.search(r"@import|url\(\s*['\"]?(?!data:)", sheets), page.name
+        assert not re.search(r"@import|url\((?!\s*['\"]?data:)", sheets), page.name
 
 
 def test_it_is_written_again_where_the_library_is_newer_alone(reference, monkeypatch):
-    monkeypatch.setattr(api, "_render", lambda index: pytest.fail("is up to date"))
+    monkeypatch.setattr(api, "_write_pages", lambda index: pytest.fail("is up to date"))
     write(reference.parent)
 
 
@@ -50,7 +49,7 @@ def test_what_cannot_be_read_is_told_in_a_line(tmp_path, monkeypatch, capsys):
     def broken(index):
         raise ValueError("no such\nthing")
 
-    monkeypatch.setattr(api, "_render", broken)
+    monkeypatch.setattr(api, "_write_pages", broken)
     write(tmp_path)
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "ValueError: no such thing" in told and nnlib.__version__
+    assert told.count("\n") == 1 and "ValueError: no such thing" in told
