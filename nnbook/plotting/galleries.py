@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from nnbook.plotting import figures
 from nnbook.plotting.explorer import Explorer
 from nnlib.nca import embed, knn_accuracy, knn_predict
-from nnlib.training import Pictures, batches, in_order
+from nnlib.training import Pictures
 
 RIGHT, WRONG = "#009e73", "#d55e00"
 
@@ -71,7 +71,7 @@ class Features(NamedTuple):
 def features(network: Callable, gallery: Pictures, queries: Pictures) -> Features:
     """What a network makes of both, on the CPU."""
     rows = (
-        embed(network, batches(part, in_order(part, slice(None), 256)))
+        embed(network, part.in_batches(256))
         for part in (gallery, queries)
     )
     return Features(*(part.cpu() for pair in rows for part in pair))

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 
 from nnlib._common.validation import check_int
-from nnlib.training import Pictures, SetPictures, drawn, open_pictures
+from nnlib.training import Pictures, draw_per_class, open_pictures
 
 
 def grown(source: str, folder: Path, n_train: int, n_test: int, side: int, seed: int) -> list[str]:
@@ -55,14 +55,14 @@ def _some(labels: torch.Tensor, count: int, seed: int) -> list[int]:
     counts = torch.bincount(labels)
     wanted = (counts * (count / len(labels) if count else 1)).round().long()
     return (
-        drawn(labels, wanted.maximum(counts.clamp(max=2)).minimum(counts), seed)
+        draw_per_class(labels, wanted.maximum(counts.clamp(max=2)).minimum(counts), seed)
         .nonzero()[:, 0]
         .tolist()
     )
 
 
 def _picture(pictures: Pictures, number: int, side: int) -> Image.Image:
-    if isinstance(pictures, SetPictures):
+    if hasattr(pictures, "images"):
         return Image.fromarray(pictures.images[number].numpy())
     return _shrunk(pictures.files[number], side)
 

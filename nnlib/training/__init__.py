@@ -1,26 +1,14 @@
 from nnlib.training.config import TrainingConfig
-from nnlib.training.encoders import Embedding, residual
-from nnlib.training.image_data import (
-    Pictures,
-    SetPictures,
-    batches,
-    drawn,
-    held_out,
-    in_order,
-    open_pictures,
-)
+from nnlib.training.encoders import Embedding
+from nnlib.training.image_data import Pictures, draw_per_class, held_out, open_pictures
 from nnlib.training.trainer import train
 
 __all__ = [
     "Embedding",
     "Pictures",
-    "SetPictures",
     "TrainingConfig",
-    "batches",
-    "drawn",
+    "draw_per_class",
     "held_out",
-    "in_order",
     "open_pictures",
-    "residual",
     "train",
 ]

@@ -1,82 +1,116 @@
-"""What a training run is made of, and how its learning rate goes."""
+"""What a training run is made of: every setting with its default, its limits and its help."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from nnlib._common.validation import check_choice, check_int, check_number
+from nnlib.training.encoders import ARCHITECTURES
+from nnlib.training.objectives import LOSSES
 
-CHOICES = {
-    "schedule": ("step", "cosine"),
-    "watch": ("fresh", "stale"),
-    "precision": ("auto", "float32", "bfloat16"),
-}
-CHOICES |= {"start": ("auto", "random", "embedded")}
-COUNTS = {"batch_size": 2, "iter_size": 1, "epochs": 1, "low_dim": 1, "k": 1, "size": 8}
-COUNTS |= {"workers": 0, "save_steps": 0, "seed": 0}
+POSITIVE = "(0, inf)"
+NOT_NEGATIVE = "[0, inf)"
+
+
+def option(default, meaning: str, *flags: str, **limits):
+    """A setting: `least` bounds a whole number, `interval` a number, `choices` a name."""
+    return field(default=default, metadata={"help": meaning, "flags": flags} | limits)
 
 
 @dataclass
 class TrainingConfig:
-    """What a run is made of; the names are those of `python -m nnlib.training --help`, which says what they mean."""
+    """Settings of a training run, by the names that the command line gives them.
+
+    Parameters
+    ----------
+    data : folder of pictures, or the name of a set of nnlib.datasets
+    out : folder that the run is written to, by default runs/DATA-ARCH-LOSS
+    arch, low_dim, ... : `python -m nnlib.training --help` lists every setting with its default
+
+    References
+    ----------
+    Wu, Efros, Yu. Improving Generalization via Scalable Neighborhood Component Analysis. ECCV 2018,
+    whose settings for ImageNet are the defaults.
+
+    Examples
+    --------
+    >>> TrainingConfig("photos", schedule="cosine", epochs=10).lr_at(5)
+    0.05
+    """
 
     data: str
-    out: str = ""
-    arch: str = "resnet18"
-    low_dim: int = 128
-    loss: str = "nca"
-    temperature: float = 0.05
-    margin: float = 0.0
-    memory_momentum: float = 0.5
-    start: str = "auto"
-    batch_size: int = 256
-    iter_size: int = 1
-    epochs: int = 130
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    schedule: str = "step"
-    warmup: float = 0.0
-    size: int = 224
-    crop: float = 0.08
-    flip: bool | None = None
-    validation: float = 0.05
-    watch: str = "fresh"
-    k: int = 30
-    workers: int = 0
-    save_steps: int = 0
-    resume: str = ""
-    pretrained: bool = False
-    precision: str = "auto"
-    device: str = "auto"
-    seed: int = 0
-    progress: bool = True
+    out: str = option("", "folder for the results: runs/DATA-ARCH-LOSS by default")
+    arch: str = option("resnet18", "architecture", "-a", choices=ARCHITECTURES)
+    low_dim: int = option(128, "length of a feature", least=1)
+    loss: str = option("nca", "instance: without labels; softmax: a baseline", choices=LOSSES)
+    temperature: float = option(0.05, "T of exp(cos/T), in training and voting", interval=POSITIVE)
+    margin: float = option(0.0, "lead of the own class, in cosines", interval=NOT_NEGATIVE)
+    memory_momentum: float = option(0.5, "fraction of a bank row that is kept", interval="[0, 1)")
+    start: str = option(
+        "auto",
+        "the bank's first rows: random as published, embedded by the first weights, or auto: so "
+        "without labels",
+        choices=("auto", "random", "embedded"),
+    )
+    batch_size: int = option(256, "pictures a batch, of all processes together", "-b", least=2)
+    iter_size: int = option(1, "batches a step", least=1)
+    epochs: int = option(130, "passes over the pictures", least=1)
+    lr: float = option(0.1, "learning rate", interval=POSITIVE)
+    momentum: float = option(0.9, "of the gradients", interval="[0, 1)")
+    weight_decay: float = option(1e-4, "of all weights", "--wd", interval=NOT_NEGATIVE)
+    schedule: str = option("step", "a tenth thrice; or cosine", choices=("step", "cosine"))
+    warmup: float = option(0.0, "epochs over which the rate rises", interval=NOT_NEGATIVE)
+    size: int = option(224, "side that pictures of a folder are brought to", least=8)
+    crop: float = option(0.08, "least fraction of the area to train on", interval="(0, 1]")
+    flip: bool | None = option(None, "whether a mirrored picture is as good")
+    validation: float = option(0.05, "fraction to choose the epoch on", interval="[0, 1)")
+    watch: str = option(
+        "fresh",
+        "the bank for that: embedded anew, or as the steps left it, which costs nothing",
+        choices=("fresh", "stale"),
+    )
+    k: int = option(30, "neighbors that vote", "-k", least=1)
+    workers: int = option(0, "processes that read pictures, for each that trains", "-j", least=0)
+    save_steps: int = option(0, "save so often within an epoch; 0: at its end", least=0)
+    resume: str = option("", "auto: from --out; a checkpoint; a folder; a published snca_*.pth.tar")
+    pretrained: bool = option(False, "start from torchvision's ImageNet weights")
+    precision: str = option(
+        "auto", "auto: bfloat16 on a GPU", choices=("auto", "float32", "bfloat16")
+    )
+    device: str = option("auto", "auto, cpu, cuda or mps")
+    seed: int = option(0, "of the split, the order, the augmentation, the first weights", least=0)
+    progress: bool = option(True, "show a bar")
 
     def check(self) -> "TrainingConfig":
-        """Raise ValueError for what can't be used; returns itself."""
-        for name, least in COUNTS.items():
-            check_int(name, getattr(self, name), least)
-        for name, known in CHOICES.items():
-            check_choice(name, getattr(self, name), known)
-        for name in ("lr", "temperature"):
-            check_number(name, getattr(self, name), "(0, inf)", "a positive number")
-        for name in ("margin", "weight_decay", "warmup"):
-            check_number(name, getattr(self, name), "[0, inf)", "0 or more")
-        for name in ("momentum", "memory_momentum"):
-            check_number(name, getattr(self, name), "[0, 1)", "a share in [0, 1)")
-        check_number("crop", self.crop, "(0, 1]", "a share of the area in (0, 1]")
+        """Raise ValueError for what can't be used; return itself."""
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            limits = setting.metadata
+            if "choices" in limits:
+                check_choice(setting.name, value, limits["choices"])
+            if "least" in limits:
+                check_int(setting.name, value, limits["least"])
+            if "interval" in limits:
+                check_number(setting.name, value, limits["interval"])
         return self
 
     def of_pictures(self) -> tuple:
-        """What `open_pictures` takes."""
+        """Return the arguments of `open_pictures`."""
         return self.data, self.size, self.validation, self.flip, self.crop, self.seed
 
     def folder(self) -> Path:
+        """Return the folder that the run is written to."""
         return Path(self.out or f"runs/{Path(self.data).resolve().name}-{self.arch}-{self.loss}")
 
     def lr_at(self, epoch: float) -> float:
-        """The rate at a moment, in epochs: a tenth after every 40 of 130 epochs as published, or half a cosine."""
+        """Return the rate at a moment: a tenth after every 40 of 130 epochs, or half a cosine."""
         warm = min(1.0, epoch / self.warmup) if self.warmup else 1.0
         if self.schedule == "cosine":
             return self.lr * warm * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
         return self.lr * warm * 0.1 ** (int(epoch) // max(1, round(self.epochs * 40 / 130)))
+
+    def bank_momentum_at(self, epoch: int) -> float:
+        """Return the bank's momentum: at least 0.8 and 0.9 from epochs 80 and 120 of 130 on."""
+        late = {80 / 130: 0.8, 120 / 130: 0.9}
+        reached = [least for start, least in late.items() if epoch >= round(start * self.epochs)]
+        return max([self.memory_momentum, *reached])

@@ -1,24 +1,41 @@
-"""Networks that turn pictures into unit vectors: torchvision's residual networks, and one for small pictures."""
+"""Networks from pictures to unit vectors: torchvision's residual ones, and one for small pictures."""
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from nnlib._common.validation import check_int
+from nnlib._common.validation import check_choice, check_int
 
-RESNETS = ("resnet18", "resnet34", "resnet50")
-ARCHITECTURES = ("small", *RESNETS)
-SMALL = 96  # pictures up to this side keep their resolution at a residual network's stem, as is done for CIFAR
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours
+ARCHITECTURES = ("small", "resnet18", "resnet34", "resnet50")
+SMALL_SIZE = 96  # up to this side a residual network's stem keeps the resolution, as for CIFAR
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 
 class Embedding(nn.Module):
-    """Pictures uint8 [B, channels, H, W] to unit features [B, low_dim]; float pictures are taken to be in 0..1.
+    """Network from pictures [B, channels, H, W] to unit features [B, low_dim].
 
-    arch: "small", "resnet18", "resnet34" or "resnet50". size: the pictures' side, which a residual network's stem is
-    chosen for. pretrained: start from torchvision's ImageNet weights (fetched once), but for the last layer.
-    Raises ValueError for an unknown architecture, OSError where weights can't be had.
+    Pictures are uint8, or floats in 0..1.
+
+    Parameters
+    ----------
+    arch : "small", "resnet18" (default), "resnet34" or "resnet50"
+    low_dim : length of a feature, default 128
+    channels : of the pictures, 1 or 3
+    size : side of the pictures in pixels, which a residual network's stem is chosen for
+    pretrained : start from torchvision's ImageNet weights (fetched once), but for the last layer
+
+    Raises
+    ------
+    ValueError : arch is unknown.
+    OSError : pretrained weights can't be had.
+
+    Examples
+    --------
+    >>> images = torch.zeros(5, 1, 28, 28, dtype=torch.uint8)
+    >>> Embedding("small", low_dim=16, channels=1, size=28)(images).shape
+    torch.Size([5, 16])
     """
 
     def __init__(
@@ -30,78 +47,59 @@ class Embedding(nn.Module):
         pretrained: bool = False,
     ):
         super().__init__()
-        if arch not in ARCHITECTURES:
-            raise ValueError(f"arch={arch!r} is not known: give one of {', '.join(ARCHITECTURES)}")
-        self.arch, self.low_dim, self.channels, self.size = (
-            arch,
-            check_int("low_dim", low_dim),
-            channels,
-            size,
-        )
+        check_choice("arch", arch, ARCHITECTURES)
+        if arch == "small" and pretrained:
+            raise ValueError("pretrained: there are no weights for arch='small', give a resnet")
+        self.arch = arch
+        self.low_dim = check_int("low_dim", low_dim)
+        self.channels = channels
+        self.size = size
         if arch == "small":
-            if pretrained:
-                raise ValueError(
-                    "pretrained: there are no weights for arch='small'; give resnet18, resnet34, resnet50"
-                )
-            self.backbone = small(channels, low_dim)
+            self.backbone = _small(channels, low_dim)
         else:
-            self.backbone = residual(arch, low_dim, channels, size, pretrained)
-        mean, deviation = (MEAN, DEVIATION) if channels == 3 else ((0.5,), (0.5,))
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer(
-            "deviation", torch.tensor(deviation).view(1, -1, 1, 1), persistent=False
-        )
+            self.backbone = _residual(arch, low_dim, channels, size, pretrained)
+        mean = torch.tensor(IMAGENET_MEAN if channels == 3 else (0.5,)).view(1, -1, 1, 1)
+        deviation = torch.tensor(IMAGENET_DEVIATION if channels == 3 else (0.5,)).view(1, -1, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("deviation", deviation, persistent=False)
 
     def forward(self, images: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
-        """Unit features, in float32 under autocast too."""
-        pixels = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
-        pixels = (pixels - self.mean) / self.deviation
+        """Return unit features, in float32 under autocast too."""
+        if images.dtype == torch.uint8:
+            images = images.to(self.mean.dtype) / 255
+        pixels = (images - self.mean) / self.deviation
         if pixels.device.type != "mps":  # half as quick again on CPUs, more on GPUs
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         return normalize(self.backbone(pixels).float(), dim=1)
 
 
-def small(channels: int, low_dim: int) -> nn.Sequential:
-    """Three stages of 3 x 3 convolutions, some hundred thousand weights: minutes on a laptop for 28 x 28 pixels."""
-    widths = (channels, 32, 64, 128)
-    stages = [
-        stage
-        for before, after in zip(widths, widths[1:], strict=False)
-        for stage in _stage(before, after)
-    ]
-    return nn.Sequential(
-        *stages, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * widths[-1], low_dim)
-    )
+def _small(channels: int, low_dim: int) -> nn.Sequential:
+    """Three stages of 3 x 3 convolutions: minutes on a laptop for 28 x 28 pixels."""
+    layers: list[nn.Module] = []
+    before = channels
+    for width in (32, 64, 128):
+        layers.append(nn.Conv2d(before, width, 3, padding=1, bias=False))
+        layers += [nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.ReLU()]
+        before = width
+    layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * before, low_dim)]
+    return nn.Sequential(*layers)
 
 
-def _stage(before: int, after: int) -> list[nn.Module]:
-    return [
-        nn.Conv2d(before, after, 3, padding=1, bias=False),
-        nn.MaxPool2d(2),
-        nn.BatchNorm2d(after),
-        nn.ReLU(),
-    ]
-
-
-def residual(arch: str, low_dim: int, channels: int, size: int, pretrained: bool) -> nn.Module:
-    """torchvision's network with a linear layer of low_dim outputs at its end, and CIFAR's stem for small pictures."""
+def _residual(arch: str, low_dim: int, channels: int, size: int, pretrained: bool) -> nn.Module:
+    """torchvision's network with a new last layer, and CIFAR's stem for small pictures."""
     from torchvision import models
 
     try:
         network = getattr(models, arch)(weights="DEFAULT" if pretrained else None)
     except (OSError, RuntimeError) as error:
+        advice = "connect once, or do without"
         raise OSError(
-            f"pretrained: {arch}'s weights can't be fetched ({error}): connect once, or do without"
+            f"pretrained: {arch}'s weights can't be fetched ({error}): {advice}"
         ) from None
     network.fc = nn.Linear(network.fc.in_features, low_dim)
-    if size <= SMALL:
+    if size <= SMALL_SIZE:
         network.maxpool = nn.Identity()
-    if size <= SMALL or channels != 3:
-        wide = size > SMALL
-        stem = (
-            {"kernel_size": 7, "stride": 2, "padding": 3}
-            if wide
-            else {"kernel_size": 3, "padding": 1}
-        )
-        network.conv1 = nn.Conv2d(channels, 64, bias=False, **stem)
+        network.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+    elif channels != 3:
+        network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
     return network

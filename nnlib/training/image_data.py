@@ -1,11 +1,10 @@
-"""Pictures for training: files, decoded when they are asked for, or sets in memory.
+"""Pictures for training: files, decoded when they are read, or sets in memory.
 
-A data set hands out whole batches. Each picture is asked for with the seed of its augmentation, or None for none, so
-that what is drawn depends neither on the number of workers nor on when a run was interrupted.
-
-Which pictures are learned from, chosen on and tested on: of a set, or of a tree of class folders as ImageNet's.
+A data set hands out whole batches. Each picture is requested with the seed of its augmentation, or
+None for none, so that what is drawn depends neither on the number of workers nor on interruptions.
 """
 
+import copy
 import random
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,18 +19,17 @@ from torch.utils.data import DataLoader
 
 from nnlib._common.runtime import make_generator
 from nnlib._common.validation import check_number
-from nnlib.datasets import CLASSES, Dataset, load
+from nnlib.datasets import CLASSES, load
 from nnlib.errors import DataError
 
-SHIFT = 8  # a small picture is moved by up to 1/8 of its side
-
-Asked = Sequence[
-    tuple[int, int | None]
-]  # numbers of pictures, each with the seed of its augmentation
+SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
+TEST_FOLDERS = ("val", "test", "validation", "valid")
+NOT_MIRRORED = ("mnist",)  # sets whose pictures mean something else in a mirror
+Requests = Sequence[tuple[int, int | None]]  # numbers of pictures, with seeds of augmentation
 
 
 class Batch(NamedTuple):
-    """Pictures with their labels and numbers; by number, the names of those that can't be read and are left out."""
+    """Pictures with labels and numbers; unreadable ones are left out, named by their numbers."""
 
     images: UInt8[Tensor, "B C H W"]
     labels: Int64[Tensor, " B"]
@@ -40,78 +38,110 @@ class Batch(NamedTuple):
 
 
 class Pictures:
-    """Some pictures of a source, numbered from 0. size: the side of what is handed out; channels: 1 or 3."""
+    """Some pictures of a source, numbered from 0; a data set for a DataLoader.
 
-    def __init__(
-        self,
-        labels: Int64[Tensor, " N"],
-        classes: Sequence[str],
-        size: int,
-        channels: int,
-        flip: bool,
-    ):
-        self.labels, self.classes = labels, tuple(classes)
-        self.size, self.channels, self.flip = size, channels, flip
+    Parameters
+    ----------
+    labels : int64 [N]
+    classes : their names
+    size : side of the pictures that are handed out, in pixels
+    channels : 1 or 3
+    flip : whether augmentation mirrors half of them
+
+    Examples
+    --------
+    >>> pictures = SetPictures(torch.zeros(9, 8, 8, dtype=torch.uint8), torch.arange(9), "abcdefghi")
+    >>> [tuple(batch.images.shape) for batch in pictures.in_batches(5)]
+    [(5, 1, 8, 8), (4, 1, 8, 8)]
+    """
+
+    def __init__(self, labels, classes: Sequence[str], size: int, channels: int, flip: bool):
+        self.labels = labels
+        self.classes = tuple(classes)
+        self.size = size
+        self.channels = channels
+        self.flip = flip
         self.files: Sequence[Path] = [Path()] * len(labels)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, asked: Asked) -> Batch:
+    def __getitems__(self, requests: Requests) -> Batch:
         raise NotImplementedError
 
     def subset(self, numbers: Int64[Tensor, " M"]) -> "Pictures":
-        """Those pictures, numbered anew."""
-        raise NotImplementedError
+        """Return those pictures, numbered anew."""
+        part = copy.copy(self)
+        part.labels = self.labels[numbers]
+        part.files = [self.files[number] for number in numbers.tolist()]
+        return part
+
+    def in_batches(
+        self, batch_size: int = 256, rows: slice = slice(None), workers: int = 0
+    ) -> Iterator[Batch]:
+        """Hand out a range of the pictures in order, not augmented; an empty one as one batch."""
+        numbers = range(len(self))[rows]
+        starts = range(0, max(1, len(numbers)), batch_size)
+        parts = [numbers[start : start + batch_size] for start in starts]
+        return load_batches(self, [[(number, None) for number in part] for part in parts], workers)
 
 
 class SetPictures(Pictures):
-    """A set in memory: images uint8 [N, H, W] or [N, H, W, 3]; moved a little and mirrored where they are augmented."""
+    """Pictures in memory, shifted a little and mirrored where they are augmented.
 
-    def __init__(self, images, labels, classes, flip: bool):
+    Parameters
+    ----------
+    images : uint8 [N, H, W] or [N, H, W, 3]
+    labels : int64 [N]
+    classes : their names
+    flip : whether a mirrored picture is as good, default True
+
+    Examples
+    --------
+    >>> pictures = SetPictures(torch.zeros(2, 8, 8, 3, dtype=torch.uint8), torch.arange(2), "ab")
+    >>> pictures.subset(torch.tensor([1])).labels
+    tensor([1])
+    """
+
+    def __init__(self, images, labels, classes, flip: bool = True):
         super().__init__(labels, classes, images.shape[1], 1 if images.ndim == 3 else 3, flip)
         self.images = images
 
-    def __getitems__(self, asked):
-        numbers = torch.tensor([number for number, _ in asked], dtype=torch.int64)
+    def __getitems__(self, requests: Requests) -> Batch:
+        numbers = torch.tensor([number for number, _ in requests], dtype=torch.int64)
         images = self.images[numbers]
         images = images[:, None] if images.ndim == 3 else images.movedim(3, 1)
-        if len(asked) and asked[0][1] is not None:
-            images = moved(images, self.flip, asked[0][1])
+        if len(requests) and requests[0][1] is not None:
+            images = shift_and_flip(images, self.flip, requests[0][1])
         return Batch(images.contiguous(), self.labels[numbers], numbers, {})
 
     def subset(self, numbers):
-        return SetPictures(self.images[numbers], self.labels[numbers], self.classes, self.flip)
+        part = super().subset(numbers)
+        part.images = self.images[numbers]
+        return part
 
 
 class FolderPictures(Pictures):
-    """Files of pictures, as RGB: a random part of at least `least` of the area where augmented, else the middle."""
+    """Files as RGB: a random part of `least` of the area or more where augmented, else the middle."""
 
-    def __init__(
-        self,
-        files: Sequence[Path],
-        labels,
-        classes,
-        size: int,
-        flip: bool = True,
-        least: float = 0.08,
-    ):
+    def __init__(self, files: Sequence[Path], labels, classes, size, flip=True, least=0.08):
         super().__init__(labels, classes, size, 3, flip)
-        self.files, self.least = files, least
+        self.files = files
+        self.least = least
 
-    def __getitems__(self, asked):
-        found, numbers, unread = [], [], {}
-        for number, seed in asked:
+    def __getitems__(self, requests: Requests) -> Batch:
+        images, numbers, unread = [], [], {}
+        for number, seed in requests:
             try:
-                found.append(self._read(self.files[number], seed))
+                images.append(self._read(self.files[number], seed))
                 numbers.append(number)
-            except Exception as error:  # a broken file can fail in any way that its decoder knows
+            except Exception as error:  # a broken file fails in any way that its decoder knows
                 unread[number] = f"{self.files[number]} ({type(error).__name__}: {error})"
-        images = np.stack(found) if found else np.empty((0, self.size, self.size, 3), np.uint8)
+        if not images:
+            images = np.empty((0, self.size, self.size, 3), np.uint8)
+        stacked = torch.from_numpy(np.stack(images) if len(images) else images)
         index = torch.tensor(numbers, dtype=torch.int64)
-        return Batch(
-            torch.from_numpy(images).movedim(3, 1).contiguous(), self.labels[index], index, unread
-        )
+        return Batch(stacked.movedim(3, 1).contiguous(), self.labels[index], index, unread)
 
     def _read(self, file: Path, seed: int | None) -> np.ndarray:
         from PIL import Image, ImageOps
@@ -119,88 +149,74 @@ class FolderPictures(Pictures):
         with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
             if image.mode[0] in "IF":
                 raise ValueError(f"mode {image.mode}: give 8 bits a channel")
-            image.draft(
-                "RGB", (2 * self.size, 2 * self.size)
-            )  # decodes a large JPEG at a fraction of its size
+            image.draft("RGB", (2 * self.size, 2 * self.size))  # large JPEGs decode faster
             image = ImageOps.exif_transpose(image).convert("RGB")
-            draw = None if seed is None else random.Random(seed)
-            box = middle(*image.size) if draw is None else part(*image.size, draw, self.least)
-            pixels = np.asarray(
-                image.resize((self.size, self.size), Image.Resampling.BILINEAR, box)
-            )
-        return pixels[:, ::-1] if draw and self.flip and draw.random() < 0.5 else pixels
-
-    def subset(self, numbers):
-        files = [self.files[number] for number in numbers.tolist()]
-        return FolderPictures(
-            files, self.labels[numbers], self.classes, self.size, self.flip, self.least
-        )
+            generator = None if seed is None else random.Random(seed)
+            if generator is None:
+                box = center_box(*image.size)
+            else:
+                box = random_box(*image.size, generator, self.least)
+            side = (self.size, self.size)
+            pixels = np.asarray(image.resize(side, Image.Resampling.BILINEAR, box))
+        if generator and self.flip and generator.random() < 0.5:
+            return pixels[:, ::-1]
+        return pixels
 
 
-def moved(images: UInt8[Tensor, "B C H W"], flip: bool, seed: int) -> UInt8[Tensor, "B C H W"]:
-    """Each picture moved by up to an eighth of its side, its edge repeated, and mirrored half of the time."""
+def shift_and_flip(
+    images: UInt8[Tensor, "B C H W"], flip: bool, seed: int
+) -> UInt8[Tensor, "B C H W"]:
+    """Shift each by up to an eighth of its side, the edge repeated, and mirror half of them."""
     generator = torch.Generator().manual_seed(seed)
-    side, most = images.shape[2], images.shape[2] // SHIFT
+    side = images.shape[2]
+    most = side // 8
     down, right = torch.randint(-most, most + 1, (2, len(images), 1), generator=generator)
-    places = torch.arange(side)
-    rows, columns = (places + down).clamp(0, side - 1), (places + right).clamp(0, side - 1)
+    pixels = torch.arange(side)
+    rows = (pixels + down).clamp(0, side - 1)
+    columns = (pixels + right).clamp(0, side - 1)
     if flip:
         mirrored = torch.rand(len(images), 1, generator=generator) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
-    return images[
-        torch.arange(len(images))[:, None, None], :, rows[:, :, None], columns[:, None, :]
-    ].movedim(3, 1)
+    number = torch.arange(len(images))[:, None, None]
+    return images[number, :, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
 
 
-def middle(width: int, height: int) -> tuple[float, ...]:
-    """The box that is tested on: 224/256 of the shorter side, about the middle."""
+def center_box(width: int, height: int) -> tuple[float, ...]:
+    """Return the box that is tested on: 224/256 of the shorter side, about the middle."""
     side = min(width, height) * 224 / 256
-    left, top = (width - side) / 2, (height - side) / 2
+    left = (width - side) / 2
+    top = (height - side) / 2
     return left, top, left + side, top + side
 
 
-def part(width: int, height: int, draw: random.Random, least: float) -> tuple[float, ...]:
-    """A random box: from `least` of the area to all of it, its sides from 3:4 to 4:3."""
+def random_box(width: int, height: int, generator: random.Random, least: float):
+    """Return a random box: from `least` of the area to all of it, its sides from 3:4 to 4:3."""
     for _ in range(10):
-        area, ratio = (
-            width * height * draw.uniform(least, 1),
-            np.exp(draw.uniform(*np.log([3 / 4, 4 / 3]))),
-        )
-        w, h = (area * ratio) ** 0.5, (area / ratio) ** 0.5
+        area = width * height * generator.uniform(least, 1)
+        ratio = np.exp(generator.uniform(*np.log([3 / 4, 4 / 3])))
+        w = (area * ratio) ** 0.5
+        h = (area / ratio) ** 0.5
         if w <= width and h <= height:
-            left, top = draw.uniform(0, width - w), draw.uniform(0, height - h)
+            left = generator.uniform(0, width - w)
+            top = generator.uniform(0, height - h)
             return left, top, left + w, top + h
-    return middle(width, height)
+    return center_box(width, height)
 
 
-def batches(pictures: Pictures, asked: Iterable[Asked], workers: int = 0) -> Iterator[Batch]:
-    """The batches asked for, in that order, read ahead by so many processes."""
-    ahead = {"prefetch_factor": 4} if workers else {}
-    return iter(
-        DataLoader(
-            pictures, batch_sampler=asked, collate_fn=_as_it_is, num_workers=workers, **ahead
-        )
-    )
+def load_batches(
+    pictures: Pictures, requests: Iterable[Requests], workers: int = 0
+) -> Iterator[Batch]:
+    """Hand out the requested batches in order, read ahead by so many processes."""
+    ahead = {"prefetch_factor": 4, "num_workers": workers} if workers else {}
+    return iter(DataLoader(pictures, batch_sampler=requests, collate_fn=_identity, **ahead))
 
 
-def in_order(pictures: Pictures, rows: slice, batch_size: int) -> list[Asked]:
-    """What to ask for to get those pictures as they are tested."""
-    numbers = range(len(pictures))[rows]
-    starts = range(0, max(1, len(numbers)), batch_size)  # a process without any has one empty batch
-    return [[(n, None) for n in numbers[start : start + batch_size]] for start in starts]
-
-
-def _as_it_is(batch: Batch) -> Batch:
+def _identity(batch: Batch) -> Batch:
     return batch
 
 
-TYPES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
-TESTS = ("val", "test", "validation", "valid")  # the folder beside train/ that is tested on
-UNFLIPPED = ("mnist",)  # sets that mean something else in a mirror
-
-
 class Splits(NamedTuple):
-    """All training pictures (the gallery), those learned from, those chosen on, and those tested on once."""
+    """All training pictures (the gallery), those learned from, chosen on, and tested on once."""
 
     gallery: Pictures
     train: Pictures
@@ -216,99 +232,122 @@ def open_pictures(
     least: float = 0.08,
     seed: int = 0,
 ) -> Splits:
-    """The pictures of a set of nnlib.datasets by its name, or of a folder with train/CLASS/*.jpg and val/CLASS/*.jpg.
+    """Open a set of nnlib.datasets by its name, or a folder of pictures in folders of classes.
 
-    A folder of CLASS/*.jpg alone has a fifth of each class put aside to test on. size: the side that files are brought
-    to. validation: the share of each class of the training pictures that is chosen on. flip: whether mirrored pictures
-    are as good, True but for digits. least: the smallest share of a file's area that is trained on.
-    Raises DataError for a folder with fewer than two classes or no pictures, ValueError for settings that don't fit.
+    Parameters
+    ----------
+    data : name of a set; a folder with train/CLASS/*.jpg and val/CLASS/*.jpg; or a folder of
+        CLASS/*.jpg, of which a fifth of each class is put aside to test on
+    size : side that files are brought to, in pixels, default 224
+    validation : fraction of each class of the training pictures that is chosen on, default 0.05
+    flip : whether mirrored pictures are as good, by default True but for digits
+    least : smallest fraction of a file's area that is trained on, default 0.08
+    seed : draws what is put aside
+
+    Returns
+    -------
+    gallery, train, validation and test, each Pictures
+
+    Raises
+    ------
+    DataError : a folder has fewer than two classes, or no pictures.
+    ValueError : a setting doesn't fit.
+
+    Examples
+    --------
+    >>> [len(pictures) for pictures in open_pictures("mnist")]
+    [60000, 57000, 3000, 10000]
     """
-    check_number("validation", validation, "[0, 1)", "a share in [0, 1)")
+    check_number("validation", validation, "[0, 1)")
     if str(data) in CLASSES:
         whole = load(str(data))
-        gallery, test = _halves(whole, str(data) not in UNFLIPPED if flip is None else flip)
+        mirrored = str(data) not in NOT_MIRRORED if flip is None else flip
+        gallery = SetPictures(whole.train_images, whole.train_labels, whole.classes, mirrored)
+        test = SetPictures(whole.test_images, whole.test_labels, whole.classes, mirrored)
     else:
-        gallery, test = _folders(Path(data).expanduser(), size, flip is not False, least, seed)
+        gallery, test = _open_folder(Path(data).expanduser(), size, flip is not False, least, seed)
     chosen_on = held_out(gallery.labels, validation, seed)
-    parts = (gallery.subset(chosen.nonzero()[:, 0]) for chosen in (~chosen_on, chosen_on))
-    return Splits(gallery, *parts, test)
+    train = gallery.subset((~chosen_on).nonzero()[:, 0])
+    return Splits(gallery, train, gallery.subset(chosen_on.nonzero()[:, 0]), test)
 
 
-def held_out(labels: Int64[Tensor, " N"], share: float, seed: int | None) -> Bool[Tensor, " N"]:
-    """True for that share of each class, drawn by the seed; at least one, and 2 are left, of classes of 3 and more."""
+def held_out(labels: Int64[Tensor, " N"], fraction: float, seed: int | None) -> Bool[Tensor, " N"]:
+    """Return True for that fraction of each class: 1 at least and 2 left, of 3 pictures or more."""
     counts = torch.bincount(labels)
-    wanted = (counts * share).round().long()
-    if share:
+    wanted = (counts * fraction).round().long()
+    if fraction:
         wanted = torch.where(counts >= 3, wanted.clamp(min=1).minimum(counts - 2), 0)
-    return drawn(labels, wanted, seed)
+    return draw_per_class(labels, wanted, seed)
 
 
-def drawn(
+def draw_per_class(
     labels: Int64[Tensor, " N"], wanted: Int64[Tensor, " C"], seed: int | None
 ) -> Bool[Tensor, " N"]:
-    """True for so many of each class as are wanted, drawn by the seed."""
+    """Draw samples of each class.
+
+    Parameters
+    ----------
+    labels : int64 [N], classes from 0
+    wanted : int64 [C], how many of each class
+    seed : of the choice
+
+    Returns
+    -------
+    bool tensor [N], True for those drawn
+
+    Examples
+    --------
+    >>> draw_per_class(torch.tensor([0, 1, 1]), torch.tensor([0, 2]), seed=0)
+    tensor([False,  True,  True])
+    """
     order = torch.randperm(len(labels), generator=make_generator(seed))
     order = order[labels[order].argsort(stable=True)]
     counts = torch.bincount(labels)
     rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
-    return torch.zeros(len(labels), dtype=torch.bool).index_fill_(
-        0, order[rank < wanted[labels[order]]], True
-    )
+    drawn = order[rank < wanted[labels[order]]]
+    return torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, drawn, True)
 
 
-def _halves(whole: Dataset, flip: bool) -> tuple[SetPictures, SetPictures]:
-    halves = ((whole.train_images, whole.train_labels), (whole.test_images, whole.test_labels))
-    return tuple(SetPictures(*half, whole.classes, flip) for half in halves)
-
-
-def _folders(
+def _open_folder(
     root: Path, size: int, flip: bool, least: float, seed: int
 ) -> tuple[Pictures, Pictures]:
+    """Return the training and the test pictures of a folder."""
     if not root.is_dir():
-        known = ", ".join(CLASSES)
-        raise DataError(
-            f"data={str(root)!r} is no folder: give one that has CLASS/*.jpg for each class, or {known}"
-        )
+        wanted = f"give one that has CLASS/*.jpg for each class, or {', '.join(CLASSES)}"
+        raise DataError(f"data={str(root)!r} is no folder: {wanted}")
     train = root / "train" if (root / "train").is_dir() else root
-    files, labels, classes = _tree(train)
-    all_of_it = FolderPictures(files, labels, classes, size, flip, least)
-    test = next((root / name for name in TESTS if train != root and (root / name).is_dir()), None)
-    if test is None:
-        aside = held_out(labels, 0.2, seed + 1)
-        if not aside.any():
-            raise DataError(
-                f"data={str(root)!r} has no val/, and no class of 3 pictures to put one aside: give either"
-            )
-        return all_of_it.subset((~aside).nonzero()[:, 0]), all_of_it.subset(aside.nonzero()[:, 0])
-    files, labels, _ = _tree(test, classes)
-    return all_of_it, FolderPictures(files, labels, classes, size, flip, least)
+    files, labels, classes = _list_tree(train)
+    pictures = FolderPictures(files, labels, classes, size, flip, least)
+    tests = [root / name for name in TEST_FOLDERS if train != root and (root / name).is_dir()]
+    if tests:
+        files, labels, _ = _list_tree(tests[0], classes)
+        return pictures, FolderPictures(files, labels, classes, size, flip, least)
+    aside = held_out(labels, 0.2, seed + 1)
+    if not aside.any():
+        lacks = "no val/, and no class of 3 pictures to put one aside"
+        raise DataError(f"data={str(root)!r} has {lacks}: give either")
+    return pictures.subset((~aside).nonzero()[:, 0]), pictures.subset(aside.nonzero()[:, 0])
 
 
-def _tree(
+def _list_tree(
     root: Path, classes: Sequence[str] = ()
 ) -> tuple[list[Path], Int64[Tensor, " N"], list[str]]:
-    """Files, labels and classes of a tree, in the order of their names; its classes have to be among those given."""
-    found = {folder.name: _files(folder) for folder in sorted(root.iterdir()) if folder.is_dir()}
-    found = {
-        name: files for name, files in found.items() if files and name[0] != "."
-    }  # as in .ipynb_checkpoints
-    if unknown := [name for name in found if classes and name not in classes]:
-        raise DataError(
-            f"data={str(root)!r} has a class {unknown[0]!r} that the training folder lacks: take it away"
-        )
-    if len(found) < (1 if classes else 2):
-        have = f"pictures of {next(iter(found))!r} alone" if found else "no pictures in folders"
-        raise DataError(
-            f"data={str(root)!r} has {have}: give two classes or more, CLASS/*.jpg (png, webp, ...) each"
-        )
-    names = list(classes) or list(found)
-    labels = [names.index(name) for name, files in found.items() for _ in files]
-    return [file for files in found.values() for file in files], torch.tensor(labels), names
+    """Return files, labels and classes by name; the classes have to be among those given."""
+    files = {folder.name: _list_files(folder) for folder in sorted(root.iterdir())}
+    files = {name: some for name, some in files.items() if some and name[0] != "."}
+    unknown = [name for name in files if classes and name not in classes]
+    if unknown:
+        lacks = f"a class {unknown[0]!r} that the training folder lacks"
+        raise DataError(f"data={str(root)!r} has {lacks}: take it away")
+    if len(files) < (1 if classes else 2):
+        has = f"pictures of {next(iter(files))!r} alone" if files else "no pictures in folders"
+        wanted = "give two classes or more, CLASS/*.jpg (png, webp, ...) each"
+        raise DataError(f"data={str(root)!r} has {has}: {wanted}")
+    names = list(classes) or list(files)
+    labels = [names.index(name) for name, some in files.items() for _ in some]
+    return [file for some in files.values() for file in some], torch.tensor(labels), names
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in TYPES and not file.name.startswith(".")
-    )
+def _list_files(folder: Path) -> list[Path]:
+    files = folder.rglob("*") if folder.is_dir() else ()
+    return sorted(file for file in files if file.suffix.lower() in SUFFIXES and file.name[0] != ".")

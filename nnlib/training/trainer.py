@@ -1,35 +1,43 @@
-"""Training an embedding for nearest neighbors: one code path for a notebook, one GPU, or many processes.
+"""Training an embedding for nearest neighbors: the same in a notebook, on a GPU, or on many.
 
-What a run does follows from its settings alone: the order of the pictures, their augmentation and the bank's first rows
-are drawn from the seed, the epoch and the picture. So a run that was killed goes on as if it had not been.
+What a run does follows from its settings alone: the order of the pictures, their augmentation and
+the bank's first rows are drawn from the seed, the epoch and the picture. So a run that was killed
+goes on as if it had not been.
 """
 
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import asdict
 from hashlib import blake2b
+from pathlib import Path
+from pickle import UnpicklingError
 from time import perf_counter
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from nnlib.errors import DataError
-from nnlib.nca import embed, knn_accuracy
-from nnlib.nca.distributed import all_gather_rows, all_reduce_sum, broadcast, rank, shard_bounds, world_size
-from nnlib.training.processes import all_gather_names as all_gather_objects, own_device, process_group
+from nnlib.errors import DataError, ModelError
+from nnlib.nca import distributed, embed, knn_accuracy
 from nnlib.training import checkpoints
-from nnlib.training.checkpoints import LAST, Trained, write_trained
+from nnlib.training.checkpoints import LAST, Trained
 from nnlib.training.config import TrainingConfig
 from nnlib.training.encoders import Embedding
-from nnlib.training.image_data import Batch, Pictures, batches, in_order, open_pictures
-from nnlib.training.objectives import Learner, objective_of
+from nnlib.training.image_data import Batch, Pictures, load_batches, open_pictures
+from nnlib.training.objectives import Learner, Objective
+from nnlib.training.processes import all_gather_names, own_device, process_group
+from nnlib.training.snca_checkpoint import SNCACheckpoint
+
+FIXED = ("arch", "low_dim", "loss", "size", "seed", "batch_size", "iter_size", "epochs")
+PROGRESS = ("epoch", "step", "best", "best_weights", "history")
+DAMAGED = (AttributeError, KeyError, TypeError, ValueError, RuntimeError, EOFError, UnpicklingError)
 
 
 class Result(NamedTuple):
-    """A run's epochs; its figures on the test pictures; what it learned; the pictures that it couldn't read."""
+    """A run's epochs; its test figures; what it learned; the pictures that couldn't be read."""
 
     history: list[dict]
     test: dict[str, float]
@@ -38,25 +46,48 @@ class Result(NamedTuple):
 
 
 def train(settings: TrainingConfig) -> Result:
-    """Train, choose the epoch on validation pictures, look at the test pictures once, and leave all of it in a folder.
+    """Train, choose the epoch on validation pictures, and look at the test pictures once.
 
-    In settings.folder(): last.pt, from which resume="auto" goes on, log.csv, weights.safetensors, features.safetensors.
-    Raises ValueError, DataError or ModelError for settings, pictures or checkpoints that can't be used.
+    The folder settings.folder() is left with last.pt, from which resume="auto" goes on, log.csv,
+    weights.safetensors and features.safetensors.
+
+    Parameters
+    ----------
+    settings : what to train on, and how
+
+    Returns
+    -------
+    history, test (figures of the k-NN), trained (network, features, ...) and unread
+
+    Raises
+    ------
+    ValueError, DataError, ModelError : settings, pictures or checkpoints can't be used.
+
+    Examples
+    --------
+    >>> import tempfile; from PIL import Image
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for number in range(20):
+    ...     path = folder / "data" / "ab"[number % 2] / f"{number}.png"
+    ...     path.parent.mkdir(parents=True, exist_ok=True)
+    ...     Image.new("L", (8, 8), 255 * (number % 2)).save(path)
+    >>> settings = TrainingConfig(f"{folder}/data", f"{folder}/run", "small", size=8, batch_size=8)
+    >>> settings.epochs, settings.validation, settings.progress = 1, 0, False
+    >>> train(settings).test["nearest_top1"]
+    1.0
     """
     with process_group(settings.device):
         return Trainer(settings.check()).fit().test()
 
 
 def evaluate(settings: TrainingConfig) -> Result:
-    """Only test what settings.resume names, on a gallery embedded anew, whose features it leaves in the folder."""
+    """Only test what settings.resume names, against a gallery that is embedded anew."""
     if not settings.resume:
-        raise ValueError(
-            "resume='' names nothing to evaluate: give a checkpoint, or the folder that a training left"
-        )
+        wanted = "give a checkpoint, or the folder that a training left"
+        raise ValueError(f"resume='' names nothing to evaluate: {wanted}")
     if settings.resume == "auto" and not (settings.folder() / LAST).exists():
-        raise ValueError(
-            f"resume='auto': {str(settings.folder())!r} has no run in it to evaluate: give out, or a path"
-        )
+        lacks = f"{str(settings.folder())!r} has no run in it to evaluate"
+        raise ValueError(f"resume='auto': {lacks}: give out, or a path")
     with process_group(settings.device):
         return Trainer(settings.check(), only_tests=True).test()
 
@@ -65,222 +96,324 @@ class Trainer:
     """A run in progress; `epoch` and `step` say where it is."""
 
     def __init__(self, settings: TrainingConfig, only_tests: bool = False):
-        self.settings, self.folder, self.only_tests = settings, settings.folder(), only_tests
+        self.settings = settings
+        self.folder = settings.folder()
         self.device = own_device(settings.device)
         self.pictures = open_pictures(*settings.of_pictures())
-        self.epoch, self.step, self.sums, self.history, self.best = 0, 0, [0.0, 0], [], -1.0
+        self.epoch = 0
+        self.step = 0
+        self.sums = [0.0, 0]  # of the epoch's losses, and their number
+        self.history: list[dict] = []
+        self.best = -1.0
+        self.best_weights: dict[str, Tensor] | None = None
         self.unread: dict[str, None] = {}  # names, in the order in which they were met
-        self.lost: set[int] = set()  # their numbers among the training pictures
-        self.steps = (
-            0 if only_tests else checkpoints.require_steps(settings, len(self.pictures.train))
-        )
-        self._make(settings)
-        self.best_at = self.folder / checkpoints.BEST
-        checkpoints.resume(self)
-        checkpoints.prepare(self.folder)
-        where = [self.device] if self.device.type == "cuda" else None
-        self.parallel = (
-            DistributedDataParallel(self.learner, where) if world_size() > 1 else self.learner
-        )
+        self.unread_numbers: set[int] = set()  # among the training pictures
+        self.steps = 0 if only_tests else self._count_steps()
+        self._make_learner()
+        self._resume(only_tests)
+        if distributed.rank() == 0:
+            checkpoints.prepare_folder(self.folder)
+        self.parallel: nn.Module = self.learner
+        if distributed.world_size() > 1:
+            devices = [self.device] if self.device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(self.learner, devices)
 
-    def _make(self, s: TrainingConfig) -> None:
+    def _count_steps(self) -> int:
+        """Return the steps of an epoch; the few pictures left over are others each time."""
+        s = self.settings
+        pictures = len(self.pictures.train)
+        processes = distributed.world_size()
+        wanted = s.batch_size * s.iter_size
+        if pictures < wanted:
+            given = f"batch_size x iter_size is {wanted}, for {pictures} pictures to train on"
+            raise ValueError(f"{given}: give that at most")
+        if s.batch_size < 2 * processes:
+            given = f"batch_size={s.batch_size} for {processes} processes"
+            raise ValueError(f"{given}: give 2 pictures for each at least")
+        return pictures // wanted
+
+    def _make_learner(self) -> None:
+        s = self.settings
+        pictures = self.pictures.train
         torch.manual_seed(s.seed)
-        train = self.pictures.train
-        network = Embedding(s.arch, s.low_dim, train.channels, train.size, s.pretrained)
+        network = Embedding(s.arch, s.low_dim, pictures.channels, pictures.size, s.pretrained)
         layout = torch.contiguous_format if self.device.type == "mps" else torch.channels_last
-        classes = len(train.classes) if s.loss == "softmax" else None
+        classes = len(pictures.classes) if s.loss == "softmax" else None
         self.learner = Learner(network, classes).to(self.device, memory_format=layout)
-        self.objective = objective_of(
-            s.loss, train.labels, s.low_dim, s.temperature, s.margin, s.seed
-        ).to(self.device)
-        how = {"momentum": s.momentum, "weight_decay": s.weight_decay, "nesterov": s.momentum > 0}
-        self.optimizer = torch.optim.SGD(self.learner.parameters(), s.lr, **how)
+        self.objective = Objective(pictures.labels, s).to(self.device)
+        self.bank = self.objective.bank
+        self.optimizer = torch.optim.SGD(
+            self.learner.parameters(), s.lr, s.momentum, 0, s.weight_decay, s.momentum > 0
+        )
 
     def fit(self) -> "Trainer":
-        """Train the epochs that are left, each watched and saved."""
-        checkpoints.begin(self)
-        self._start_bank()
-        while self.epoch < self.settings.epochs:
+        """Train the epochs that are left; validate and save each."""
+        s = self.settings
+        self._refuse_other_run()
+        if self.epoch == self.step == 0:
+            self._start_bank()
+        while self.epoch < s.epochs:
             started = perf_counter()
             self._train_epoch()
-            loss, count = self.total()
-            row = {"epoch": self.epoch, "lr": self.settings.lr_at(self.epoch), "loss": loss / count}
-            row |= {f"validation_{name}": value for name, value in self._watched().items()}
+            total, count = self._total_loss()
+            row = {"epoch": self.epoch, "lr": s.lr_at(self.epoch), "loss": total / count}
+            row |= {f"validation_{name}": value for name, value in self._validate().items()}
             self.history.append(row | {"seconds": round(perf_counter() - started, 3)})
-            checkpoints.keep_best(self, row.get("validation_knn_top1", float(self.epoch)))
-            self.epoch, self.step, self.sums = self.epoch + 1, 0, [0.0, 0]
-            checkpoints.save(self)
+            figure = row.get("validation_knn_top1", float(self.epoch))
+            if figure >= self.best:  # of equal epochs the last, which learned longest
+                weights = self.learner.network.state_dict()
+                self.best = figure
+                self.best_weights = {name: each.cpu().clone() for name, each in weights.items()}
+            self.epoch += 1
+            self.step = 0
+            self.sums = [0.0, 0]
+            self.save()
         return self
 
+    def test(self) -> Result:
+        """Test the best epoch's weights, all training pictures being neighbors."""
+        if self.best_weights is not None:
+            self.learner.network.load_state_dict(self.best_weights)
+        gallery = self.pictures.gallery
+        rows = self._embed(gallery)
+        figures = self._accuracy(self.pictures.test, *rows[:2])
+        gathered = [torch.cat(distributed.all_gather_rows(part)).cpu() for part in rows]
+        features, labels, index = gathered
+        files = tuple(str(gallery.files[number]) for number in index.tolist())
+        network = self.learner.network.eval()
+        trained = Trained(network, features, labels, gallery.classes, files)
+        if distributed.rank() == 0:
+            checkpoints.write_trained(self.folder, trained)
+        return Result(self.history, figures, trained, all_gather_names(self.unread))
+
     def _start_bank(self) -> None:
-        """Without labels, random rows would only be targets to run after; with them, they spread the classes."""
-        bank, start, loss = self.objective.bank, self.settings.start, self.settings.loss
-        if (
-            bank is None
-            or self.epoch
-            or self.step
-            or (start != "embedded" and (start, loss) != ("auto", "instance"))
-        ):
-            return
-        (features, _), index = self._embedded(self.pictures.train)
-        bank.update(index, features, 0.0)
+        """Embed the first rows where wanted: without labels, random ones teach nothing."""
+        start = self.settings.start
+        if start == "auto":
+            start = "embedded" if self.settings.loss == "instance" else "random"
+        if self.bank is not None and start == "embedded":
+            features, _, index = self._embed(self.pictures.train)
+            self.bank.update(index, features, 0.0)
 
     def _train_epoch(self) -> None:
-        s, stream = self.settings, self._stream()
+        s = self.settings
         self.learner.train()
-        shown = {
-            "desc": f"epoch {self.epoch}",
-            "leave": False,
-            "disable": rank() > 0 or not s.progress,
-        }
-        with tqdm(total=self.steps, initial=self.step, **shown) as bar:
+        stream = self._training_batches()
+        shown = {"desc": f"epoch {self.epoch}", "leave": False, "initial": self.step}
+        hidden = distributed.rank() > 0 or not s.progress
+        with tqdm(total=self.steps, disable=hidden, **shown) as bar:
             while self.step < self.steps:
                 self._train_step(stream)
                 self.step += 1
                 bar.set_postfix(loss=f"{self.sums[0] / self.sums[1]:.3f}", refresh=False)
                 bar.update()
                 if s.save_steps and self.step % s.save_steps == 0 and self.step < self.steps:
-                    checkpoints.save(self)
-        broadcast(
-            self.learner.buffers()
-        )  # or each process would test with running means of its own
-        lost = self.all_lost()
-        if self.objective.bank is not None:
-            self.objective.bank.clear(lost)
+                    self.save()
+        distributed.broadcast(self.learner.buffers())  # or running means would differ
+        if self.bank is not None:
+            self.bank.clear(self._all_unread_numbers())
 
-    def total(self) -> list[float]:
-        """The sum of the epoch's losses so far, and their number."""
-        device = self.device if self.device.type == "cuda" else "cpu"  # MPS has no float64
-        return all_reduce_sum(torch.tensor(self.sums, dtype=torch.float64, device=device)).tolist()
-
-    def all_lost(self) -> Tensor:
-        """The numbers of the training pictures that no process could read."""
-        return torch.cat(
-            all_gather_rows(torch.tensor(sorted(self.lost), dtype=torch.int64, device=self.device))
+    def _training_batches(self) -> Iterator[Batch]:
+        """Return this process's part of the batches of the epoch that are still to come."""
+        s = self.settings
+        generator = torch.Generator().manual_seed(derive_seed(s.seed, self.epoch))
+        order = torch.randperm(len(self.pictures.train), generator=generator)
+        own = distributed.shard_bounds(s.batch_size)
+        left = order[: self.steps * s.iter_size * s.batch_size].split(s.batch_size)
+        requests = (
+            [(number, derive_seed(s.seed, self.epoch, number)) for number in batch[own].tolist()]
+            for batch in left[self.step * s.iter_size :]
         )
+        return load_batches(self.pictures.train, requests, s.workers)
 
     def _train_step(self, stream: Iterator[Batch]) -> None:
-        s, met = self.settings, []
+        s = self.settings
+        updates = []
         for micro in range(s.iter_size):
-            last = micro == s.iter_size - 1  # with which processes share the gradients, once a step
-            with nullcontext() if last or world_size() == 1 else self.parallel.no_sync():
-                met.append(self._backward(next(stream)))
+            is_last = micro == s.iter_size - 1  # processes share gradients once a step
+            alone = is_last or distributed.world_size() == 1
+            with nullcontext() if alone else self.parallel.no_sync():
+                updates.append(self._backward(next(stream)))
         for group in self.optimizer.param_groups:
             group["lr"] = s.lr_at(self.epoch + self.step / self.steps)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.objective.bank is not None:
-            kept = momentum_at(self.epoch, s.epochs, s.memory_momentum)
-            for index, features in met:
-                self.objective.bank.update(index, features, kept)
+        if self.bank is not None:
+            for index, features in updates:
+                self.bank.update(index, features, s.bank_momentum_at(self.epoch))
 
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        self.lost |= self._noted(batch).keys()
+        """Add a batch's gradients; return its numbers and features."""
+        s = self.settings
+        self._note_unread(batch)
+        self.unread_numbers |= batch.unread.keys()
         if len(batch.images) == 0:
-            raise DataError(
-                f"data={self.settings.data!r}: no picture of a batch can be read, as {next(iter(self.unread))}"
-            )
+            first = next(iter(self.unread))
+            raise DataError(f"data={s.data!r}: no picture of a batch can be read, as {first}")
         images, labels, index = (part.to(self.device) for part in batch[:3])
         with self._autocast():
             features, scores = self.parallel(images)
         loss = self.objective(features, scores, labels, index)
-        (loss / self.settings.iter_size).backward()
-        self.sums = [self.sums[0] + float(loss.detach()), self.sums[1] + 1]
+        (loss / s.iter_size).backward()
+        value = float(loss.detach())
+        self.sums = [self.sums[0] + value, self.sums[1] + 1]
         if not math.isfinite(self.sums[0]):
-            raise FloatingPointError(
-                f"lr={self.settings.lr}: the loss is {float(loss.detach())} in epoch {self.epoch}, give less"
-            )
+            problem = f"the loss is {value} in epoch {self.epoch}"
+            raise FloatingPointError(f"lr={s.lr}: {problem}, give less")
         return index, features.detach()
 
-    def _stream(self) -> Iterator[Batch]:
-        """This process's part of the batches of the epoch that are still to come."""
-        s, length = self.settings, self.settings.batch_size
-        generator = torch.Generator().manual_seed(mixed(s.seed, self.epoch))
-        order = torch.randperm(len(self.pictures.train), generator=generator)
-        left = range(self.step * s.iter_size, self.steps * s.iter_size)
-        mine = (
-            order[at * length : (at + 1) * length][shard_bounds(length)].tolist() for at in left
-        )
-        asked = (
-            [(number, mixed(s.seed, self.epoch, number)) for number in numbers] for numbers in mine
-        )
-        return batches(self.pictures.train, asked, s.workers)
+    def _total_loss(self) -> list[float]:
+        """Return the sum of the epoch's losses so far, of all processes, and their number."""
+        device = self.device if self.device.type == "cuda" else "cpu"  # MPS has no float64
+        sums = torch.tensor(self.sums, dtype=torch.float64, device=device)
+        return distributed.all_reduce_sum(sums).tolist()
 
-    def _watched(self) -> dict[str, float]:
-        """The k-NN's figures on the validation pictures, its bank embedded anew unless `watch` is "stale"."""
-        s = self.settings
+    def _all_unread_numbers(self) -> Tensor:
+        numbers = torch.tensor(sorted(self.unread_numbers), dtype=torch.int64, device=self.device)
+        return torch.cat(distributed.all_gather_rows(numbers))
+
+    def _validate(self) -> dict[str, float]:
+        """Return the k-NN's figures on the validation pictures."""
         if len(self.pictures.validation) == 0:
             return {}
-        stale = self.objective.bank if s.watch == "stale" and s.loss == "nca" else None
-        gallery = (stale, None) if stale is not None else self._embedded(self.pictures.train)[0]
-        asked, _ = self._embedded(self.pictures.validation)
-        return knn_accuracy(
-            *asked, *gallery, k=s.k, temperature=s.temperature, sharded=world_size() > 1
-        )
+        if self.settings.watch == "stale" and self.settings.loss == "nca":
+            return self._accuracy(self.pictures.validation, self.bank, None)
+        return self._accuracy(self.pictures.validation, *self._embed(self.pictures.train)[:2])
 
-    def test(self) -> Result:
-        """Figures on the test pictures with the best epoch's weights, and all training pictures as neighbors."""
-        checkpoints.take_best(self)
-        here, index = self._embedded(self.pictures.gallery)
-        asked, _ = self._embedded(self.pictures.test)
+    def _accuracy(self, pictures: Pictures, bank, bank_labels) -> dict[str, float]:
         s = self.settings
-        figures = knn_accuracy(
-            *asked, *here, k=s.k, temperature=s.temperature, sharded=world_size() > 1
-        )
-        features, labels, index = (
-            torch.cat(all_gather_rows(part)).cpu() for part in (*here, index)
-        )
-        files = tuple(str(self.pictures.gallery.files[number]) for number in index.tolist())
-        trained = Trained(
-            self.learner.network.eval(), features, labels, self.pictures.gallery.classes, files
-        )
-        if rank() == 0:
-            write_trained(self.folder, trained)
-        return Result(self.history, figures, trained, all_gather_objects(self.unread))
+        features, labels, _ = self._embed(pictures)
+        sharded = distributed.world_size() > 1
+        return knn_accuracy(features, labels, bank, bank_labels, s.k, s.temperature, sharded)
 
-    def _embedded(self, pictures: Pictures) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Features and labels of this process's part of the pictures, and their numbers, as far as they can be read."""
-        index: list[Tensor] = []
+    def _embed(self, pictures: Pictures) -> tuple[Tensor, Tensor, Tensor]:
+        """Return features, labels and numbers of this process's part of the readable pictures."""
+        s = self.settings
+        numbers = []
+
+        def readable():
+            own = distributed.shard_bounds(len(pictures))
+            for batch in pictures.in_batches(s.batch_size, own, s.workers):
+                self._note_unread(batch)
+                numbers.append(batch.index)
+                yield batch
+
         with self._autocast():
-            rows = embed(self.learner.network, self._shown(pictures, index), self.device)
-        if not all_reduce_sum(torch.tensor(len(rows[1]), device=self.device)):
-            first = pictures.files[0]
-            raise DataError(
-                f"data={self.settings.data!r}: none of {len(pictures)} pictures can be read, as {first}"
-            )
-        return rows, torch.cat(index).to(self.device)
+            features, labels = embed(self.learner.network, readable(), self.device)
+        if not distributed.all_reduce_sum(torch.tensor(len(labels), device=self.device)):
+            none = f"none of {len(pictures)} pictures can be read, as {pictures.files[0]}"
+            raise DataError(f"data={s.data!r}: {none}")
+        return features, labels, torch.cat(numbers).to(self.device)
 
-    def _shown(self, pictures: Pictures, index: list[Tensor]) -> Iterator[Batch]:
-        """This process's part of the pictures as they are tested; their numbers go to `index`."""
-        s = self.settings
-        for batch in batches(
-            pictures, in_order(pictures, shard_bounds(len(pictures)), s.batch_size), s.workers
-        ):
-            self._noted(batch)
-            index.append(batch.index)
-            yield batch
-
-    def _noted(self, batch: Batch) -> dict[int, str]:
-        """The pictures of a batch that couldn't be read, told once each."""
+    def _note_unread(self, batch: Batch) -> None:
+        """Remember the pictures of a batch that couldn't be read, and print each once."""
         for name in batch.unread.values():
             if name not in self.unread:
                 self.unread[name] = None
                 tqdm.write(f"left out: {name}")
-        return batch.unread
 
     def _autocast(self):
         precision = self.settings.precision
-        half = precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
-        return torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext()
+        if precision == "auto":
+            precision = "bfloat16" if self.device.type == "cuda" else "float32"
+        if precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def state_dict(self) -> dict:
+        """Return all that the run goes on from; all processes call it at once."""
+        return {name: getattr(self, name) for name in PROGRESS} | {
+            "sums": self._total_loss(),
+            "lost": self._all_unread_numbers().tolist(),
+            "unread": all_gather_names(self.unread),
+            "learner": self.learner.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "bank": None if self.bank is None else self.bank.embeddings(),
+            "settings": asdict(self.settings),
+            "labels": self.pictures.train.labels,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from such a state; raises ModelError for one of another run."""
+        for name in FIXED:
+            before, now = state["settings"].get(name), getattr(self.settings, name)
+            if before != now:
+                problem = f"it was trained with {name}={before!r}, not {now!r}"
+                raise ModelError(f"{problem}: give the same")
+        if not torch.equal(state["labels"], self.pictures.train.labels):
+            problem = f"it was trained on other pictures than {self.settings.data!r}"
+            raise ModelError(f"{problem}: give the same")
+        self.learner.load_state_dict(state["learner"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.bank is not None:
+            self.bank.fill(state["bank"])
+        for name in PROGRESS:
+            setattr(self, name, state[name])
+        if self.best_weights is None:
+            self.best = -1.0
+        if distributed.rank() == 0:
+            self.sums = state["sums"]  # those of all processes
+        self.unread = dict.fromkeys(state["unread"])
+        self.unread_numbers = set(state["lost"])
+
+    def save(self) -> None:
+        """Write the run's state and its log; all processes call it at once."""
+        state = self.state_dict()
+        if distributed.rank() == 0:
+            checkpoints.write_checkpoint(self.folder, state)
+
+    def _refuse_other_run(self) -> None:
+        """Raise ValueError where training would write over another run."""
+        last = self.folder / LAST
+        resume = self.settings.resume
+        own = resume == "auto" or Path(resume).resolve() in (self.folder.resolve(), last.resolve())
+        if last.exists() and not (resume and own):
+            advice = "give resume='auto' to go on with it, or another out"
+            raise ValueError(f"out={str(self.folder)!r} has a run in it: {advice}")
+
+    def _resume(self, only_tests: bool) -> None:
+        """Start where settings.resume says: "auto" is the run's own folder, "" anew."""
+        resume = self.settings.resume
+        path = self.folder if resume == "auto" else Path(resume)
+        if not resume or (resume == "auto" and not (path / LAST).exists()):
+            return
+        try:
+            state = checkpoints.read_any(path)
+            if isinstance(state, Embedding):
+                self._load_network(state.state_dict())
+            elif isinstance(state, SNCACheckpoint):
+                self._load_published(state)
+            elif only_tests:
+                self._load_network(checkpoints.best_weights(state))
+            else:
+                self.load_state_dict(state)
+        except ModelError as error:
+            raise ModelError(f"resume={resume!r}: {error}") from None
+        except DAMAGED as error:
+            cause = " ".join(f"{type(error).__name__}: {error}".split())
+            wanted = "give what a training left"
+            raise ModelError(f"resume={resume!r} doesn't fit ({cause:.200}): {wanted}") from None
+
+    def _load_published(self, state: SNCACheckpoint) -> None:
+        arch = self.settings.arch
+        if state.arch != arch:
+            advice = f"give arch={state.arch!r}"
+            raise ModelError(f"it has the architecture {state.arch}, not {arch}: {advice}")
+        self._load_network({f"backbone.{name}": each for name, each in state.weights.items()})
+        bank = self.bank
+        if bank is not None and state.bank is not None:
+            if state.bank.shape == (len(bank), bank.dim):
+                bank.fill(state.bank)
+
+    def _load_network(self, weights: dict[str, Tensor]) -> None:
+        try:
+            self.learner.network.load_state_dict(weights)
+        except RuntimeError as error:
+            cause = str(error).splitlines()[-1].strip()
+            wanted = "give the arch, low_dim and size that it was trained with"
+            raise ModelError(f"it has weights of another network ({cause}): {wanted}") from None
 
 
-LATE = ((80 / 130, 0.8), (120 / 130, 0.9))
-
-
-def momentum_at(epoch, epochs, early=0.5):
-    return max([early, *(m for start, m in LATE if epoch >= round(start * epochs))])
-
-
-def mixed(*numbers: int) -> int:
-    """A seed out of some numbers."""
+def derive_seed(*numbers: int) -> int:
+    """Return a seed out of some numbers."""
     return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=7).digest())

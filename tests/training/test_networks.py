@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from nnlib.training.encoders import ARCHITECTURES, Embedding
+from nnlib.training import Embedding
+from nnlib.training.encoders import ARCHITECTURES
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -1,4 +1,4 @@
-"""Pictures: trees of every kind, files of every kind, broken ones, and the same augmentation wherever it is drawn."""
+"""Pictures: trees and files of every kind, broken ones, and augmentation by the seed alone."""
 
 import random
 import re
@@ -15,13 +15,12 @@ from PIL import Image
 from nnlib.errors import DataError
 from nnlib.training.image_data import (
     SetPictures,
-    batches,
+    center_box,
     held_out,
-    in_order,
-    middle,
-    moved,
+    load_batches,
     open_pictures,
-    part,
+    random_box,
+    shift_and_flip,
 )
 
 CALM = settings(max_examples=60, deadline=None)
@@ -47,7 +46,7 @@ def tree(root, *folders, count=5):
 
 def whole(pictures):
     """All of them as they are tested, in one batch."""
-    return next(batches(pictures, [[(number, None) for number in range(len(pictures))]]))
+    return next(pictures.in_batches(len(pictures)))
 
 
 def names(pictures):
@@ -145,7 +144,7 @@ def test_what_is_no_tree_is_named(tmp_path):
 
 
 def odd(folder):
-    """Files of every kind that can be read, by what they show: red on the left, black on the right."""
+    """Files of every kind that can be read, which show red on the left, black on the right."""
     red = np.zeros((10, 10, 3), np.uint8)
     red[:, :5, 0] = 255
     image, turned = Image.fromarray(red), Image.fromarray(red.transpose(1, 0, 2).copy())
@@ -197,7 +196,7 @@ def test_thin_pictures(tmp_path, shape):
         Image.fromarray(pixels(0, *shape)).save(tmp_path / name / "thin.png")
     pictures = open_pictures(tmp_path, 8, 0).gallery
     seeds = [[(number, seed) for number in range(len(pictures)) for seed in range(30)]]
-    assert not next(batches(pictures, seeds)).unread and not whole(pictures).unread
+    assert not next(load_batches(pictures, seeds)).unread and not whole(pictures).unread
 
 
 def broken(folder):
@@ -229,7 +228,7 @@ def test_broken_files_are_left_out_by_name(tmp_path, workers):
     assert len(pictures) == 10
     for seed in (None, 3):
         found = list(
-            batches(
+            load_batches(
                 pictures,
                 [[(n, seed) for n in range(5)], [(n, seed) for n in range(5, 10)]],
                 workers,
@@ -249,11 +248,11 @@ def test_broken_files_are_left_out_by_name(tmp_path, workers):
 
 def test_a_batch_of_nothing(tmp_path):
     pictures = open_pictures(tree(tmp_path, "a", "b"), 8, 0).gallery
-    none = in_order(pictures, slice(3, 3), 4)
-    assert none == [[]] and next(batches(pictures, none)).images.shape == (0, 3, 8, 8)
+    none = slice(3, 3)
+    assert [batch.images.shape for batch in pictures.in_batches(4, none)] == [(0, 3, 8, 8)]
     images = SetPictures(torch.zeros(3, 8, 8, dtype=torch.uint8), torch.arange(3), "abc", True)
-    assert next(batches(images, none)).images.shape == (0, 1, 8, 8)
-    assert [len(part) for part in in_order(pictures, slice(0, 7), 3)] == [3, 3, 1]
+    assert [batch.images.shape for batch in images.in_batches(4, none)] == [(0, 1, 8, 8)]
+    assert [len(batch.images) for batch in pictures.in_batches(3, slice(0, 7))] == [3, 3, 1]
 
 
 # ---- augmentation
@@ -265,12 +264,12 @@ def test_what_is_drawn_follows_from_the_seed_alone(tmp_path):
         [(number, 1000 + number) for number in numbers]
         for numbers in ((3, 1, 4), (5, 9, 2), (6, 0))
     ]
-    here, there = (list(batches(pictures, asked, workers)) for workers in (0, 2))
+    here, there = (list(load_batches(pictures, asked, workers)) for workers in (0, 2))
     for one, two in zip(here, there, strict=True):
         assert torch.equal(one.images, two.images) and torch.equal(one.index, two.index)
-    alone = next(batches(pictures, [[(9, 1009)]])).images
+    alone = next(load_batches(pictures, [[(9, 1009)]])).images
     assert torch.equal(alone[0], here[1].images[1])
-    other = next(batches(pictures, [[(9, 1010)]])).images
+    other = next(load_batches(pictures, [[(9, 1010)]])).images
     assert not torch.equal(alone, other)
 
 
@@ -278,7 +277,7 @@ def test_a_mirror_only_where_it_is_as_good(tmp_path):
     tree(tmp_path, "a", "b")
     for flip, both in ((None, True), (True, True), (False, False)):
         pictures = open_pictures(tmp_path, 12, 0, flip, least=1.0).gallery
-        found = next(batches(pictures, [[(0, seed) for seed in range(40)]])).images.float()
+        found = next(load_batches(pictures, [[(0, seed) for seed in range(40)]])).images.float()
         plain, mirrored = (
             (found - found[0]).abs().mean((1, 2, 3)),
             (found - found[0].flip(2)).abs().mean((1, 2, 3)),
@@ -313,20 +312,20 @@ def naive_moved(images, flip, seed):
 def test_moved_agrees_with_a_loop(channels, side, flip):
     images = torch.randint(0, 256, (6, channels, side, side), dtype=torch.uint8)
     for seed in range(3):
-        assert torch.equal(moved(images, flip, seed), naive_moved(images, flip, seed))
+        assert torch.equal(shift_and_flip(images, flip, seed), naive_moved(images, flip, seed))
 
 
 def test_sets_are_handed_out_as_they_are_or_moved():
     images = torch.randint(0, 256, (20, 16, 16, 3), dtype=torch.uint8)
     pictures = SetPictures(images, torch.arange(20), [str(n) for n in range(20)], True)
     asked = [[(n, None) for n in (4, 2)], [(n, 7 + n) for n in (4, 2, 9)]]
-    plain, drawn = batches(pictures, asked)
+    plain, drawn = load_batches(pictures, asked)
     assert torch.equal(plain.images, images[[4, 2]].movedim(3, 1)) and plain.index.tolist() == [
         4,
         2,
     ]
-    assert torch.equal(drawn.images, moved(images[[4, 2, 9]].movedim(3, 1), True, 11))
-    again = list(batches(pictures, asked, 2))[1]
+    assert torch.equal(drawn.images, shift_and_flip(images[[4, 2, 9]].movedim(3, 1), True, 11))
+    again = list(load_batches(pictures, asked, 2))[1]
     assert torch.equal(again.images, drawn.images) and again.labels.tolist() == [4, 2, 9]
     half = pictures.subset(torch.tensor([5, 0]))
     assert torch.equal(
@@ -360,7 +359,7 @@ def test_what_is_held_out_is_a_share_of_each_class(labels, share, seed):
 @CALM
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(0, 10_000), st.floats(1e-4, 1))
 def test_boxes_lie_inside(width, height, seed, least):
-    for box in (middle(width, height), part(width, height, random.Random(seed), least)):
+    for box in (center_box(width, height), random_box(width, height, random.Random(seed), least)):
         left, top, right, bottom = (float(np.float32(edge)) for edge in box)  # as Pillow takes them
         assert 0 <= left < right <= width and 0 <= top < bottom <= height
 
@@ -368,8 +367,8 @@ def test_boxes_lie_inside(width, height, seed, least):
 @CALM
 @given(st.integers(8, 300), st.integers(8, 300), st.integers(0, 10_000), st.floats(0.01, 1))
 def test_a_random_part_is_large_enough_and_nearly_square(width, height, seed, least):
-    left, top, right, bottom = part(width, height, random.Random(seed), least)
-    if (left, top, right, bottom) != middle(
+    left, top, right, bottom = random_box(width, height, random.Random(seed), least)
+    if (left, top, right, bottom) != center_box(
         width, height
     ):  # which is taken where ten others don't fit
         assert (right - left) * (bottom - top) >= least * width * height * (1 - 1e-9)

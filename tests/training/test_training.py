@@ -1,7 +1,8 @@
-"""Training runs: what they leave, that they go on as if never interrupted, over processes too, and what they refuse."""
+"""Training runs: what they leave, that they go on as if never interrupted, what they refuse."""
 
 import csv
 import gc
+import json
 import os
 import pickle
 import shutil
@@ -16,25 +17,17 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 from test_published import linear_average, write  # noqa: F401
 
 from nnlib._common.runtime import single_thread
 from nnlib.errors import DataError
-from nnlib.nca.knn import embed
-from nnlib.training import checkpoints
+from nnlib.nca import embed
+from nnlib.training import TrainingConfig, open_pictures, train
 from nnlib.training.__main__ import main
-from nnlib.training.checkpoints import (
-    FEATURES,
-    LAST,
-    WEIGHTS,
-    read_checkpoint,
-    read_network,
-    read_trained,
-)
-from nnlib.training.config import TrainingConfig
-from nnlib.training.image_data import batches, in_order, open_pictures
-from nnlib.training.trainer import Trainer, evaluate, train
+from nnlib.training.checkpoints import FEATURES, LAST, WEIGHTS, read_any, read_network
+from nnlib.training.trainer import Trainer, evaluate
 
 SMALL = {
     "arch": "small",
@@ -46,7 +39,7 @@ SMALL = {
     "validation": 0.2,
 }
 SMALL |= {"device": "cpu", "progress": False, "k": 5}
-LEFT = {"best.pt", "last.pt", "log.csv", WEIGHTS, FEATURES}
+LEFT = {"last.pt", "log.csv", WEIGHTS, FEATURES}
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +89,13 @@ def rows(folder):
         ]
 
 
+def read_features(folder):
+    """Features, labels, classes and files of the training pictures that a run left."""
+    with safe_open(folder / FEATURES, "pt") as file:
+        names = [json.loads(file.metadata()[name]) for name in ("classes", "files")]
+        return file.get_tensor("features"), file.get_tensor("labels"), *map(tuple, names)
+
+
 def same_files(one, two):
     for name in (WEIGHTS, FEATURES):
         left, right = load_file(one / name), load_file(two / name)
@@ -123,20 +123,14 @@ def test_a_run_leaves_what_it_promises(how, given):
     assert all(0 <= share <= 1 for share in result.test.values()) and not result.unread
     if settings.loss != "instance":
         assert result.test["knn_top1"] > 0.6  # a third by chance
-    gallery, trained = open_pictures(*settings.of_pictures()).gallery, read_trained(folder)
-    assert trained.files == result.trained.files == tuple(
-        map(str, gallery.files)
-    ) and trained.classes == (
-        "a",
-        "b",
-        "c",
-    )
-    assert torch.equal(trained.features, result.trained.features) and torch.equal(
-        trained.labels, gallery.labels
-    )
-    assert torch.allclose(trained.features.norm(dim=1), torch.ones(30), atol=1e-6)
-    shown = batches(gallery, in_order(gallery, slice(0, 30), settings.batch_size))
-    assert torch.equal(embed(read_network(folder), shown)[0], trained.features)
+    gallery = open_pictures(*settings.of_pictures()).gallery
+    features, labels, classes, files = read_features(folder)
+    assert files == result.trained.files == tuple(map(str, gallery.files))
+    assert classes == ("a", "b", "c") and torch.equal(labels, gallery.labels)
+    assert torch.equal(features, result.trained.features)
+    assert torch.allclose(features.norm(dim=1), torch.ones(30), atol=1e-6)
+    batches = gallery.in_batches(settings.batch_size)
+    assert torch.equal(embed(read_network(folder), batches)[0], features)
 
 
 def test_the_command_line_does_the_same(how, tmp_path, capsys):
@@ -158,14 +152,14 @@ def test_a_step_of_several_batches_takes_the_mean_of_their_gradients(how):
     assert run.steps == 24 // 8
     one, two = (Trainer(replace(how, **plain)) for _ in range(2))
     assert one.steps == 24 // 4
-    stream, gradients = one._stream(), []
+    stream, gradients = one._training_batches(), []
     for other in (one, two):
         other.learner.train()
         other._backward(next(stream))
         gradients.append([weight.grad for weight in other.learner.parameters()])
     before = [weight.detach().clone() for weight in run.learner.parameters()]
     run.learner.train()
-    run._train_step(run._stream())
+    run._train_step(run._training_batches())
     for was, now, first, second in zip(before, run.learner.parameters(), *gradients, strict=True):
         assert torch.allclose(was - now, 0.02 * (first + second) / 2, atol=1e-7)
 
@@ -174,7 +168,7 @@ def test_the_best_epoch_is_kept(tmp_path, monkeypatch):
     settings = TrainingConfig(
         str(planted(tmp_path / "tree", noise=200)), str(tmp_path / "run"), **SMALL | {"epochs": 5}
     )
-    met, save = [], checkpoints.save
+    met, save = [], Trainer.save
 
     def noted(run):
         met.append(
@@ -182,7 +176,7 @@ def test_the_best_epoch_is_kept(tmp_path, monkeypatch):
         )
         save(run)
 
-    monkeypatch.setattr(checkpoints, "save", noted)
+    monkeypatch.setattr(Trainer, "save", noted)
     figures = [row["validation_knn_top1"] for row in train(settings).history]
     at = max(range(5), key=lambda epoch: (figures[epoch], epoch))  # of equal ones the last
     best = met[at]
@@ -192,7 +186,7 @@ def test_the_best_epoch_is_kept(tmp_path, monkeypatch):
     after = evaluate(
         replace(settings, resume=str(settings.folder()), out=str(tmp_path / "elsewhere"))
     )
-    assert torch.equal(after.trained.features, read_trained(settings.folder()).features)
+    assert torch.equal(after.trained.features, read_features(settings.folder())[0])
 
 
 def test_rates():
@@ -209,6 +203,13 @@ def test_rates():
         0.05 * (1 + np.cos(0.1 * np.pi)) / 2
     )
     assert warm.lr_at(10) == pytest.approx(0)
+
+
+def test_bank_momentum_follows_the_published_epochs():
+    published = TrainingConfig("x")
+    momenta = [published.bank_momentum_at(epoch) for epoch in (0, 79, 80, 119, 120, 129)]
+    assert momenta == [0.5, 0.5, 0.8, 0.8, 0.9, 0.9]
+    assert TrainingConfig("x", epochs=10, memory_momentum=0.95).bank_momentum_at(9) == 0.95
 
 
 # ---- broken pictures
@@ -231,10 +232,8 @@ def test_broken_pictures_are_left_out_and_told(tmp_path, capsys):
         and "28 training pictures embedded" in told
     )
     assert all(told.count(f"left out: {name} (UnidentifiedImageError") == 1 for name in broken)
-    trained = read_trained(settings.folder())
-    assert (
-        not set(broken) & set(trained.files) and len(trained.files) == len(trained.features) == 28
-    )
+    features, _, _, files = read_features(settings.folder())
+    assert not set(broken) & set(files) and len(files) == len(features) == 28
 
 
 @pytest.mark.parametrize("half", ["val", "train"])
@@ -255,7 +254,7 @@ class Stop(Exception):
 
 def interrupted(settings, saves, monkeypatch):
     """A run that is stopped after so many saves, as if it had been killed there."""
-    save, count = checkpoints.save, 0
+    save, count = Trainer.save, 0
 
     def stopping(run):
         nonlocal count
@@ -265,7 +264,7 @@ def interrupted(settings, saves, monkeypatch):
             raise Stop
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(checkpoints, "save", stopping)
+        patch.setattr(Trainer, "save", stopping)
         train(settings)
 
 
@@ -297,7 +296,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(how, tmp_path, saves, 
 
 
 def killed_run(moment, settings):
-    """Start a run as a process of its own, kill it `moment` seconds after its first save, and return its status."""
+    """Kill a run in its own process, `moment` seconds after its first save; return its status."""
     command = [sys.executable, "-m", "nnlib.training", *flags(settings)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **quiet)
@@ -317,6 +316,7 @@ def killed_run_goes_on(moment, settings, part):
     return status
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_it_had_not_been(how, tmp_path):
     settings = replace(how, save_steps=1, epochs=8)
     train(settings)
@@ -349,9 +349,7 @@ def test_a_run_goes_on_in_another_folder_with_its_best_weights(how, tmp_path, mo
     moved = replace(how, out=str(tmp_path / "moved"), resume=str(how.folder() / LAST))
     assert train(moved).test == whole.test
     same_files(tmp_path / "whole", moved.folder())
-    assert (how.folder() / "best.pt").is_file() and len(
-        read_checkpoint(how.folder())["history"]
-    ) == 1
+    assert len(read_any(how.folder())["history"]) == 1
 
 
 # ---- several processes
@@ -361,7 +359,7 @@ def _worker(rank, store, whole, part, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{store}", world_size=2, rank=rank)
     _half_a_run(rank, whole, part, folder)
-    gc.collect()  # networks that hold the group would keep its threads until Python ends, which they disturb
+    gc.collect()  # networks that hold the group would keep its threads past Python's end
     torch.distributed.destroy_process_group()
 
 
@@ -380,6 +378,7 @@ def _half_a_run(rank, whole, part, folder):
     torch.save({"test": result.test, "unread": result.unread}, folder / f"result{rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     tree = planted(tmp_path / "tree", val=2, classes="ab")
     broken = [spoil(tree / f"train/{name}") for name in "ab"]
@@ -409,11 +408,11 @@ def test_two_processes(tmp_path):
         and "2 pictures couldn't be read and were left out" in told
     )
     assert {file.name for file in settings.folder().iterdir()} == LEFT
-    trained = read_trained(settings.folder())
+    features, _, _, files = read_features(settings.folder())
     gallery = open_pictures(*settings.of_pictures()).gallery
-    assert trained.files == tuple(str(file) for file in gallery.files if str(file) not in broken)
-    shown = embed(trained.network, batches(gallery, in_order(gallery, slice(0, 20), 4)))[0]
-    assert torch.allclose(trained.features, shown, atol=1e-5)
+    assert files == tuple(str(file) for file in gallery.files if str(file) not in broken)
+    shown = embed(read_network(settings.folder()), gallery.in_batches(4))[0]
+    assert torch.allclose(features, shown, atol=1e-5)
 
     part = replace(settings, out=str(tmp_path / "part"), resume="auto")
     mp.spawn(
@@ -431,7 +430,7 @@ def test_two_processes(tmp_path):
     result = train(alone)
     assert len(result.history) == 2 and len(result.unread) == 2 and result.test["knn_top1"] >= 0.5
     evaluated = evaluate(replace(settings, resume="auto"))
-    assert torch.allclose(evaluated.trained.features, trained.features, atol=1e-5)
+    assert torch.allclose(evaluated.trained.features, features, atol=1e-5)
 
 
 # ---- what is refused
@@ -509,6 +508,27 @@ def test_checkpoints_that_cannot_be_read_are_named_and_not_run(how, tmp_path, ca
             f"resume='{tmp_path / name}'",
         )
     assert not marker.exists()
+
+
+def test_a_checkpoint_of_another_version_is_named(how, tmp_path, capsys):
+    torch.save({"format": "nnlib.training.9"}, tmp_path / LAST)
+    line = flags(how, "--resume", tmp_path)
+    refused(capsys, line, "nnlib.training.9", "'nnlib.training.1'", "the version that wrote it")
+
+
+def test_a_run_with_its_best_weights_in_a_file_of_their_own_goes_on(how, tmp_path):
+    """As runs were left once: resumed and evaluated from last.pt with best.pt beside it."""
+    whole = train(how)
+    old = tmp_path / "old"
+    old.mkdir()
+    state = torch.load(how.folder() / LAST, weights_only=True)
+    torch.save(state.pop("best_weights"), old / "best.pt")
+    torch.save(state, old / LAST)
+    for run, resume in ((train, old / LAST), (evaluate, old)):
+        out = str(tmp_path / run.__name__)
+        assert run(replace(how, out=out, resume=str(resume))).test == whole.test
+    left, right = (load_file(path / WEIGHTS) for path in (how.folder(), tmp_path / "train"))
+    assert all(torch.equal(left[name], right[name]) for name in left)
 
 
 def test_other_checkpoints_are_named(how, tmp_path, capsys):
