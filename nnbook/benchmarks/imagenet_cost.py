@@ -1,6 +1,6 @@
-"""What training on ImageNet takes, computed from the network's layers, and timed against a bank of its full size."""
+"""What training on ImageNet takes, from a network's layers, and timed against a full-size bank."""
 
-from time import perf_counter
+import time
 from typing import NamedTuple
 
 import torch
@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnlib.nca import MemoryBank, knn_predict, nca_loss
-from nnlib.training import residual
+from nnlib.training import Embedding
 
 PICTURES, CLASSES, DIM = 1_281_167, 1000, 128
 
@@ -26,39 +26,32 @@ class Cost(NamedTuple):
 
 
 def cost(arch: str, gpus: int, batch: int, size: int = 224) -> Cost:
-    """What each of the GPUs holds and does in a step with `batch` pictures in all, activations in bfloat16."""
+    """What each GPU holds and does in a step over `batch` pictures in all, in bfloat16."""
+    sizes: list[int] = []
     with torch.device("meta"):
-        network, picture = (
-            residual(arch, DIM, 3, size, pretrained=False),
-            torch.empty(1, 3, size, size),
-        )
-    kept: list[int] = []
+        network = Embedding(arch, DIM, 3, size).backbone
+        picture = torch.empty(1, 3, size, size)
     for layer in network.modules():
         if not list(layer.children()):
-            layer.register_forward_hook(lambda _, given, out: kept.append(out.numel()))
+            layer.register_forward_hook(lambda _, inputs, output: sizes.append(output.numel()))
     with FlopCounterMode(display=False) as count:
         network(picture)
-    weights, here, shard = (
-        sum(p.numel() for p in network.parameters()),
-        batch / gpus,
-        PICTURES / gpus,
-    )
+    weights = sum(p.numel() for p in network.parameters())
+    local, shard = batch / gpus, PICTURES / gpus
+    exchanged = 4 * weights + 4 * batch * (4 * DIM + 4)
     return Cost(
-        bank_mb=(shard * (4 * DIM + 16) + 8 * PICTURES)
-        / 1e6,  # rows in float32, their labels and numbers, all places
+        bank_mb=(shard * (4 * DIM + 16) + 8 * PICTURES) / 1e6,  # rows, labels, numbers, all places
         weights_mb=weights * 12 / 1e6,  # with gradients and their momentum
-        activations_mb=here * sum(kept) * 2 / 1e6,
-        loss_mb=(3 * 2**21 + 4 * batch * (DIM + 1))
-        * 4
-        / 1e6,  # a block's scores and two sums a query, each twice
-        network_gflop=3 * here * count.get_total_flops() / 1e9,
+        activations_mb=local * sum(sizes) * 2 / 1e6,
+        loss_mb=(3 * 2**21 + 4 * batch * (DIM + 1)) * 4 / 1e6,  # a block's scores, sums a query
+        network_gflop=3 * local * count.get_total_flops() / 1e9,
         loss_gflop=4 * batch * shard * DIM / 1e9,
-        exchanged_mb=(4 * weights + 4 * batch * (4 * DIM + 4)) / 1e6 if gpus > 1 else 0.0,
+        exchanged_mb=exchanged / 1e6 if gpus > 1 else 0.0,
     )
 
 
 class Trial(NamedTuple):
-    """A step at full size: seconds of the loss with its gradient, of its two bare products, of k-NN for a query."""
+    """Seconds of a loss with its gradient, of its two bare products, and of k-NN for a query."""
 
     loss_seconds: float
     bare_seconds: float
@@ -68,29 +61,22 @@ class Trial(NamedTuple):
 def trial(
     pictures: int = PICTURES, batch: int = 256, queries: int = 256, repeats: int = 3
 ) -> Trial:
-    """Time the loss and the k-NN against a bank of random embeddings; the smallest of some repetitions each."""
+    """Time them against a bank of random embeddings; the smallest of some repetitions each."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(CLASSES, (pictures,), generator=generator)
     bank, index = MemoryBank(labels, DIM), torch.randperm(pictures, generator=generator)[:batch]
     x = normalize(torch.randn(batch, DIM, generator=generator), dim=1).requires_grad_()
-    asked = torch.randn(queries, DIM, generator=generator)
-
-    def loss():
-        nca_loss(x, labels[index], bank, exclude=index).backward()
-
-    def bare():
-        return (x.detach() @ bank.memory.T) @ bank.memory
-
-    def knn():
-        return knn_predict(asked, bank)
-
-    loss_time, bare_time, knn_time = (
-        min(_seconds(work) for _ in range(repeats)) for work in (loss, bare, knn)
+    rows = torch.randn(queries, DIM, generator=generator)
+    works = (
+        lambda: nca_loss(x, labels[index], bank, exclude=index).backward(),
+        lambda: (x.detach() @ bank.memory.T) @ bank.memory,
+        lambda: knn_predict(rows, bank),
     )
-    return Trial(loss_time, bare_time, knn_time / queries)
+    loss, bare, knn = (min(_seconds(work) for _ in range(repeats)) for work in works)
+    return Trial(loss, bare, knn / queries)
 
 
 def _seconds(work) -> float:
-    started = perf_counter()
+    started = time.perf_counter()
     work()
-    return perf_counter() - started
+    return time.perf_counter() - started

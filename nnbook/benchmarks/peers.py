@@ -1,4 +1,4 @@
-"""What one would take instead: the same averages, losses and neighbors by other libraries, on the same inputs.
+"""What one would take instead: the same averages, losses and neighbors by other libraries.
 
 Each peer is given the form that suits it best. A peer that isn't installed is None.
 """
@@ -16,19 +16,19 @@ from nnlib.nca import nca_loss
 
 CHUNK = 1000  # queries of whole rows of weights at a time, where a peer would fill the memory
 FEW = 16  # features up to which a fused loop over pairs is worth its time
+EPSILON, EXPONENT = InverseDistance.epsilon, InverseDistance.exponent
 
 
 def averages(features: int) -> dict[str, Callable | None]:
-    """(queries, centers, values) -> averages weighted by inverse fourth powers of distances, by name."""
+    """(queries, centers, values) -> averages by inverse fourth powers of distances, by name."""
+    keops = _has("pykeops") and features <= FEW
     return {
-        "nnlib": lambda x, c, v: attend(
-            x, c, v, InverseDistance(), backend="blocks" if x.is_cpu else "auto"
-        ),
+        "nnlib": _by_attend,
         "cdist + softmax": lambda x, c, v: torch.cat(
             [softmax_averages(part, c, v) for part in x.split(CHUNK)]
         ),
         "scikit-learn": None if torch.cuda.is_available() else _by_sklearn,
-        "KeOps": _by_keops if _has("pykeops") and features <= FEW else None,
+        "KeOps": _by_keops if keops else None,
     }
 
 
@@ -44,7 +44,7 @@ def neighbors(features: int) -> dict[str, Callable | None]:
 def losses() -> dict[str, Callable | None]:
     """(features, labels, bank, bank labels, own rows) -> the NCA loss, by name."""
     return {
-        "nnlib": lambda x, y, bank, labels, own: nca_loss(x, y, bank, labels, own),
+        "nnlib": nca_loss,
         "as published": _published_loss,
         "metric learning": _metric_learning_loss if _has("pytorch_metric_learning") else None,
     }
@@ -54,43 +54,37 @@ def _has(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
+def _by_attend(x: Tensor, c: Tensor, v: Tensor) -> Tensor:
+    return attend(x, c, v, InverseDistance(), backend="blocks" if x.is_cpu else "auto")
+
+
 def softmax_averages(x: Tensor, c: Tensor, v: Tensor) -> Tensor:
-    """Averages [B, V] by whole rows of distances and a softmax, in place where no gradient is asked for."""
+    """Averages [B, V] by whole rows of distances, in place where no gradient is asked for."""
     distance = torch.cdist(x, c)
     if torch.is_grad_enabled() and x.requires_grad:
-        return (
-            torch.softmax((distance + InverseDistance.epsilon).log() * InverseDistance.exponent, 1)
-            @ v
-        )
-    return (
-        torch.softmax(
-            distance.add_(InverseDistance.epsilon).log_().mul_(InverseDistance.exponent), 1
-        )
-        @ v
-    )
+        scores = (distance + EPSILON).log() * EXPONENT
+    else:
+        scores = distance.add_(EPSILON).log_().mul_(EXPONENT)
+    return torch.softmax(scores, 1) @ v
 
 
 def _by_sklearn(x: Tensor, c: Tensor, v: Tensor) -> Tensor:
-    values = v.numpy()
-
     def reduced(distance, start):
-        weights = (distance + InverseDistance.epsilon) ** InverseDistance.exponent
-        return weights @ values / weights.sum(1, keepdims=True)
+        weights = (distance + EPSILON) ** EXPONENT
+        return weights @ v.numpy() / weights.sum(1, keepdims=True)
 
-    parts = pairwise_distances_chunked(
-        x.numpy(), c.numpy(), reduce_func=reduced, working_memory=128
-    )
+    how = {"reduce_func": reduced, "working_memory": 128}
+    parts = pairwise_distances_chunked(x.numpy(), c.numpy(), **how)
     return torch.cat([torch.from_numpy(part) for part in parts])
 
 
 def _by_keops(x: Tensor, c: Tensor, v: Tensor) -> Tensor:
-    """Sums of powers, without the running maximum that its softmax would take four times as long for."""
+    """Sums of powers, without the running maximum for which a softmax takes four times as long."""
     os.environ.setdefault("PYKEOPS_VERBOSE", "0")
     from pykeops.torch import LazyTensor
 
-    distance = ((LazyTensor(x[:, None]) - LazyTensor(c[None])) ** 2).sum(
-        -1
-    ).sqrt() + InverseDistance.epsilon
+    squares = ((LazyTensor(x[:, None]) - LazyTensor(c[None])) ** 2).sum(-1)
+    distance = squares.sqrt() + EPSILON
     sums = (1 / (distance**2) ** 2) @ torch.cat([v, torch.ones_like(v[:, :1])], 1)
     return sums[:, :-1] / sums[:, -1:]
 
@@ -114,10 +108,8 @@ def _published_loss(x: Tensor, y: Tensor, bank: Tensor, labels: Tensor, own: Ten
     return -(same / weights.sum(1)).log().mean()
 
 
-def _metric_learning_loss(
-    x: Tensor, y: Tensor, bank: Tensor, labels: Tensor, own: Tensor
-) -> Tensor:
-    """Its own loss, of squared distances between unit vectors; it can't leave out a feature's own row."""
+def _metric_learning_loss(x: Tensor, y: Tensor, bank: Tensor, labels: Tensor, own: Tensor):
+    """Its own loss, of squared distances; it can't leave out a feature's own row."""
     from pytorch_metric_learning.losses import NCALoss
 
     return NCALoss(softmax_scale=10)(x, y, ref_emb=bank, ref_labels=labels)

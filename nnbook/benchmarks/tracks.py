@@ -1,4 +1,4 @@
-"""The tracks of `nnbook.frontier`: a set, what is made of its pictures, a metric's settings, and numbers of centers."""
+"""The tracks of `frontier`: a set, what is made of its pictures, a metric, numbers of centers."""
 
 import tempfile
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from torch import Tensor
 from nnlib.datasets import load
 from nnlib.features import PatchFeatures, shifted_copies
 from nnlib.nca import embed
-from nnlib.training import TrainingConfig, batches, in_order, open_pictures, train
+from nnlib.training import TrainingConfig, open_pictures, train
 
 VALIDATION = 5_000  # pictures held out of the training set to choose by
 
 
-class Halves(NamedTuple):
+class Splits(NamedTuple):
     """Features and labels to learn from, to choose by, and to be judged by."""
 
     train: tuple[Tensor, Tensor]
@@ -27,102 +27,89 @@ class Halves(NamedTuple):
 
 
 class Track(NamedTuple):
-    """data: the set's name. prepared(data, seed): its features, before a label is looked at, or as an embedding.
+    """A line of learned centers, and the methods that are measured on the same features.
 
-    metric: NCATransformer's settings, None for none. counts: of centers. beside: how the names of the methods begin that
-    are measured on the same features. copies: of each training picture, they themselves first.
+    prepare(data, seed): the set's features, before a label is looked at, or an embedding.
+    metric: NCATransformer's settings, None for none. references: how methods' names begin.
+    copies: of each training picture, they themselves first.
     """
 
     data: str
-    prepared: Callable[[str, int], Halves]
+    prepare: Callable[[str, int], Splits]
     metric: dict | None
     counts: tuple[int, ...]
-    beside: tuple[str, ...] = ("k nearest", "ridge")
+    references: tuple[str, ...] = ("k nearest", "ridge")
     copies: int = 1
 
 
-def halves(data: str, seed: int) -> Halves:
-    """The training pictures shuffled by the seed, VALIDATION of them held out, and the test pictures."""
-    found = load(data)
-    order = torch.randperm(len(found.train_labels), generator=torch.Generator().manual_seed(seed))
-    kept, held = order[VALIDATION:], order[:VALIDATION]
-    pairs = [(found.train_images[part], found.train_labels[part]) for part in (kept, held)]
-    return Halves(*pairs, (found.test_images, found.test_labels))
+def split(data: str, seed: int) -> Splits:
+    """Training pictures shuffled by the seed, VALIDATION of them held out, and test pictures."""
+    sets = load(data)
+    order = torch.randperm(len(sets.train_labels), generator=torch.Generator().manual_seed(seed))
+    parts = order[VALIDATION:], order[:VALIDATION]
+    pairs = [(sets.train_images[part], sets.train_labels[part]) for part in parts]
+    return Splits(*pairs, (sets.test_images, sets.test_labels))
 
 
-def plain(data: str, seed: int) -> Halves:
+def plain(data: str, seed: int) -> Splits:
     """Pixels as a vector: no geometry."""
-    return Halves(*((x.flatten(1), y) for x, y in halves(data, seed)))
+    return Splits(*((x.flatten(1), y) for x, y in split(data, seed)))
 
 
-def patches(data: str, seed: int, copies: int = 1, **settings) -> Halves:
-    """How much of each of many whitened patches is where, in roots, which even out a few strong answers.
-
-    copies: of the training pictures, all but the first moved by a pixel.
-    """
-    sets = halves(data, seed)
-    model = PatchFeatures(threshold=0.5, matmul_dtype="bfloat16", compact=True, **settings).fit(
-        sets.train[0]
-    )
-    sets = sets._replace(train=shifted_copies(*sets.train, copies=copies, seed=seed))
-    return Halves(*((model.transform(x).sqrt_(), y) for x, y in sets))
+def patches(data: str, seed: int, copies: int = 1, **settings) -> Splits:
+    """How much of each whitened patch is where, in roots, which even out a few strong answers."""
+    splits = split(data, seed)
+    settings |= {"threshold": 0.5, "matmul_dtype": "bfloat16", "compact": True}
+    model = PatchFeatures(**settings).fit(splits.train[0])
+    moved = shifted_copies(*splits.train, copies=copies, seed=seed)
+    splits = splits._replace(train=moved)
+    return Splits(*((model.transform(x).sqrt_(), y) for x, y in splits))
 
 
-def white(
-    data: str, seed: int, dim: int, floor: float, before: Callable[[str, int], Halves] = plain
-) -> Halves:
-    """The coordinates along the axes of largest variance, evened out: gradients otherwise miss what is faint."""
-    sets = before(data, seed)
-    x = sets.train[0].flatten(1).float()
+def white(data: str, seed: int, dim: int, floor: float, prepare: Callable = plain) -> Splits:
+    """Coordinates along the axes of largest variance, evened out: gradients miss what is faint."""
+    splits = prepare(data, seed)
+    x = splits.train[0].flatten(1).float()
     pca = PCA(dim, svd_solver="covariance_eigh").fit(x.numpy())
     deviations = np.sqrt(pca.explained_variance_ + floor * float(x.var(0).mean()))
-    mean, axes = (
-        torch.from_numpy(pca.mean_),
-        torch.from_numpy(pca.components_.T / deviations).float(),
-    )
-    return Halves(*((((x.flatten(1).float() - mean) @ axes).bfloat16(), y) for x, y in sets))
+    mean = torch.from_numpy(pca.mean_)
+    axes = torch.from_numpy(pca.components_.T / deviations).float()
+    return Splits(*((((x.flatten(1).float() - mean) @ axes).bfloat16(), y) for x, y in splits))
 
 
-def embedded(data: str, seed: int, **settings) -> Halves:
+def embedded(data: str, seed: int, **settings) -> Splits:
     """Unit features of a network that chapter 4 trains, of the pictures as they are tested."""
-    made = TrainingConfig(
-        data, arch="small", schedule="cosine", watch="stale", seed=seed, progress=False, **settings
-    )
-    parts = open_pictures(*made.of_pictures())
+    quiet = {"seed": seed, "progress": False}
+    how = settings | {"arch": "small", "schedule": "cosine", "watch": "stale"} | quiet
+    config = TrainingConfig(data, **how)
+    pictures = open_pictures(*config.of_pictures())
     with tempfile.TemporaryDirectory() as folder:
-        made.out = f"{folder}/run"
-        network = train(made).trained.network
-    of = lambda part: embed(network, batches(part, in_order(part, slice(None), 500)))  # noqa: E731
-    return Halves(*(of(part) for part in (parts.train, parts.validation, parts.test)))
+        config.out = f"{folder}/run"
+        network = train(config).trained.network
+    parts = pictures.train, pictures.validation, pictures.test
+    return Splits(*(embed(network, part.in_batches(500)) for part in parts))
 
 
-COPIES = 3
 MNIST, CIFAR = (10, 30, 100, 300), (10, 100, 1000)
-MOVED = {
-    "dropout": 0.0,
-    "drop_inputs": 0.0,
-}  # learning from rows moved against the metric takes the place of both
-COLOURED = partial(patches, count=1024, softening=300.0, mirror=True)
+# Learning from rows moved against the metric takes the place of dropout.
+MOVED = {"dropout": 0.0, "drop_inputs": 0.0}
+FASHION_PATCHES = partial(patches, count=400, pool=3, softening=100.0, mirror=True)
+CIFAR_PATCHES = partial(patches, count=1024, softening=300.0, mirror=True)
 TRACKS = {
     "mnist_vector": Track(
         "mnist", plain, MOVED | {"epochs": 20, "adversarial": 0.15}, MNIST, ("",)
     ),
     "mnist_geometry": Track(
         "mnist",
-        partial(patches, count=200, pool=3, copies=COPIES),
+        partial(patches, count=200, pool=3, copies=3),
         MOVED | {"epochs": 5, "adversarial": 0.05},
         MNIST,
         ("k nearest", "supp"),
-        COPIES,
+        copies=3,
     ),
     "fashion_geometry": Track(
         "fashion_mnist",
-        partial(
-            white,
-            dim=3072,
-            floor=0.3,
-            before=partial(patches, count=400, pool=3, softening=100.0, mirror=True),
-        ),
+        partial(white, dim=3072, floor=0.3, prepare=FASHION_PATCHES),
         {"epochs": 12, "drop_inputs": 0.3},
         (*MNIST, 1000),
         ("k nearest",),
@@ -132,7 +119,7 @@ TRACKS = {
     ),
     "cifar_geometry": Track(
         "cifar10",
-        partial(white, dim=4096, floor=0.3, before=COLOURED),
+        partial(white, dim=4096, floor=0.3, prepare=CIFAR_PATCHES),
         {"epochs": 16, "width": 2048, "dropout": 0.6, "drop_inputs": 0.4},
         (*CIFAR, 2000),
     ),

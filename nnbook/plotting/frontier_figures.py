@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from torch import Tensor
 
-from nnbook.benchmarks.frontier import RECORDED
+from nnbook.benchmarks.recorded import RECORDED
 from nnbook.plotting import figures
 
 NAMES = {

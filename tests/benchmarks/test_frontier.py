@@ -5,15 +5,15 @@ import pytest
 import torch
 
 from nnbook.benchmarks.frontier import rows_of
-from nnbook.benchmarks.references import Voters, centers_of
-from nnbook.benchmarks.tracks import Halves, Track, halves, plain, white
+from nnbook.benchmarks.references import Voters, centers_of, references
+from nnbook.benchmarks.tracks import Splits, Track, plain, split, white
 from nnbook.plotting import frontier_figures
 
 
-def test_the_halves_share_no_picture():
-    train, validation, test = halves("mnist", 0)
+def test_splits_share_no_picture():
+    train, validation, test = split("mnist", 0)
     assert (len(train[1]), len(validation[1]), len(test[1])) == (55_000, 5_000, 10_000)
-    assert not torch.equal(halves("mnist", 1).validation[0], validation[0])
+    assert not torch.equal(split("mnist", 1).validation[0], validation[0])
     some = {bytes(image.numpy()) for image in validation[0][:500]}
     everyone = [bytes(image.numpy()) for image in train[0]]
     assert sum(image in some for image in everyone) <= 2  # but for digits that are twice in the set
@@ -21,7 +21,7 @@ def test_the_halves_share_no_picture():
 
 def few(data, seed):
     """600 digits as vectors."""
-    return Halves(*((x[:600], y[:600]) for x, y in plain(data, seed)))
+    return Splits(*((x[:600], y[:600]) for x, y in plain(data, seed)))
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def small():
 
 
 def test_rows_of_a_track(small):
-    found = list(rows_of(small, 0, beside=True))
+    found = list(rows_of(small, 0, with_references=True))
     rows, others = found[:3], found[3:]
     assert [row["centers"] for row in rows] == [10, 20, 600]
     assert all(0.7 < row["test"] <= 1 and 0.7 < row["validation"] <= 1 for row in rows)
@@ -50,11 +50,9 @@ def test_rows_of_a_track(small):
         kept["scikit-learn's NCA"] == 600
         and 10 <= kept.get("imbalanced-learn's condensed", 10) < 600
     )
-    fewer = [
-        row["method"]
-        for row in rows_of(small._replace(beside=("k nearest", "ridge")), 0, beside=True)
-    ]
-    assert fewer[3:] == ["k nearest", "learned centers on ridge guesses"]
+    asked = small._replace(references=("k nearest", "ridge"))
+    fewer = [row["method"] for row in references(asked, few("mnist", 0), 0)]
+    assert fewer == ["k nearest", "learned centers on ridge guesses"]
     assert [row["centers"] for row in others if row["method"] == "small network"] == [0]
 
 

@@ -1,11 +1,11 @@
-"""The benchmarks: peers give what the library gives, and tables say what was measured and what was not."""
+"""Peers give what the library gives, and tables say what was measured and what was not."""
 
 import oracle
 import pandas as pd
 import pytest
 import torch
 
-from nnbook.benchmarks import peers, speed
+from nnbook.benchmarks import peers, recorded, speed
 from nnbook.plotting import speed_figures
 
 
@@ -40,19 +40,21 @@ def test_the_published_loss_is_the_librarys():
     assert float(found[0]) == pytest.approx(float(found[1]), rel=1e-4)
 
 
-def test_rows_hold_what_was_measured_and_say_what_was_not():
-    works = {
-        "nnlib": lambda: torch.ones(5),
-        "slow": lambda: [torch.ones(10**6) for _ in range(20)] and None,
-        "lost": None,
-    }
+def test_rows_hold_what_was_measured_and_say_what_was_not(monkeypatch):
+    times = {"nnlib": [1.0, 2.0, 4.0], "slow": [3.0, 8.0, 4.0]}
+    monkeypatch.setattr(speed, "race", lambda works, repeats: times)
+    works = {"nnlib": lambda: torch.ones(5), "slow": lambda: None, "lost": None}
     own, slow, lost = speed.rows_of(works, 3, queries=5)
-    assert (
-        own["over_nnlib"] == 1
-        and own["least"] <= own["seconds"] <= own["most"]
-        and own["runs"] == 3
-    )
-    assert slow["over_nnlib"] > 1 and lost["seconds"] == speed.NOTHING and "over_nnlib" not in lost
+    assert (own["least"], own["seconds"], own["most"], own["runs"]) == (1, 2, 4, 3)
+    assert own["over_nnlib"] == 1 and slow["over_nnlib"] == 3
+    assert lost["seconds"] == speed.NOTHING and "over_nnlib" not in lost
+
+
+def test_a_race_takes_turns_after_a_warm_up():
+    calls = []
+    works = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = speed.race(works | {"lost": None}, 2)
+    assert calls == list("ababab") and [len(each) for each in times.values()] == [2, 2]
 
 
 def test_forward_rows_know_their_error():
@@ -73,7 +75,7 @@ def test_a_memory_peak_is_seen():
 
 
 def test_what_is_quick_is_printed_and_not_recorded(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(speed, "RECORDED", tmp_path)
+    monkeypatch.setattr(recorded, "RECORDED", tmp_path)
     monkeypatch.setattr(
         speed, "table", lambda name, quick: pd.DataFrame([{"peer": "nnlib", "seconds": 1.5}])
     )

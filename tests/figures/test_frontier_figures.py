@@ -7,7 +7,8 @@ import pandas as pd
 from figures.table import figure
 
 from nnbook.benchmarks.depth import gains, measured
-from nnbook.benchmarks.frontier import SEEDS, TRACKS, rows_of
+from nnbook.benchmarks.frontier import TRACKS, rows_of
+from nnbook.benchmarks.recorded import SEEDS
 
 MINUTES = {"mnist": 10, "fashion_mnist": 10, "cifar10": 60}  # that a row may take on two cores
 
