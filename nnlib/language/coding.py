@@ -55,19 +55,11 @@ def encode(predictor: StreamingPredictor, text: str) -> bytes:
 
     Parameters
     ----------
-    predictor : StreamingPredictor
-        From `ContextModel.reader`; it reads the text.
-    text : str
-
-    Returns
-    -------
-    bytes
-        4 of length, then the code.
+    predictor : from `ContextModel.reader`; it reads the text
 
     Raises
     ------
-    UnicodeEncodeError
-        For halves of surrogate pairs.
+    UnicodeEncodeError : the text holds half a surrogate pair
 
     Examples
     --------
@@ -79,9 +71,10 @@ def encode(predictor: StreamingPredictor, text: str) -> bytes:
     text.encode()  # raises for halves of surrogate pairs
     encoder = RangeEncoder()
     for character in text:
-        _write(encoder, predictor, _next_model(predictor), character)
+        model = Categorical(predictor.probabilities(), perfect=False)
+        _write(encoder, predictor, model, character)
         predictor.read(character)
-    return _pack(len(text), encoder)
+    return _pack(len(text), encoder)  # 4 bytes of length, then the code
 
 
 def decode(predictor: StreamingPredictor, data: bytes) -> str:
@@ -89,14 +82,11 @@ def decode(predictor: StreamingPredictor, data: bytes) -> str:
 
     Parameters
     ----------
-    predictor : StreamingPredictor
-        In the state that the encoder's was in, with the same versions of all libraries.
-    data : bytes
+    predictor : in the state that the encoder's was in, with the same versions of all libraries
 
     Raises
     ------
-    CorruptError
-        For anything else: what was read is encoded again, and must come out the same.
+    CorruptError : what was read, encoded again, is not the same data
 
     Examples
     --------
@@ -111,7 +101,7 @@ def decode(predictor: StreamingPredictor, data: bytes) -> str:
     again = RangeEncoder()
     text = []
     for _ in range(length):
-        model = _next_model(predictor)
+        model = Categorical(predictor.probabilities(), perfect=False)
         try:
             character = _read(decoder, predictor, model)
         except AssertionError:  # how constriction says that no code begins so
@@ -123,10 +113,6 @@ def decode(predictor: StreamingPredictor, data: bytes) -> str:
         text.append(character)
     _require(_pack(length, again) == data, data)
     return "".join(text)
-
-
-def _next_model(predictor: StreamingPredictor) -> Categorical:
-    return Categorical(predictor.probabilities(), perfect=False)
 
 
 def _write(encoder, predictor: StreamingPredictor, model: Categorical, character: str) -> None:

@@ -18,7 +18,6 @@ from nnlib._common.validation import check, check_int
 from nnlib.language.coding import SCALARS, StreamingPredictor
 from nnlib.language.context_orders import (
     MAX_CONTEXT,
-    code_points,
     encode_characters,
     sorted_contexts,
 )
@@ -30,10 +29,9 @@ from nnlib.language.suffix_index import EXPERTS, SuffixIndex
 OLD_FORMAT = "nnlib.text.1"
 OLD_NAMES = {"inside": "hidden", "outside": "output", "spread": "std"}  # of the gating network
 MAX_PARTS = 10  # held out of the training text, one after the other, to fit the gating network on
-MAX_PART = 128_000  # characters of a part
 MAX_HELD_OUT = 128_000  # characters of all parts
 SHORT_TEXT = 50  # below which nothing is held out
-MIN_RESORT = 1000  # appended characters, below which a text is not sorted anew
+FEW_APPENDED = 1000  # below which a text is not sorted anew
 
 
 class Passage(NamedTuple):
@@ -95,7 +93,7 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
         if self._index is None:
             return self.fit(text)
         _check_text("text", text)
-        if len(self._index.appended) + len(text) > max(MIN_RESORT, len(self._text) // 200):
+        if len(self._index.appended) + len(text) > max(FEW_APPENDED, len(self._text) // 200):
             self._sort(self.text_ + text)
         else:
             for character in text:
@@ -141,10 +139,10 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
             for contexts, order in sorted_contexts(whole)
             for of_expert in expert_counts(contexts, order, codes, queries, adapt)
         ]
-        in_alphabet = np.isin(code_points(text), code_points(self.alphabet_))
+        in_alphabet = np.isin(codes[len(known) :], codes[: len(known)])
         alphabet_size = len(self.alphabet_)
         if adapt:
-            new = ~in_alphabet & (count_earlier(codes[queries.start :]) == 0)
+            new = ~in_alphabet & (count_earlier(codes[len(known) :]) == 0)
             in_alphabet = ~new
             alphabet_size = alphabet_size + np.cumsum(new) - new
         others = np.where(in_alphabet, 1, SCALARS - alphabet_size)
@@ -264,8 +262,10 @@ def _new_name(tensor: str) -> str:
 
 def _held_out_parts(size: int) -> list[range]:
     """Parts of a text to predict from all its others."""
-    length = min(size // 10, MAX_PART)
-    parts = min(MAX_PARTS, MAX_HELD_OUT // max(1, length)) if size >= SHORT_TEXT else 0
+    if size < SHORT_TEXT:
+        return []
+    length = min(size // 10, MAX_HELD_OUT)
+    parts = min(MAX_PARTS, MAX_HELD_OUT // length)
     starts = [int((part + 0.5) * size / parts - length / 2) for part in range(parts)]
     return [range(start, start + length) for start in starts]
 

@@ -45,12 +45,10 @@ class ContextOrder:
 
     def match_lengths(self, level: int, positions: Positions) -> Positions:
         """How many symbols must be the same at the level, for each of the positions."""
-        raise NotImplementedError
 
     @classmethod
     def query(cls, context: str) -> tuple[str, list[int]]:
         """The key of what follows `context`, and the match length of each level there."""
-        raise NotImplementedError
 
     def sort(self) -> Positions:
         """Return all positions, ordered by their keys: prefix doubling (Manber and Myers 1990)."""
@@ -79,10 +77,8 @@ class Characters(ContextOrder):
     """The last 0 to 20 characters as they are."""
 
     LENGTHS = (0, 1, 2, 3, 4, 5, 6, 8, 11, 15, 20)
-    level_names = (
-        "nothing",
-        "the last character",
-        *(f"the last {length} characters" for length in LENGTHS[2:]),
+    level_names = ("nothing", "the last character") + tuple(
+        f"the last {length} characters" for length in LENGTHS[2:]
     )
     max_length = LENGTHS[-1]
     continuations = True
@@ -103,10 +99,8 @@ class Words(ContextOrder):
     """
 
     level_names = (
-        "this word",
-        "this word and the one before",
-        "this word and two before",
-        "this word and three before",
+        *("this word", "this word and the one before"),
+        *("this word and two before", "this word and three before"),
     )
 
     def __init__(self, text):
@@ -120,12 +114,13 @@ class Words(ContextOrder):
         for first in range(0, self.size, CHUNK):
             positions = np.arange(first, min(first + CHUNK, self.size))
             within = after_letter[positions]
-            levels = np.arange(len(self.level_names))[:, None]
-            word = np.searchsorted(starts[:-1], positions) - levels - within
-            back = positions - starts[np.maximum(word, 0)] + 1
-            back = np.where(word >= 0, back, MAX_MATCH)  # before the text, where nothing matches
-            back[0] = np.where(within, back[0], 2)
-            self.lengths[:, first : first + CHUNK] = np.minimum(back, MAX_MATCH)
+            word = np.searchsorted(starts[:-1], positions) - within
+            for level, lengths in enumerate(self.lengths):
+                back = positions - starts[np.maximum(word - level, 0)] + 1
+                back[word < level] = MAX_MATCH  # before the text, where nothing matches
+                if level == 0:
+                    back[~within] = 2
+                lengths[positions] = np.minimum(back, MAX_MATCH)
 
     def match_lengths(self, level, positions):
         return self.lengths[level][positions]
@@ -189,14 +184,9 @@ def sorted_contexts(text: str) -> list[tuple[ContextOrder, Positions]]:
     return [(order, order.sort()) for order in orders]
 
 
-def code_points(text: str) -> Positions:
-    """The Unicode code points; raises UnicodeEncodeError for halves of surrogate pairs."""
-    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
-
-
 def encode_characters(text: str) -> Positions:
     """Number characters in the order of their code points, in a type that holds one more."""
-    points = code_points(text)
+    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     present = np.zeros(0x110000, bool)
     present[points] = True
     kinds = int(present.sum())
@@ -209,9 +199,7 @@ def _normalize(text: str) -> str:
     return text.translate(plain | {ord(c): " " for c in "\n\r\t"})
 
 
-def _order_and_rank(
-    key: Positions,
-) -> tuple[Positions, Positions]:
+def _order_and_rank(key: Positions) -> tuple[Positions, Positions]:
     """The order of numbers, and each one's rank from 1 on, the same for equal ones."""
     order = key.argsort().astype(np.int32)
     key = key[order]

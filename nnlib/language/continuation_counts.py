@@ -14,11 +14,21 @@ Queries = Integer[np.ndarray, " M"]
 class Matches(NamedTuple):
     """The matches of M queries at one level, as rows of what is sorted by context or character."""
 
+    character: Queries  # the query's own
     group: Queries  # first row of all positions with the same context
     low: Queries  # rows low..high of the known positions
     high: Queries
     start: Queries  # start..end of them, by character: those with the query's own
     end: Queries
+
+    def continuation(self) -> Queries:
+        """Number the pairs of a group and a character."""
+        kinds = int(self.character.max()) + 1
+        return self.group.astype(np.int64) * kinds + self.character
+
+    def is_new(self) -> Bool[np.ndarray, " M"]:
+        """Which queries' characters come for the first time in their group."""
+        return (self.start == self.end) & (count_earlier(self.continuation()) == 0)
 
 
 def expert_counts(
@@ -31,36 +41,36 @@ def expert_counts(
     the positions that are no queries; with `adapt`, also the queries before each one.
     """
     rows = np.flatnonzero((order >= queries.start) & (order < queries.stop)).astype(np.int32)
-    times = order[rows] - queries.start
-    characters = codes[order[rows]]
     known = SortedContinuations(contexts, np.delete(order, rows), codes)
-    earlier = EarlierQueries(times, characters, adapt)
-
-    def by_time(*columns):
-        counts = np.empty((len(queries), 3), np.float32)
-        counts[times] = np.stack(columns, 1)
-        return counts
-
     shorter = None
-    for level, matches in enumerate(_match_levels(contexts, order, rows, characters, known)):
+    for level, matches in enumerate(_match_levels(contexts, order, rows, codes, known)):
         is_first = known.first_occurrences(level)
         first = _running_total(known.by_row(is_first))
         if shorter and contexts.continuations:
-            total = first[shorter.high] - first[shorter.low]
-            total = total + earlier.count(shorter, first_in=matches)
             first_by_character = _running_total(is_first)
+            total = first[shorter.high] - first[shorter.low]
             hits = first_by_character[shorter.end] - first_by_character[shorter.start]
-            hits = hits + earlier.count(shorter, same_character=True, first_in=matches)
-            yield by_time(total, kinds, hits)
-        total = matches.high - matches.low + earlier.count(matches)
-        kinds = first[matches.high] - first[matches.low] + earlier.count(matches, first_in=matches)
-        hits = matches.end - matches.start + earlier.count(matches, same_character=True)
-        yield by_time(total, kinds, hits)
+            if adapt:
+                is_new = matches.is_new()
+                total = total + count_earlier(shorter.group, is_new)
+                hits = hits + count_earlier(shorter.continuation(), is_new)
+            yield np.stack([total, kinds, hits], 1).astype(np.float32)
+        total = matches.high - matches.low
+        kinds = first[matches.high] - first[matches.low]
+        hits = matches.end - matches.start
+        if adapt:
+            total = total + count_earlier(matches.group)
+            kinds = kinds + count_earlier(matches.group, matches.is_new())
+            hits = hits + count_earlier(matches.continuation())
+        yield np.stack([total, kinds, hits], 1).astype(np.float32)
         shorter = matches
 
 
-def _match_levels(contexts, order, rows, characters, known) -> Iterator[Matches]:
+def _match_levels(contexts, order, rows, codes, known) -> Iterator[Matches]:
+    """The matches at each level, of the queries as they follow each other in the text."""
+    characters = codes[order[rows]]
     by_character = np.lexsort((rows, characters))
+    by_time = order[rows].argsort()
     shared = np.zeros(len(order), np.int8)
     shared[1:] = contexts.common_prefix(order[1:], order[:-1])
     for level in range(len(contexts.level_names)):
@@ -73,41 +83,8 @@ def _match_levels(contexts, order, rows, characters, known) -> Iterator[Matches]
         low = first - np.searchsorted(rows, first).astype(np.int32)  # less the queries' own rows
         high = last - np.searchsorted(rows, last).astype(np.int32)
         start, end = known.character_ranges(low, high, characters, by_character)
-        yield Matches(first, low, high, start, end)
-
-
-class EarlierQueries:
-    """What the queries before each one add to its counts: nothing unless they `adapt`."""
-
-    def __init__(self, times: Queries, characters: Queries, adapt: bool):
-        self.times = times
-        self.order = times.argsort()
-        self.characters = characters
-        self.adapt = adapt
-
-    def count(
-        self,
-        matches: Matches,
-        same_character: bool = False,
-        first_in: Matches | None = None,
-    ) -> Queries | int:
-        """Count those that match; or of the same character; or first in their group of others."""
-        if not self.adapt:
-            return 0
-        flags = None
-        if first_in is not None:
-            repeats = self._count(self._with_character(first_in))
-            flags = (first_in.start == first_in.end) & (repeats == 0)
-        keys = self._with_character(matches) if same_character else matches.group
-        return self._count(keys, flags)
-
-    def _count(self, keys: Queries, flags: Bool[np.ndarray, " M"] | None = None) -> Queries:
-        flags = None if flags is None else flags[self.order]
-        return count_earlier(keys[self.order], flags)[self.times]
-
-    def _with_character(self, matches: Matches) -> Queries:
-        kinds = int(self.characters.max()) + 1
-        return matches.group.astype(np.int64) * kinds + self.characters
+        columns = (characters, first, low, high, start, end)
+        yield Matches(*(column[by_time] for column in columns))
 
 
 def count_earlier(keys: Queries, flags: Bool[np.ndarray, " M"] | None = None) -> Queries:

@@ -14,6 +14,9 @@ EPOCHS = 8
 FEW_SAMPLES = 10_000  # from which on weights decay less
 ROWS = 1 << 15  # contexts weighed at once
 MIN_UNIFORM_WEIGHT = 1e-6  # so that no character is impossible
+PerExpert = Float[Tensor, "B E"]
+Weights = Float[Tensor, "B E+1"]
+CharacterCounts = Float64[np.ndarray, "E A"]
 
 
 class GatingNetwork(nn.Module):
@@ -33,9 +36,7 @@ class GatingNetwork(nn.Module):
             preference = torch.arange(experts) * 0.2
             self.output.bias.copy_(torch.cat([preference, torch.tensor([-4.0])]))
 
-    def forward(
-        self, log_total: Float[Tensor, "B E"], log_kinds: Float[Tensor, "B E"]
-    ) -> Float[Tensor, "B E+1"]:
+    def forward(self, log_total: PerExpert, log_kinds: PerExpert) -> Weights:
         """Weigh experts by log(1 + matches) and log(1 + their different characters).
 
         An expert without matches has no weight.
@@ -48,13 +49,13 @@ class GatingNetwork(nn.Module):
         return torch.cat([weights[:, :-1], weights[:, -1:] + MIN_UNIFORM_WEIGHT], 1)
 
     @torch.no_grad()
-    def expert_weights(self, counts: Float64[np.ndarray, "E A"]) -> Float64[np.ndarray, " E+1"]:
+    def expert_weights(self, counts: CharacterCounts) -> Float64[np.ndarray, " E+1"]:
         """Weigh experts that counted each character so often."""
         sums = np.array([counts.sum(1), (counts > 0).sum(1)], np.float32)
         log_total, log_kinds = torch.from_numpy(sums).log1p()
         return self(log_total[None], log_kinds[None])[0].double().numpy()
 
-    def probabilities(self, counts: Float64[np.ndarray, "E A"]) -> Float64[np.ndarray, " A+1"]:
+    def probabilities(self, counts: CharacterCounts) -> Float64[np.ndarray, " A+1"]:
         """Mix the experts' character frequencies; last comes the probability of all others."""
         weights = self.expert_weights(counts)
         mixed = (weights[:-1] / np.maximum(counts.sum(1), 1)) @ counts
@@ -66,11 +67,10 @@ class GatingNetwork(nn.Module):
         self, counts: Float32[np.ndarray, "B E 3"], uniform: Float64[np.ndarray, " B"]
     ) -> Float64[np.ndarray, " B"]:
         """Probabilities of the true characters, by `expert_counts` and their uniform guess."""
-        parts = torch.from_numpy(counts).split(ROWS)
-        guesses = torch.from_numpy(uniform).split(ROWS)
         mixed = []
-        for part, guess in zip(parts, guesses, strict=True):
-            total, kinds, hits = part.unbind(2)
+        for start in range(0, len(counts), ROWS):
+            total, kinds, hits = torch.from_numpy(counts[start : start + ROWS]).unbind(2)
+            guess = torch.from_numpy(uniform[start : start + ROWS])
             weights = self(total.log1p(), kinds.log1p())
             frequencies = _append_uniform(hits.double() / total.clamp_min(1), guess)
             mixed.append((weights * frequencies).sum(1))
@@ -108,15 +108,11 @@ def encode_counts(counts: Float32[np.ndarray, "M 3"]) -> Float16[Tensor, "M 3"]:
     return torch.stack([total.log1p(), kinds.log1p(), hits / total.clamp_min(1)], 1).half()
 
 
-def _append_uniform(
-    frequencies: Float[Tensor, "B E"], uniform: float | Float64[Tensor, " B"]
-) -> Float[Tensor, "B E+1"]:
+def _append_uniform(frequencies: PerExpert, uniform: float | Float64[Tensor, " B"]) -> Weights:
     uniform = torch.as_tensor(uniform, dtype=frequencies.dtype).expand(len(frequencies))
     return torch.cat([frequencies, uniform[:, None]], 1)
 
 
-def _features(
-    log_total: Float[Tensor, "B E"], log_kinds: Float[Tensor, "B E"]
-) -> Float[Tensor, "B 3*E"]:
+def _features(log_total: PerExpert, log_kinds: PerExpert) -> Float[Tensor, "B 3*E"]:
     """Logarithms of how many matches and kinds there were, and about how many kinds a match."""
     return torch.cat([log_total, log_kinds, (log_kinds - log_total).exp()], 1)
