@@ -1,7 +1,6 @@
-"""Features of pictures that no label has touched: how much of each of many random patches is where.
+"""Unsupervised image features: how much of each of many random patches is where."""
 
-Source: A. Coates, A. Ng, "The importance of encoding versus training with sparse coding and vector quantization", 2011.
-"""
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Shaped
@@ -23,168 +22,161 @@ from nnlib._common.validation import (
 from nnlib.attention import MATMUL_DTYPES
 from nnlib.features.augment import mirrored_copies
 
-SAMPLE = 100_000  # patches that the whitening is measured on
-FAINT = 0.1  # of the softening: contrasts below are lost in it, as all are of pictures in 0..1 by default
+SAMPLED_PATCHES = 100_000  # to measure the whitening on
 BLOCK_NUMBERS = 1 << 23  # responses at a time
 
 
+@dataclass(eq=False, repr=False)
 class PatchFeatures(
     SafetensorsMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 ):
-    """Pictures [N, H, W] or [N, H, W, C] in 0..255 to non-negative features [N, 2 x count x pool x pool].
+    """Encode images in 0..255 by pooled responses to whitened patches of the training images.
 
-    Every patch of size x size pixels is freed of its brightness and contrast, whitened, and compared with `count`
-    whitened patches drawn from the training pictures; what exceeds `threshold`, on either side, is averaged over each
-    of pool x pool parts of the picture. mirror: a picture and its mirror image have the same features, the mean of
-    both. softening: added to contrasts' squares, in grey levels squared; floor: to the whitening's variances.
-    matmul_dtype: "bfloat16" for quicker, coarser products. Needs no labels. Features are stored in bfloat16 if `compact`.
+    Every patch of [N, H, W] or [N, H, W, C] is freed of its brightness and contrast, whitened and
+    compared with the filters; what exceeds the threshold on either side is averaged over each part
+    of the image, giving 2 x count x pool x pool features that are not negative.
+
+    Parameters
+    ----------
+    count, size, pool : int
+        Number of filters, their side in pixels, and parts of the image along a side.
+    threshold, softening, floor : float
+        What a response has to exceed; added to contrasts' squares, in grey levels squared; added
+        to the variances before whitening.
+    mirror, compact : bool
+        Average over the image and its mirror image; store features in bfloat16.
+    matmul_dtype : {"float32", "bfloat16"}
+
+    References
+    ----------
+    A. Coates, A. Ng, The importance of encoding versus training with sparse coding and vector
+    quantization, 2011.
+
+    Examples
+    --------
+    >>> images = 255 * torch.rand(20, 9, 9, generator=torch.Generator().manual_seed(0))
+    >>> PatchFeatures(count=5, size=3).fit(images).transform(images).shape
+    torch.Size([20, 40])
     """
 
     saved_attributes = ("shape_",)
     saved_tensors = ("mean_", "whitening_", "filters_")
 
-    def __init__(
-        self,
-        count: int = 400,
-        size: int = 6,
-        pool: int = 2,
-        threshold: float = 1.0,
-        softening: float = 10.0,
-        floor: float = 0.1,
-        mirror: bool = False,
-        compact: bool = False,
-        matmul_dtype: str = "float32",
-        seed: int | None = 0,
-        device: str = "auto",
-    ):
-        self.count, self.size, self.pool, self.threshold = count, size, pool, threshold
-        self.softening, self.floor, self.mirror, self.compact = softening, floor, mirror, compact
-        self.matmul_dtype, self.seed, self.device = matmul_dtype, seed, device
+    count: int = 400
+    size: int = 6
+    pool: int = 2
+    threshold: float = 1.0
+    softening: float = 10.0
+    floor: float = 0.1
+    mirror: bool = False
+    compact: bool = False
+    matmul_dtype: str = "float32"
+    seed: int | None = 0
+    device: str = "auto"
 
     def fit(self, X, y=None):
-        """Measure the whitening and draw the patches; raises ValueError for shapes or settings without sense."""
-        images = self._checked(X)
+        """Measure the whitening and draw the filters; ValueError for shapes or settings."""
+        images = self._check(X)
         generator = make_generator(self.seed)
-        drawn = self._drawn(images, generator).to(resolve_device(self.device))
-        contrast = float(drawn.var(1).mean())
-        if 0 < contrast < FAINT * self.softening:
+        patches = self._draw(images, generator).to(resolve_device(self.device))
+        contrast = float(patches.var(1).mean())
+        if 0 < contrast < 0.1 * self.softening:
             raise ValueError(
-                f"X's patches vary by {contrast:.2g} grey levels squared, which softening={self.softening!r} blots "
-                "out: give pictures in 0..255, or less softening"
+                f"X's patches vary by {contrast:.2g} grey levels squared, little beside "
+                f"softening={self.softening!r}: give images in 0..255, or less softening"
             )
-        rows = self._even(drawn)
-        self.mean_ = rows.mean(0)
-        spread, axes = torch.linalg.eigh(torch.cov((rows - self.mean_).T).cpu().double())
-        self.whitening_ = (axes * (spread.clamp(min=0) + self.floor).rsqrt() @ axes.T).to(rows)
-        chosen = torch.randperm(len(rows), generator=generator)[: self.count].to(rows.device)
-        self.filters_ = normalize((rows[chosen] - self.mean_) @ self.whitening_, dim=1)
+        patches = patches - patches.mean(1, keepdim=True)
+        patches = patches / (patches.var(1, keepdim=True) + self.softening).sqrt()
+        self.mean_ = patches.mean(0)
+        covariance = torch.cov((patches - self.mean_).T).cpu().double()
+        variances, axes = torch.linalg.eigh(covariance)
+        scales = (variances.clamp(min=0) + self.floor).rsqrt()
+        self.whitening_ = (axes * scales @ axes.T).to(patches)
+        chosen = torch.randperm(len(patches), generator=generator)[: self.count]
+        chosen = patches[chosen.to(patches.device)]
+        self.filters_ = normalize((chosen - self.mean_) @ self.whitening_, dim=1)
         self.shape_ = tuple(images.shape[1:])
         return self
 
     def transform(self, X) -> Float[Tensor, "N F"]:
-        """The features, on the device where X lies."""
+        """Return the features, on the device of X."""
         check_is_fitted(self)
-        images = self._checked(X)
-        if list(images.shape[1:]) != list(self.shape_):
+        images = self._check(X)
+        shape = tuple(self.shape_)
+        if tuple(images.shape[1:]) != shape:
             raise ValueError(
-                f"X holds pictures {tuple(images.shape[1:])}: give {tuple(self.shape_)}, as it was fitted on"
+                f"X holds images {tuple(images.shape[1:])}: give {shape}, as it was fitted on"
             )
-        height, width = (side - self.size + 1 for side in self.shape_[:2])
-        rows = max(1, BLOCK_NUMBERS // (height * width * self.count))
-        parts = [
-            self._both(part).to(torch.bfloat16 if self.compact else torch.float32)
-            for part in images.split(rows)
-        ]
+        places = (shape[0] - self.size + 1) * (shape[1] - self.size + 1)
+        parts = []
+        for part in images.split(max(1, BLOCK_NUMBERS // (places * self.count))):
+            part = part.to(self.filters_.device)
+            features = self._features(part)
+            if self.mirror:
+                features = (features + self._features(mirrored_copies(part))) / 2
+            parts.append(features.bfloat16() if self.compact else features)
         return like_input(torch.cat(parts), X)
 
     @property
     def _n_features_out(self) -> int:
         return 2 * len(self.filters_) * self.pool**2
 
-    def _both(self, images: Tensor) -> Float[Tensor, "B F"]:
-        images = images.to(self.filters_.device)
-        seen = self._features(images)
-        return (seen + self._features(mirrored_copies(images))) / 2 if self.mirror else seen
-
     def _features(self, images: Tensor) -> Float[Tensor, "B F"]:
-        rows = self._whitened(images)
-        if self.matmul_dtype == "bfloat16":
-            found = rows.bfloat16() @ self.filters_.bfloat16().T
-        else:
-            found = rows @ self.filters_.T
-        height, width = (side - self.size + 1 for side in self.shape_[:2])
-        strips = found.view(len(images), height, width, -1).tensor_split(self.pool, 1)
-        parts = [
-            self._excess(part) for strip in strips for part in strip.tensor_split(self.pool, 2)
-        ]
-        return torch.cat(parts, 1) * (self.pool**2 / (height * width))
+        patches = self._whiten(images)
+        dtype = torch.bfloat16 if self.matmul_dtype == "bfloat16" else patches.dtype
+        responses = patches.flatten(0, 2).to(dtype) @ self.filters_.to(dtype).T
+        responses = responses.view(*patches.shape[:3], -1)
+        parts = []
+        for strip in responses.tensor_split(self.pool, 1):
+            for part in strip.tensor_split(self.pool, 2):
+                least = self.threshold * part.shape[1] * part.shape[2]
+                above = part.clamp(min=self.threshold).sum((1, 2), dtype=torch.float32)
+                below = part.clamp(max=-self.threshold).sum((1, 2), dtype=torch.float32)
+                parts += [above - least, -below - least]
+        return torch.cat(parts, 1) * (self.pool**2 / (patches.shape[1] * patches.shape[2]))
 
-    def _excess(self, part: Float[Tensor, "B H W K"]) -> Float[Tensor, "B F"]:
-        """What responses in a part of each picture exceed the threshold by on either side, in all."""
-        over, places = self.threshold, part.shape[1] * part.shape[2]
-        high = part.clamp(min=over).sum((1, 2), dtype=torch.float32) - places * over
-        return torch.cat(
-            [high, -part.clamp(max=-over).sum((1, 2), dtype=torch.float32) - places * over], 1
+    def _whiten(self, images: Shaped[Tensor, "B H W *C"]) -> Float[Tensor, "B H W S"]:
+        """Whiten all patches by one convolution, over the contrasts, less the mean."""
+        planes = _planes(images)
+        numbers = self.mean_.numel()
+        centered = planes - planes.mean((1, 2, 3), keepdim=True)
+        centered = centered.contiguous(memory_format=torch.channels_last)
+        kernels = self.whitening_ - self.whitening_.mean(1, keepdim=True)  # blind to brightness
+        white = conv2d(centered, kernels.view(-1, planes.shape[1], self.size, self.size))
+        mean, square = (
+            avg_pool2d(part.mean(1, keepdim=True), self.size, 1)[:, 0]
+            for part in (centered, centered.square())
         )
+        unbiased = numbers / max(1, numbers - 1)
+        contrast = (square - mean.square()).clamp_(min=0) * unbiased + self.softening
+        return white.movedim(1, -1) / contrast.sqrt()[..., None] - self.mean_ @ self.whitening_
 
-    def _whitened(self, images: Shaped[Tensor, "B H W *C"]) -> Float[Tensor, "K S"]:
-        """All patches of all pictures, even and white: one convolution, over the contrasts, less the mean."""
-        planes, size, numbers = _planes(images), self.size, self.mean_.numel()
-        around = (planes - planes.mean((1, 2, 3), keepdim=True)).contiguous(
-            memory_format=torch.channels_last
-        )
-        even = self.whitening_ - self.whitening_.mean(
-            1, keepdim=True
-        )  # takes a patch's brightness away
-        white = conv2d(around, even.view(-1, planes.shape[1], size, size)).movedim(1, -1)
-        sums = [
-            avg_pool2d(part.mean(1, keepdim=True), size, 1)[:, 0]
-            for part in (around, around.square())
-        ]
-        contrast = (sums[1] - sums[0].square()).clamp_(min=0) * (
-            numbers / max(1, numbers - 1)
-        ) + self.softening
-        return (white / contrast.sqrt()[..., None] - self.mean_ @ self.whitening_).flatten(0, 2)
-
-    def _drawn(self, images: Tensor, generator: torch.Generator) -> Float[Tensor, "K S"]:
-        """Patches from anywhere in any pictures."""
-        tops = [side - self.size + 1 for side in images.shape[1:3]]
-        picture, top, left = (
-            torch.randint(n, (SAMPLE, 1, 1), generator=generator) for n in (len(images), *tops)
+    def _draw(self, images: Tensor, generator: torch.Generator) -> Float[Tensor, "K S"]:
+        """Draw patches from anywhere in any images."""
+        sides = [side - self.size + 1 for side in images.shape[1:3]]
+        drawn = (SAMPLED_PATCHES, 1, 1)
+        image, top, left = (
+            torch.randint(n, drawn, generator=generator) for n in (len(images), *sides)
         )
         step = torch.arange(self.size)
-        places = (part.to(images.device) for part in (picture, top + step[:, None], left + step))
+        places = (part.to(images.device) for part in (image, top + step[:, None], left + step))
         return _planes(images[*places]).flatten(1)
 
-    def _even(self, rows: Float[Tensor, "K S"]) -> Float[Tensor, "K S"]:
-        """Patches without their brightness and contrast."""
-        rows = rows - rows.mean(1, keepdim=True)
-        return rows / (rows.var(1, keepdim=True) + self.softening).sqrt()
-
-    def _checked(self, X) -> Shaped[Tensor, "N H W *C"]:
+    def _check(self, X) -> Shaped[Tensor, "N H W *C"]:
         for name in ("count", "size", "pool"):
             check_int(name, getattr(self, name))
+        for name, interval in (("threshold", "["), ("softening", "["), ("floor", "(")):
+            check_number(name, getattr(self, name), f"{interval}0, inf)")
         check_choice("matmul_dtype", self.matmul_dtype, MATMUL_DTYPES)
-        for name, within in {
-            "threshold": "[0, inf)",
-            "softening": "[0, inf)",
-            "floor": "(0, inf)",
-        }.items():
-            check_number(name, getattr(self, name), within)
         images = as_tensor(X)
-        if (
-            images.ndim not in (3, 4)
-            or len(images) == 0
-            or min(images.shape[1:3]) < self.size + self.pool - 1
-        ):
-            least = self.size + self.pool - 1
+        least = self.size + self.pool - 1
+        if images.ndim not in (3, 4) or len(images) == 0 or min(images.shape[1:3]) < least:
             raise ValueError(
-                f"X has shape {tuple(images.shape)}: give pictures [N, H, W] or [N, H, W, C], {least} wide"
+                f"X has shape {tuple(images.shape)}: give images [N, H, W] or [N, H, W, C], "
+                f"{least} wide"
             )
         if self.size == 1 and images[0, 0, 0].numel() == 1:
-            raise ValueError(
-                "size=1 of grey pictures: freed of its brightness a pixel says nothing, give 2 or more"
-            )
+            raise ValueError("size=1 of grey images: a pixel is all brightness, give 2 or more")
         check_finite("X", images)
         return images
 

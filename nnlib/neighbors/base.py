@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, repeat
 
-import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -41,8 +40,8 @@ PREDICTED_NUMBERS = 1 << 19  # rows times features, where rows are short
 class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
     """A weighted average over centers, which are the samples that it got wrong while it learned."""
 
-    def __init__(self):
-        super().__init__()
+    def __post_init__(self):
+        torch.nn.Module.__init__(self)
         self.register_buffer("centers_", None)
         self.register_buffer("values_", None)
 
@@ -60,7 +59,7 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
         X [N, D], or None for the centers themselves, each without itself. Returns distances and
         center numbers [N, n_neighbors], or the numbers alone.
         """
-        self._check_fitted()
+        check_is_fitted(self)
         if check_int("n_neighbors", n_neighbors) > self.num_neighbors:
             raise ValueError(
                 f"n_neighbors={n_neighbors!r} of {self.num_neighbors} centers: give 1 up to as many"
@@ -97,9 +96,6 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
             check_int(name, getattr(self, name, 1))
         check_number("target_accuracy", self.target_accuracy, "(0, 1]")
         check_seed(self.seed)
-
-    def _check_fitted(self) -> None:
-        check_is_fitted(self, msg="This %(name)s instance is not fitted yet: call fit or load one")
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         super()._restore(tensors)
@@ -209,9 +205,7 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
         self, passes: Iterable[Iterable[Batch]], centers: GrowingCenters, samples: int | None
     ) -> None:
         growth = []
-        bar = tqdm(
-            total=samples, unit=" samples", delay=5, leave=False, disable=not self.progress
-        )
+        bar = tqdm(total=samples, unit=" samples", delay=5, leave=False, disable=not self.progress)
 
         def callback(samples: int, neighbors: int) -> None:
             growth.append(neighbors)
@@ -228,7 +222,7 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
 
     def _averages(self, X, average: Callable[[Tensor], Tensor]) -> Float[Tensor, "N V"]:
         """Compute `average(x)` of all samples, some thousands at a time."""
-        self._check_fitted()
+        check_is_fitted(self)
         x = check_features(self, X, reset=False)
         size = max(PREDICTED_ROWS, PREDICTED_NUMBERS // x.shape[1])
         device = self.centers_.device
@@ -245,7 +239,7 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
 
 
 class ProbabilisticClassifier(ClassifierMixin):
-    """Predictions from `_class_probabilities` of rows, and `_probabilities` of whatever users give."""
+    """Predictions by `_class_probabilities` of rows and `_probabilities` of users' input."""
 
     def _class_probabilities(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
         raise NotImplementedError
@@ -255,7 +249,7 @@ class ProbabilisticClassifier(ClassifierMixin):
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
         """Return log class probabilities, differentiable in x."""
-        self._check_fitted()
+        check_is_fitted(self)
         return _log(self._class_probabilities(x.flatten(1)))
 
     def predict_log_proba(self, X):

@@ -1,6 +1,7 @@
 """The dynamic classifier: a scikit-learn estimator that is also a torch module."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from nnlib.neighbors.base import CenterClassifier
 from nnlib.neighbors.condensing.votes import CondensingRule
 
 
+@dataclass(eq=False, repr=False)
 class DynamicClassifier(CenterClassifier):
     """Predict classes by the summed weight of all centers: samples that the model got wrong.
 
@@ -58,40 +60,21 @@ class DynamicClassifier(CenterClassifier):
     ['b']
     """
 
-    def __init__(
-        self,
-        kernel: str | Kernel = "cosine",
-        exponent: float = -4.0,
-        epsilon: float = 1e-6,
-        influence_cone_factor: float = 2.0,
-        scales: int = 4,
-        predictor: str = "interpolation",
-        batch_size: int = 64,
-        target_accuracy: float = 0.9,
-        max_count: int = 3,
-        max_neighbors: int = 100_000,
-        shuffle: bool = True,
-        seed: int | None = 0,
-        device: str = "auto",
-        progress: bool = True,
-        passes: int = 1,
-    ):
-        super().__init__()
-        self.kernel = kernel
-        self.exponent = exponent
-        self.epsilon = epsilon
-        self.influence_cone_factor = influence_cone_factor
-        self.scales = scales
-        self.predictor = predictor
-        self.batch_size = batch_size
-        self.target_accuracy = target_accuracy
-        self.max_count = max_count
-        self.max_neighbors = max_neighbors
-        self.shuffle = shuffle
-        self.seed = seed
-        self.device = device
-        self.progress = progress
-        self.passes = passes
+    kernel: str | Kernel = "cosine"
+    exponent: float = -4.0
+    epsilon: float = 1e-6
+    influence_cone_factor: float = 2.0
+    scales: int = 4
+    predictor: str = "interpolation"
+    batch_size: int = 64
+    target_accuracy: float = 0.9
+    max_count: int = 3
+    max_neighbors: int = 100_000
+    shuffle: bool = True
+    seed: int | None = 0
+    device: str = "auto"
+    progress: bool = True
+    passes: int = 1
 
     def fit(self, X, y=None, classes: Sequence | None = None):
         """Learn from X [N, D] and labels y [N] of any kind.

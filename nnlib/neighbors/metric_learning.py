@@ -1,5 +1,7 @@
 """A learned metric: an encoder after which samples of a class are neighbors."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -79,6 +81,7 @@ def make_encoder(
     return nn.Sequential(*layers, nn.Linear(last, dim))
 
 
+@dataclass(eq=False, repr=False)
 class NCATransformer(
     SafetensorsMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, nn.Module
 ):
@@ -127,40 +130,24 @@ class NCATransformer(
 
     saved_attributes = ("n_features_in_", "classes_")
 
-    def __init__(
-        self,
-        map: str = "network",
-        dim: int = 64,
-        proxies: int | None = None,
-        temperature: float = 0.1,
-        width: int = 1024,
-        dropout: float = 0.5,
-        drop_inputs: float = 0.2,
-        adversarial: float = 0.0,
-        epochs: int = 30,
-        batch_size: int | None = None,
-        lr: float = 2e-3,
-        matmul_dtype: str = "float32",
-        seed: int | None = 0,
-        device: str = "auto",
-        progress: bool = True,
-    ):
-        super().__init__()
-        self.map = map
-        self.dim = dim
-        self.proxies = proxies
-        self.temperature = temperature
-        self.width = width
-        self.dropout = dropout
-        self.drop_inputs = drop_inputs
-        self.adversarial = adversarial
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.matmul_dtype = matmul_dtype
-        self.seed = seed
-        self.device = device
-        self.progress = progress
+    map: str = "network"
+    dim: int = 64
+    proxies: int | None = None
+    temperature: float = 0.1
+    width: int = 1024
+    dropout: float = 0.5
+    drop_inputs: float = 0.2
+    adversarial: float = 0.0
+    epochs: int = 30
+    batch_size: int | None = None
+    lr: float = 2e-3
+    matmul_dtype: str = "float32"
+    seed: int | None = 0
+    device: str = "auto"
+    progress: bool = True
+
+    def __post_init__(self):
+        nn.Module.__init__(self)
 
     def fit(self, X, y=None):
         """Learn from X [N, D] and labels y [N]; ValueError for NaN or settings without sense."""

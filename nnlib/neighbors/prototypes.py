@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ OWN_CLASS_LOGIT = 4.0  # of a center's own class before learning, those of the o
 LARGEST_LOG_SHARPNESS = 10.0
 
 
+@dataclass(eq=False, repr=False)
 class PrototypeClassifier(CenterClassifier):
     """Predict classes by the weighted average over a few centers that gradients have moved.
 
@@ -68,36 +70,19 @@ class PrototypeClassifier(CenterClassifier):
 
     saved_attributes = ("n_features_in_", "classes_", "sharpness_")
 
-    def __init__(
-        self,
-        n_prototypes: int | None = None,
-        kernel: str | Kernel = "euclidean",
-        temperature: float = 0.1,
-        exponent: float = -4.0,
-        epsilon: float = 1e-6,
-        influence_cone_factor: float = 2.0,
-        scales: int = 4,
-        epochs: int = 20,
-        batch_size: int | None = None,
-        lr: float = 0.02,
-        seed: int | None = 0,
-        device: str = "auto",
-        progress: bool = True,
-    ):
-        super().__init__()
-        self.n_prototypes = n_prototypes
-        self.kernel = kernel
-        self.temperature = temperature
-        self.exponent = exponent
-        self.epsilon = epsilon
-        self.influence_cone_factor = influence_cone_factor
-        self.scales = scales
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.seed = seed
-        self.device = device
-        self.progress = progress
+    n_prototypes: int | None = None
+    kernel: str | Kernel = "euclidean"
+    temperature: float = 0.1
+    exponent: float = -4.0
+    epsilon: float = 1e-6
+    influence_cone_factor: float = 2.0
+    scales: int = 4
+    epochs: int = 20
+    batch_size: int | None = None
+    lr: float = 0.02
+    seed: int | None = 0
+    device: str = "auto"
+    progress: bool = True
 
     def fit(self, X, y=None):
         """Learn from X [N, D] and labels y [N] of any kind.

@@ -1,13 +1,14 @@
 """The dynamic regressor: a scikit-learn estimator that is also a torch module."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
-from sklearn.utils.validation import check_array
+from sklearn.utils.validation import check_array, check_is_fitted
 from torch import Tensor
 
 from nnlib._common.validation import as_array, as_tensor, check_finite, check_number, like_input
@@ -16,6 +17,7 @@ from nnlib.neighbors.base import CenterEstimator
 from nnlib.neighbors.condensing.votes import CondensingRule
 
 
+@dataclass(eq=False, repr=False)
 class DynamicRegressor(RegressorMixin, CenterEstimator):
     """Predict values by the weighted mean over all centers: samples that the model got wrong.
 
@@ -53,40 +55,21 @@ class DynamicRegressor(RegressorMixin, CenterEstimator):
 
     saved_attributes = ("n_features_in_", "y_shape_")
 
-    def __init__(
-        self,
-        kernel: str | Kernel = "euclidean",
-        exponent: float | None = None,
-        epsilon: float = 1e-6,
-        influence_cone_factor: float = 4.0,
-        scales: int = 4,
-        predictor: str = "interpolation",
-        tolerance: float = 0.05,
-        batch_size: int = 256,
-        target_accuracy: float = 0.8,
-        max_neighbors: int = 100_000,
-        shuffle: bool = True,
-        seed: int | None = 0,
-        device: str = "auto",
-        progress: bool = True,
-        passes: int = 1,
-    ):
-        super().__init__()
-        self.kernel = kernel
-        self.exponent = exponent
-        self.epsilon = epsilon
-        self.influence_cone_factor = influence_cone_factor
-        self.scales = scales
-        self.predictor = predictor
-        self.tolerance = tolerance
-        self.batch_size = batch_size
-        self.target_accuracy = target_accuracy
-        self.max_neighbors = max_neighbors
-        self.shuffle = shuffle
-        self.seed = seed
-        self.device = device
-        self.progress = progress
-        self.passes = passes
+    kernel: str | Kernel = "euclidean"
+    exponent: float | None = None
+    epsilon: float = 1e-6
+    influence_cone_factor: float = 4.0
+    scales: int = 4
+    predictor: str = "interpolation"
+    tolerance: float = 0.05
+    batch_size: int = 256
+    target_accuracy: float = 0.8
+    max_neighbors: int = 100_000
+    shuffle: bool = True
+    seed: int | None = 0
+    device: str = "auto"
+    progress: bool = True
+    passes: int = 1
 
     def fit(self, X, y=None):
         """Learn from X [N, D] and targets y [N] or [N, V], or a DataLoader of (x, y) batches.
@@ -145,7 +128,7 @@ class DynamicRegressor(RegressorMixin, CenterEstimator):
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B V"]:
         """Return the weighted mean of the centers' values, differentiable in x."""
-        self._check_fitted()
+        check_is_fitted(self)
         return attend(x.flatten(1), self.centers_, self.values_, self._kernel())
 
     def predict(self, X):

@@ -1,5 +1,6 @@
 """Stacks of classifiers over centers, each fitted on the class probabilities of the one before."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +9,7 @@ from jaxtyping import Float, Shaped
 from sklearn.base import BaseEstimator, clone
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import StratifiedKFold, train_test_split
-from sklearn.utils.validation import check_consistent_length
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -50,6 +51,9 @@ class BaseStack(ProbabilisticClassifier, SafetensorsMixin, BaseEstimator, torch.
     saved_attributes = ("n_features_in_", "splits_")
     saved_tensors = ()
 
+    def __post_init__(self):
+        torch.nn.Module.__init__(self)
+
     @property
     def num_neighbors(self) -> int:
         """The number of centers in all layers."""
@@ -60,6 +64,7 @@ class BaseStack(ProbabilisticClassifier, SafetensorsMixin, BaseEstimator, torch.
 
     def layer_scores(self, X, y) -> list[float]:
         """Return the accuracy of each layer's own whole prediction, in one pass."""
+        check_is_fitted(self)
         x = check_features(self, X, reset=False)
         scores = []
         for number, layer in enumerate(self.layers_, 1):
@@ -91,8 +96,9 @@ class BaseStack(ProbabilisticClassifier, SafetensorsMixin, BaseEstimator, torch.
     def _restore_submodels(self, submodels: dict[str, CenterClassifier]) -> None:
         self._set_layers(list(submodels.values()), self.splits_)
 
-    def _check_fitted(self) -> None:
-        CenterClassifier._check_fitted(self)
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        if tensors or not hasattr(self, "layers_"):
+            raise ValueError("tensors and layers don't belong together")
 
     def _class_probabilities(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
         for layer in self.layers_[:-1]:
@@ -100,7 +106,7 @@ class BaseStack(ProbabilisticClassifier, SafetensorsMixin, BaseEstimator, torch.
         return self.layers_[-1]._class_probabilities(x)
 
     def _probabilities(self, X) -> Float[Tensor, "N C"]:
-        self._check_fitted()
+        check_is_fitted(self)
         x = check_features(self, X, reset=False)
         for layer in self.layers_[:-1]:
             x = next_features(layer, x, self.splits_)
@@ -133,6 +139,7 @@ def group_probabilities(
     return torch.cat([attend(x, c, Labels(labels, classes), kernel) for c, labels in groups], 1)
 
 
+@dataclass(eq=False, repr=False)
 class DeepClassifier(BaseStack):
     """Stack DynamicClassifiers, each fitted on what the one before says of the same data.
 
@@ -159,42 +166,22 @@ class DeepClassifier(BaseStack):
     [1]
     """
 
-    def __init__(
-        self,
-        num_layers: int = 3,
-        splits: int = 1,
-        kernel: str | Kernel = "cosine",
-        exponent: float = -4.0,
-        epsilon: float = 1e-6,
-        influence_cone_factor: float = 2.0,
-        scales: int = 4,
-        predictor: str = "interpolation",
-        batch_size: int = 64,
-        target_accuracy: float = 0.9,
-        max_count: int = 3,
-        max_neighbors: int = 100_000,
-        shuffle: bool = True,
-        seed: int | None = 0,
-        device: str = "auto",
-        progress: bool = True,
-    ):
-        super().__init__()
-        self.num_layers = num_layers
-        self.splits = splits
-        self.kernel = kernel
-        self.exponent = exponent
-        self.epsilon = epsilon
-        self.influence_cone_factor = influence_cone_factor
-        self.scales = scales
-        self.predictor = predictor
-        self.batch_size = batch_size
-        self.target_accuracy = target_accuracy
-        self.max_count = max_count
-        self.max_neighbors = max_neighbors
-        self.shuffle = shuffle
-        self.seed = seed
-        self.device = device
-        self.progress = progress
+    num_layers: int = 3
+    splits: int = 1
+    kernel: str | Kernel = "cosine"
+    exponent: float = -4.0
+    epsilon: float = 1e-6
+    influence_cone_factor: float = 2.0
+    scales: int = 4
+    predictor: str = "interpolation"
+    batch_size: int = 64
+    target_accuracy: float = 0.9
+    max_count: int = 3
+    max_neighbors: int = 100_000
+    shuffle: bool = True
+    seed: int | None = 0
+    device: str = "auto"
+    progress: bool = True
 
     def fit(self, X, y=None):
         """Learn from X [N, D] and labels y [N] of any kind, one pass a layer.
@@ -212,6 +199,7 @@ class DeepClassifier(BaseStack):
         return self._set_layers(layers, splits)
 
 
+@dataclass(eq=False, repr=False)
 class StackedClassifier(BaseStack):
     """Stack classifiers over centers, each fitted on probabilities for samples left out.
 
@@ -248,26 +236,14 @@ class StackedClassifier(BaseStack):
     [0]
     """
 
-    def __init__(
-        self,
-        num_layers: int = 3,
-        first: CenterClassifier | None = None,
-        later: CenterClassifier | None = None,
-        folds: int = 5,
-        validation: float = 0.1,
-        seed: int | None = 0,
-        device: str = "auto",
-        progress: bool = True,
-    ):
-        super().__init__()
-        self.num_layers = num_layers
-        self.first = first
-        self.later = later
-        self.folds = folds
-        self.validation = validation
-        self.seed = seed
-        self.device = device
-        self.progress = progress
+    num_layers: int = 3
+    first: CenterClassifier | None = None
+    later: CenterClassifier | None = None
+    folds: int = 5
+    validation: float = 0.1
+    seed: int | None = 0
+    device: str = "auto"
+    progress: bool = True
 
     def __setattr__(self, name: str, value) -> None:
         """Keep estimators given as settings out of the module, which would save and move them."""
@@ -312,7 +288,7 @@ class StackedClassifier(BaseStack):
         return self._set_layers(layers, 1)
 
     def _split(self, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw which samples to learn from, and which of the classes of three and more to hold out."""
+        """Draw samples to learn from, and some of each class of three or more to hold out."""
         index, counts = np.unique(labels, return_inverse=True, return_counts=True)[1:]
         common = np.flatnonzero(counts[index] >= 3)
         if len(common) == 0:

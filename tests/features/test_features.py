@@ -136,7 +136,7 @@ def test_patch_features_are_those_of_a_plain_loop(colour, pool):
 
 def test_the_patches_are_white(digits):
     model = PatchFeatures(20, device="cpu").fit(digits)
-    spread = torch.cov(model._whitened(digits)[::7].T)
+    spread = torch.cov(model._whiten(digits).flatten(0, 2)[::7].T)
     assert spread.diagonal().max() < 1.2
     assert (spread - spread.diag().diag()).abs().max() < 0.2
 
@@ -228,7 +228,7 @@ def test_what_are_no_pictures_is_refused(given):
 
 def test_features_of_single_pixels_need_colours():
     grey = 100 * torch.rand(9, 5, 5)
-    with pytest.raises(ValueError, match="size=1 of grey pictures"):
+    with pytest.raises(ValueError, match="size=1 of grey images"):
         PatchFeatures(2, size=1, device="cpu").fit(grey)
     colour = torch.stack([grey, grey.flip(1), grey.flip(2)], 3)
     assert PatchFeatures(2, size=1, device="cpu").fit(colour).transform(colour).isfinite().all()

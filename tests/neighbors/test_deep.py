@@ -1,19 +1,20 @@
-"""Layers of dynamic classifiers: the passing forward against a naive float64 stack, and folders written whole."""
+"""Layers of dynamic classifiers: the passing forward against a naive float64 stack, and saving."""
 
 import json
-import shutil
 
 import numpy as np
 import oracle
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch.utils.data import DataLoader, TensorDataset
 
-from nnlib._common import files, serialization
-from nnlib._common.serialization import ModelError
+from nnlib._common import serialization
+from nnlib.errors import ModelError
 from nnlib.neighbors.classifier import DynamicClassifier
 from nnlib.neighbors.stacking import DeepClassifier
 
@@ -23,6 +24,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.slow
 @parametrize_with_checks([DeepClassifier(2)], expected_failed_checks=lambda _: EXPECTED)
 def test_scikit_learn_estimator(estimator, check):
     check(estimator)
@@ -161,16 +163,23 @@ def test_torch_module(model):
 
 def test_save_and_load(model, tmp_path):
     x, y = blobs(seed=1)
-    model.save(tmp_path / "models" / "deep")
-    again = DeepClassifier.load(tmp_path / "models" / "deep")
-    assert again.get_params() == model.get_params() and np.array_equal(
-        again.classes_, model.classes_
-    )
+    path = tmp_path / "models" / "deep.safetensors"
+    model.save(path)
+    again = DeepClassifier.load(path)
+    assert again.get_params() == model.get_params()
+    assert np.array_equal(again.classes_, model.classes_)
     assert torch.equal(again.predict_proba(x), model.predict_proba(x))
     assert again.layer_scores(x, y) == model.layer_scores(x, y)
-    assert {file.name for file in (tmp_path / "models").iterdir()} == {"deep"}
-    names = {"stack.json", *(f"layer_{number}.safetensors" for number in (1, 2, 3))}
-    assert {file.name for file in (tmp_path / "models" / "deep").iterdir()} == names
+    assert [file.name for file in (tmp_path / "models").iterdir()] == ["deep.safetensors"]
+
+
+def test_tensors_are_named_by_their_layer(model, tmp_path):
+    model.save(tmp_path / "deep")
+    tensors = load_file(tmp_path / "deep")
+    layers = range(1, 4)
+    names = {f"layer_{number}.{name}" for number in layers for name in ("centers", "values")}
+    assert tensors.keys() == names
+    assert torch.equal(tensors["layer_2.centers"], model.layers_[1].centers_)
 
 
 def test_a_model_replaces_a_larger_one(model, tmp_path):
@@ -178,90 +187,48 @@ def test_a_model_replaces_a_larger_one(model, tmp_path):
     small = DeepClassifier(1).fit(*blobs())
     small.save(tmp_path / "deep")
     assert DeepClassifier.load(tmp_path / "deep").num_neighbors == small.num_neighbors
-    assert sorted(file.name for file in tmp_path.rglob("*")) == [
-        "deep",
-        "layer_1.safetensors",
-        "stack.json",
-    ]
 
 
-def test_an_empty_folder_and_this_one_are_taken(model, tmp_path, monkeypatch):
-    (tmp_path / "empty").mkdir()
-    model.save(tmp_path / "empty")
-    monkeypatch.chdir(tmp_path / "empty")
-    model.save(".")
-    assert DeepClassifier.load(tmp_path / "empty").num_neighbors == model.num_neighbors
-
-
-@pytest.mark.parametrize("there", [False, True])
-def test_a_write_of_the_second_layer_that_fails_leaves_what_was_there(
-    there, model, tmp_path, monkeypatch
-):
+def test_a_write_that_fails_leaves_what_was_there(model, tmp_path, monkeypatch):
     before = DeepClassifier(2, seed=9).fit(*blobs())
-    if there:
-        before.save(tmp_path / "deep")
-    written, real = [], serialization.save_file
+    before.save(tmp_path / "deep")
 
     def failing(tensors, path, header):
-        written.append(path)
-        if len(written) == 2:
-            raise OSError("the disk is full")
-        real(tensors, path, header)
+        raise OSError("the disk is full")
 
     monkeypatch.setattr(serialization, "save_file", failing)
     with pytest.raises(OSError, match="disk is full"):
         model.save(tmp_path / "deep")
-    assert [file.name for file in tmp_path.iterdir()] == ["deep"] * there
-    if there:
-        x, _ = blobs()
-        assert torch.equal(
-            DeepClassifier.load(tmp_path / "deep").predict_proba(x), before.predict_proba(x)
-        )
-
-
-def test_a_rename_that_fails_puts_the_model_back(model, tmp_path, monkeypatch):
-    model.save(tmp_path / "deep")
-    real = files.os.rename
-
-    def failing(source, target):
-        if str(source).endswith(".part"):
-            raise OSError("no")
-        real(source, target)
-
-    monkeypatch.setattr(files.os, "rename", failing)
-    with pytest.raises(OSError, match="no"):
-        model.save(tmp_path / "deep")
     assert [file.name for file in tmp_path.iterdir()] == ["deep"]
-    assert DeepClassifier.load(tmp_path / "deep").num_neighbors == model.num_neighbors
+    x, _ = blobs()
+    again = DeepClassifier.load(tmp_path / "deep")
+    assert torch.equal(again.predict_proba(x), before.predict_proba(x))
 
 
-def test_foreign_folders_are_refused_and_stay(model, tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("dear")
-    with pytest.raises(OSError, match="mine.*holds no stack.json: give the path of a new folder"):
-        model.save(tmp_path / "mine")
-    model.save(tmp_path / "deep")
-    (tmp_path / "deep" / "inner").mkdir()
-    (tmp_path / "deep" / "inner" / "stack.json").write_text("dear")
-    with pytest.raises(OSError, match="holds 'inner/stack.json' too"):
-        model.save(tmp_path / "deep")
-    (tmp_path / "file").write_text("dear")
-    with pytest.raises(OSError, match="file.*holds no stack.json"):
-        model.save(tmp_path / "file")
-    with pytest.raises(OSError, match="can't be written"):
-        model.save(tmp_path / "file" / "deep")
-    assert (
-        (tmp_path / "file").read_text() == (tmp_path / "mine" / "notes.txt").read_text() == "dear"
-    )
-    assert {file.name for file in tmp_path.iterdir()} == {"mine", "deep", "file"}
+def test_a_folder_of_the_format_before_is_refused_by_its_version(tmp_path):
+    (tmp_path / "deep").mkdir()
+    header = {"format": "nnlib.1", "class": "DeepClassifier", "settings": {"num_layers": 1}}
+    (tmp_path / "deep" / "stack.json").write_text(json.dumps(header))
+    with pytest.raises(ModelError, match="deep' is a folder.*nnlib.1, which nnlib 0.1 reads"):
+        DeepClassifier.load(tmp_path / "deep")
 
 
-def changed(**settings):
-    def change(folder):
-        told = json.loads((folder / "stack.json").read_text())
-        told |= {name: settings.pop(name) for name in ("format", "class") if name in settings}
-        told["settings"] |= settings
-        (folder / "stack.json").write_text(json.dumps(told))
+def change_metadata(**changes):
+    def change(path, header):
+        metadata = json.loads(header["metadata"])
+        for name, value in changes.items():
+            metadata["attributes" if name == "splits_" else "settings"][name] = value
+        header["metadata"] = json.dumps(metadata)
+
+    return change
+
+
+def change_layers(*numbers):
+    def change(path, header):
+        metadata = json.loads(header["metadata"])
+        layers = [metadata["submodels"][f"layer_{number}"] for number in numbers]
+        metadata["submodels"] = {f"layer_{n}": layer for n, layer in enumerate(layers, 1)}
+        header["metadata"] = json.dumps(metadata)
 
     return change
 
@@ -269,50 +236,40 @@ def changed(**settings):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (shutil.rmtree, "stack.json.*FileNotFoundError"),
-        (lambda folder: (folder / "stack.json").write_text("{"), "stack.json.*can't be read"),
-        (lambda folder: (folder / "stack.json").write_text("[]"), "stack.json.*holds no settings"),
-        (lambda folder: (folder / "stack.json").write_bytes(b"\xff"), "stack.json.*can't be read"),
-        (changed(format="other"), "the format 'other'"),
-        (changed(**{"class": "DynamicClassifier"}), "the class 'DynamicClassifier'"),
-        (changed(num_layers="3"), "num_layers='3'"),
-        (changed(num_layers=2), "holds 3 layers for num_layers=2"),
-        (changed(splits=0), "splits=0"),
-        (changed(splits=3), "a layer gives 9 features and the next takes 6"),
-        (
-            lambda folder: (folder / "layer_2.safetensors").unlink(),
-            "holds 2 layers for num_layers=3",
-        ),
-        (
-            lambda folder: (folder / "layer_2.safetensors").rename(folder / "layer_b.safetensors"),
-            "layer_2.safetensors",
-        ),
-        (
-            lambda folder: (folder / "layer_3.safetensors").write_bytes(b"cut"),
-            "layer_3.safetensors",
-        ),
-        (
-            lambda folder: shutil.copy(
-                folder / "layer_1.safetensors", folder / "layer_2.safetensors"
-            ),
-            "next takes 5",
-        ),
+        (lambda path, header: header.update(format="other"), "the format 'other'"),
+        (lambda path, header: header.update({"class": "Other"}), "the class 'Other'"),
+        (lambda path, header: header.update(metadata="{"), "can't be read as a DeepClassifier"),
+        (change_metadata(surprise=1), "surprise"),
+        (change_metadata(splits_=3), "a layer gives 9 features and the next takes 6"),
+        (change_layers(1, 1, 3), "belong together|next takes 5"),
+        (change_layers(), "can't be read as a DeepClassifier"),
     ],
 )
-def test_a_broken_folder_is_refused(change, named, model, tmp_path):
+def test_a_changed_file_is_refused(change, named, model, tmp_path):
     model.save(tmp_path / "deep")
-    change(tmp_path / "deep")
+    with safe_open(tmp_path / "deep", "pt") as file:
+        header = file.metadata()
+    change(tmp_path / "deep", header)
+    save_file(load_file(tmp_path / "deep"), tmp_path / "changed", header)
     with pytest.raises(ModelError, match=named):
-        DeepClassifier.load(tmp_path / "deep")
+        DeepClassifier.load(tmp_path / "changed")
 
 
-def test_layers_of_other_classes_are_refused(model, tmp_path):
+def test_a_missing_or_truncated_file_is_refused(model, tmp_path):
+    with pytest.raises(ModelError, match="nowhere"):
+        DeepClassifier.load(tmp_path / "nowhere")
     model.save(tmp_path / "deep")
+    (tmp_path / "cut").write_bytes((tmp_path / "deep").read_bytes()[:-5])
+    with pytest.raises(ModelError, match="cut"):
+        DeepClassifier.load(tmp_path / "cut")
+
+
+def test_layers_of_other_classes_are_refused(model):
     x, y = blobs()
-    DeepClassifier(3, 2).fit(x, y + 1).save(tmp_path / "other")
-    shutil.copy(tmp_path / "other" / "layer_3.safetensors", tmp_path / "deep")
-    with pytest.raises(ModelError, match="their classes differ"):
-        DeepClassifier.load(tmp_path / "deep")
+    other = DeepClassifier(3, 2).fit(x, y + 1)
+    layers = [*model.layers_[:2], other.layers_[2]]
+    with pytest.raises(ValueError, match="their classes differ"):
+        DeepClassifier()._set_layers(layers, 2)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from nnlib._common.serialization import ModelError
 from nnlib.attention.blockwise import Labels
 from nnlib.attention.dispatch import attend
 from nnlib.attention.kernels import (
@@ -22,6 +21,7 @@ from nnlib.attention.kernels import (
     InverseDistance,
     UniformKNN,
 )
+from nnlib.errors import ModelError
 from nnlib.neighbors.metric_learning import NCATransformer
 from nnlib.neighbors.prototypes import PrototypeClassifier
 
@@ -36,6 +36,7 @@ CHECKED = [
 ]
 
 
+@pytest.mark.slow
 @parametrize_with_checks(CHECKED, expected_failed_checks=lambda _: EXPECTED)
 def test_scikit_learn_estimator(estimator, check):
     check(estimator)
@@ -118,7 +119,13 @@ def test_a_kernel_without_sharpness_says_so(kernel):
 
 @pytest.mark.parametrize(
     "kernel",
-    ["cosine", "euclidean", "influence_cone", "euclidian_pyramid", CosineSoftmax(0.1)],
+    [
+        "euclidean",
+        *(
+            pytest.param(kernel, marks=pytest.mark.slow)
+            for kernel in ("cosine", "influence_cone", "euclidian_pyramid", CosineSoftmax(0.1))
+        ),
+    ],
     ids=str,
 )
 def test_learning_lowers_the_loss_under_any_kernel(kernel):
@@ -130,6 +137,7 @@ def test_learning_lowers_the_loss_under_any_kernel(kernel):
     torch.testing.assert_close(many.values_.sum(1), torch.ones(12))
 
 
+@pytest.mark.slow
 def test_learned_centers_beat_the_clusters_they_set_out_from():
     (x, y), (test, test_y) = ring(), ring(seed=1)
     start = PrototypeClassifier(6, "euclidean", epochs=0, progress=False).fit(x, y)
@@ -169,15 +177,6 @@ def test_a_few_steps_are_enough_to_learn(epochs):
     assert len(metric.losses_) == epochs and metric.transform(x).isfinite().all()
 
 
-def test_condensed_start():
-    x, y = ring()
-    model = PrototypeClassifier(15, "euclidean", start="condensed", epochs=30, progress=False).fit(
-        x, y
-    )
-    assert model.num_neighbors == 15
-    assert model.score(x, y) > 0.9
-
-
 def test_saved_and_loaded(tmp_path):
     x, y = ring(300)
     model = PrototypeClassifier(8, **QUICK).fit(x, y)
@@ -196,7 +195,6 @@ def test_saved_and_loaded(tmp_path):
         {"n_prototypes": 1},
         {"n_prototypes": 2.5},
         {"epochs": -1},
-        {"start": "here"},
         {"lr": 0},
         {"lr": math.inf},
         {"kernel": UniformKNN(3)},
@@ -303,6 +301,7 @@ def test_the_unit_of_the_data_does_not_matter(scale):
     assert centers[1].score(x * scale, y) == pytest.approx(centers[0].score(x, y), abs=0.05)
 
 
+@pytest.mark.slow
 def test_one_sample_far_out_does_not_spoil_the_others():
     x, y = ring()
     far, label = torch.cat([x, torch.full((1, x.shape[1]), 1e5)]), torch.cat([y, y[:1]])
@@ -365,7 +364,7 @@ def test_learning_leaves_the_random_numbers_of_others_alone():
         {"proxies": 1},
         {"proxies": -1},
         {"temperature": 0},
-        {"products": "int8"},
+        {"matmul_dtype": "int8"},
         {"adversarial": 1.0},
         {"adversarial": -0.1},
         {"dropout": 1.0},
@@ -394,6 +393,7 @@ def test_a_metric_that_is_not_fitted_says_so():
         NCATransformer().transform(torch.ones(2, 3))
 
 
+@pytest.mark.slow
 def test_they_go_in_a_pipeline():
     x, y = ring()
     some = QUICK | {"epochs": 20}

@@ -16,10 +16,16 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import (
+    check_classifiers_one_label,
+    check_dict_unchanged,
+    check_estimators_unfitted,
+    check_f_contiguous_array_estimator,
+    check_get_params_invariance,
+    parametrize_with_checks,
+)
 from torch.utils.data import DataLoader, TensorDataset
 
-from nnlib._common.serialization import ModelError
 from nnlib.attention.kernels import (
     CosineInverseDistance,
     InfluenceCone,
@@ -27,6 +33,7 @@ from nnlib.attention.kernels import (
     UniformKNN,
 )
 from nnlib.datasets import load
+from nnlib.errors import ModelError
 from nnlib.neighbors.classifier import DynamicClassifier
 from nnlib.neighbors.condensing import rule as condense_module
 from nnlib.neighbors.prototypes import PrototypeClassifier
@@ -38,6 +45,21 @@ EXPECTED = {
 }
 
 
+QUICK_CHECKS = (
+    check_dict_unchanged,
+    check_estimators_unfitted,
+    check_f_contiguous_array_estimator,
+    check_get_params_invariance,
+    check_classifiers_one_label,
+)
+
+
+@pytest.mark.parametrize("check", QUICK_CHECKS, ids=lambda check: check.__name__)
+def test_quick_scikit_learn_checks(check):
+    check("DynamicClassifier", DynamicClassifier(progress=False))
+
+
+@pytest.mark.slow
 @parametrize_with_checks(
     [DynamicClassifier(), DynamicRegressor()], expected_failed_checks=lambda _: EXPECTED
 )
@@ -344,10 +366,12 @@ def test_a_truncated_model_is_refused(tmp_path):
     [
         {"format": "other"},
         {"class": "DynamicRegressor"},
-        {"told": "{}"},
-        {"told": "not json"},
-        {"told": '{"settings": {"kernel": {"kernel": "math", "fields": {}}}, "attributes": {}}'},
-        {"told": '{"settings": {"surprise": 1}, "attributes": {}}'},
+        {"metadata": "{}"},
+        {"metadata": "not json"},
+        {
+            "metadata": '{"settings": {"kernel": {"kernel": "math", "fields": {}}}, "attributes": {}}'
+        },
+        {"metadata": '{"settings": {"surprise": 1}, "attributes": {}}'},
     ],
 )
 def test_a_foreign_model_is_refused(change, tmp_path):

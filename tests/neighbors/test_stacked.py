@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sklearn.base import clone
+from sklearn.model_selection import StratifiedKFold
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from nnlib._common.serialization import ModelError
+from nnlib.errors import ModelError
 from nnlib.neighbors.classifier import DynamicClassifier
 from nnlib.neighbors.prototypes import PrototypeClassifier
 from nnlib.neighbors.regressor import DynamicRegressor
 from nnlib.neighbors.stacking import StackedClassifier
-from nnlib.training.image_data import held_out
 
 QUICK = {"epochs": 3, "device": "cpu", "progress": False}
 EXPECTED = {
@@ -20,6 +22,7 @@ EXPECTED = {
 LATER = PrototypeClassifier(6, "cosine_softmax", **QUICK)
 
 
+@pytest.mark.slow
 @parametrize_with_checks(
     [StackedClassifier(2, later=LATER, folds=2, device="cpu")],
     expected_failed_checks=lambda _: EXPECTED,
@@ -45,16 +48,18 @@ def model():
 
 def test_the_second_layer_learns_from_samples_left_out(model):
     x, y = mixed(900)
-    held = held_out(y, 0.1, 5)
+    train, held = model._split(y.numpy(), 5)
     assert y[held].bincount().tolist() == [30, 30, 30]
-    (x, held_x), (y, held_y) = ((part[~held], part[held]) for part in (x, y))
-    fold = torch.from_numpy(model._folds(y.numpy()))
-    assert all((fold[y == each].bincount(minlength=4) - 67.5).abs().max() < 1 for each in range(3))
-    guess = torch.zeros(len(x), 3)
-    for number in range(4):
-        kept = fold != number
-        guess[~kept] = DynamicClassifier("euclidean").fit(x[kept], y[kept]).predict_proba(x[~kept])
-    first, second = DynamicClassifier("euclidean").fit(x, y), clone(LATER).fit(guess, y)
+    assert sorted([*train, *held]) == list(range(900))
+    held_x, held_y = x[held], y[held]
+    x, y = x[train], y[train]
+    probabilities = torch.zeros(len(x), 3)
+    folds = StratifiedKFold(4, shuffle=True, random_state=5)
+    for rows, out in folds.split(x, y):
+        fold = DynamicClassifier("euclidean").fit(x[rows], y[rows])
+        probabilities[out] = fold.predict_proba(x[out])
+    first = DynamicClassifier("euclidean").fit(x, y)
+    second = clone(LATER).fit(probabilities, y)
     assert torch.equal(model.layers_[0].centers_, first.centers_)
     torch.testing.assert_close(model.layers_[1].centers_, second.centers_)
     passed = first.predict_proba(held_x)
@@ -63,7 +68,7 @@ def test_the_second_layer_learns_from_samples_left_out(model):
     )
 
 
-def test_depth_pays_where_neighbors_mislead(model):
+def test_a_second_layer_helps_where_neighbors_mislead(model):
     more, labels = mixed(3000, 1)
     first, *later = model.layer_scores(more, labels)
     assert later[-1] > first + 0.1 and later[-1] == model.score(more, labels)
@@ -97,6 +102,7 @@ def test_a_class_of_which_nothing_can_be_held_out_is_no_stack():
         StackedClassifier(folds=2, device="cpu").fit(x, torch.arange(10) // 2)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_stack(model):
     again = clone(model).fit(*mixed(900))
     more, _ = mixed(50, 3)
@@ -121,15 +127,15 @@ def test_save_and_load(model, tmp_path):
     again = StackedClassifier.load(tmp_path / "stack")
     assert torch.equal(again.predict_proba(more), model.predict_proba(more))
     assert [type(layer) for layer in again.layers_] == [type(layer) for layer in model.layers_]
-    assert (
-        again.folds == 4
-        and again.seed == 5
-        and again.later.get_params() == model.layers_[-1].get_params()
-    )
-    head = tmp_path / "stack" / "stack.json"
-    head.write_text(head.read_text().replace("PrototypeClassifier", "Anything"))
-    with pytest.raises(ModelError, match="kinds=.*Anything"):
-        StackedClassifier.load(tmp_path / "stack")
+    assert again.folds == 4 and again.seed == 5
+    assert again.first.get_params() == model.first.get_params()
+    assert again.later.get_params() == model.later.get_params()
+    with safe_open(tmp_path / "stack", "pt") as file:
+        header = file.metadata()
+    header["metadata"] = header["metadata"].replace("PrototypeClassifier", "Anything")
+    save_file(load_file(tmp_path / "stack"), tmp_path / "changed", header)
+    with pytest.raises(ModelError, match="class 'Anything'"):
+        StackedClassifier.load(tmp_path / "changed")
 
 
 @pytest.mark.parametrize(

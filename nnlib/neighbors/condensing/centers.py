@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class GrowableTensor:
-    """Rows that are appended to; memory is allocated anew only when half as many again are there."""
+    """Rows that are appended to, in memory that is allocated anew only when it is full."""
 
     def __init__(self, rows: Shaped[Tensor, "N *D"]):
         self.storage = rows

@@ -11,8 +11,13 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from nnlib._common.runtime import single_thread
-from nnlib.attention import InfluenceCone, Kernel, exact_products, is_worthwhile, unsupported_reason
+from nnlib._common.runtime import full_precision, single_thread
+from nnlib.attention import (
+    InfluenceCone,
+    Kernel,
+    is_worthwhile,
+    unsupported_reason,
+)
 from nnlib.neighbors.condensing.centers import GrowingCenters
 from nnlib.neighbors.condensing.votes import (
     BLOCK_ROWS,
@@ -63,7 +68,7 @@ def condense(
     in the next round is added again. The pass ends once the centers outnumber the rule's
     `max_neighbors`. `callback` is called after every batch.
     """
-    with torch.no_grad(), exact_products():
+    with torch.no_grad(), full_precision():
         for x, y, numbers in blocks:
             cache_class = _cache_class(len(x), centers, kernel, rule)
             with single_thread() if cache_class is GridVotes else nullcontext():

@@ -5,7 +5,7 @@ the sums of the samples still to come. How sums may be kept depends on the kerne
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -43,6 +43,7 @@ class CondensingRule(NamedTuple):
     max_neighbors: int
 
 
+@runtime_checkable
 class VoteCache(Protocol):
     """Predictions for a block by the centers so far; made anew for each block.
 
@@ -93,7 +94,7 @@ class _BlockVotes:
             self.distances[:, cols] = self.distance.pairwise(self.points, points)[0]
 
     def _pairwise(self, rows: slice, chosen: Int64[Tensor, " K"], same=None) -> Tensor:
-        """Measure samples of the block against chosen ones; `same`: pairs of a sample with itself."""
+        """Measure samples against chosen ones; `same`: pairs of a sample with itself."""
         samples = take_rows(self.points, rows)
         return self.distance.pairwise(samples, take_rows(self.points, chosen), same=same)[0]
 
@@ -127,7 +128,7 @@ class AdditiveVotes(_BlockVotes):
 
 
 class CachedDistanceVotes(_BlockVotes):
-    """Sums of weights that depend on the nearest center; all distances to earlier centers are kept."""
+    """Sums of weights that depend on the nearest center; distances to earlier ones are cached."""
 
     def __init__(self, x, values, centers, kernel, rule):
         super().__init__(x, values, centers, kernel, rule)
@@ -138,7 +139,6 @@ class CachedDistanceVotes(_BlockVotes):
         nearest = self.nearest[rows]
         sums = self.sums[rows]
         if len(self.chosen):
-            # samples of these rows are chosen while the rows are predicted again and again
             inside = (self.chosen >= rows.start).nonzero()[:, 0]
             same = (self.chosen[inside] - rows.start, inside)
             distances = self._pairwise(rows, self.chosen, same)
@@ -150,7 +150,7 @@ class CachedDistanceVotes(_BlockVotes):
         return average_of(sums)
 
     def _add(self, sums, distances, nearest, values):
-        """Add weights as a grid search sums them: not relative to the weight of the nearest center."""
+        """Add weights as a grid search sums them: not relative to the nearest center's."""
         scale = self.distance.scale
         radius = self.kernel.support_radius(nearest, scale)
         weights = self.kernel.relative_weights(distances, nearest, scale).mul_(radius[:, None])
@@ -168,7 +168,7 @@ class CachedDistanceVotes(_BlockVotes):
         if len(self.earlier_values):
             parts = (part.split(WEIGHED_ROWS) for part in (sums, self.distances[rows], nearest))
             for part, distances, smallest in zip(*parts, strict=True):
-                copied = self.distance.workspace.beside("weights", distances).copy_(distances)
+                copied = self.distance.workspace.like("weights", distances).copy_(distances)
                 self._add(part, copied, smallest, self.earlier_values)
         return sums
 
@@ -179,7 +179,7 @@ class GridVotes(CachedDistanceVotes):
     def _compare(self, centers, rule):
         encoded = LazyValues(centers.y, rule.values)
         rows = centers.x[:].to(self.x.dtype)
-        self.grid = QuantileGrid(rows, encoded, self.kernel, self.distance.frame)
+        self.grid = QuantileGrid(rows, encoded, self.kernel, self.distance.preconditioner)
 
     def _nearest(self):
         return self.grid.nearest(self.x)
