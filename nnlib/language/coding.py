@@ -26,6 +26,7 @@ class StreamingPredictor:
         self.index = index.fork() if adapt else index
         self.gating = gating
         self.adapt = adapt
+        self.alphabet = self.index.alphabet  # grows by what is read
         self.context = index.context
         self._counts = None
 
@@ -33,10 +34,6 @@ class StreamingPredictor:
         """Of each character of `alphabet` to come next, and last of any other."""
         self._counts = self.index.counts(self.context)
         return self.gating.probabilities(self._counts)
-
-    @property
-    def alphabet(self) -> list[str]:
-        return self.index.alphabet
 
     def code(self, character: str) -> int:
         """A character's index among the probabilities."""

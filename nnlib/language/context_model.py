@@ -1,7 +1,7 @@
 """A language model of nearest neighbors: passages with a like context vote for what comes next."""
 
 import json
-from itertools import chain
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,11 +16,7 @@ from nnlib._common.runtime import check_seed, single_thread
 from nnlib._common.serialization import UNREADABLE, SafetensorsMixin
 from nnlib._common.validation import check, check_int
 from nnlib.language.coding import SCALARS, StreamingPredictor
-from nnlib.language.context_orders import (
-    MAX_CONTEXT,
-    encode_characters,
-    sorted_contexts,
-)
+from nnlib.language.context_orders import MAX_CONTEXT, encode_characters, sorted_contexts
 from nnlib.language.continuation_counts import count_earlier, expert_counts
 from nnlib.language.gating import GatingNetwork, encode_counts
 from nnlib.language.sampling import sample_text
@@ -31,7 +27,7 @@ OLD_NAMES = {"inside": "hidden", "outside": "output", "spread": "std"}  # of the
 MAX_PARTS = 10  # held out of the training text, one after the other, to fit the gating network on
 MAX_HELD_OUT = 128_000  # characters of all parts
 SHORT_TEXT = 50  # below which nothing is held out
-FEW_APPENDED = 1000  # below which a text is not sorted anew
+FEW_APPENDED = 1000  # characters, up to which a text is not sorted anew
 
 
 class Passage(NamedTuple):
@@ -47,15 +43,13 @@ class Passage(NamedTuple):
 class ContextModel(SafetensorsMixin, BaseEstimator):
     """Language model of characters in which all passages with a similar context vote.
 
-    A passage's weight depends on how much of its context is the same (as it is written; in whole
-    words; by the column in the line), on how many such passages there are, in how many ways they
-    went on, and in how many different contexts. How it depends is learned by predicting parts of
-    the training text from all the others.
+    A passage's weight depends on how much of its context is the same (characters, whole words, or
+    the column in the line), on how many such passages there are, and on the ways they went on. How
+    it depends is learned by predicting parts of the training text from all the others.
 
     Parameters
     ----------
-    seed : int or None, default 0
-        Of the gating network's training; None: another one each time.
+    seed : of the gating network's training, default 0; None: another one each time
 
     References
     ----------
@@ -84,7 +78,6 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
             with single_thread():
                 samples = _training_samples(contexts, encode_characters(text), parts)
                 self.gating_.fit(samples, 1 / (len(set(text)) + 1), self.seed)
-        self._text = text
         self._index = SuffixIndex(text, contexts)
         return self
 
@@ -93,8 +86,9 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
         if self._index is None:
             return self.fit(text)
         _check_text("text", text)
-        if len(self._index.appended) + len(text) > max(FEW_APPENDED, len(self._text) // 200):
-            self._sort(self.text_ + text)
+        few = max(FEW_APPENDED, len(self._index.text) // 200)
+        if len(self._index.appended) + len(text) > few:
+            self._index = SuffixIndex(self.text_ + text)
         else:
             for character in text:
                 self._index.append(character)
@@ -108,8 +102,7 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
     @property
     def text_(self) -> str:
         """All that was fitted on and appended."""
-        appended = self._fitted_index().appended
-        return self._text + appended
+        return self._fitted_index().text + self._index.appended
 
     def predict_proba(self, context: str) -> Float64[np.ndarray, " A+1"]:
         """The probability of each character of `alphabet_`, and of any other, after the context."""
@@ -120,35 +113,29 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
     def expert_weights(self, context: str) -> dict[str, float]:
         """The weight of all passages that share each kind of thing with the context; sum 1."""
         _check_text("context", context)
+        weights = self.gating_.expert_weights(self._fitted_index().counts(context)).tolist()
         names = [expert.name for expert in EXPERTS] + ["none: a uniform guess"]
-        weights = self.gating_.expert_weights(self._fitted_index().counts(context))
-        return dict(zip(names, weights.tolist(), strict=True))
+        return dict(zip(names, weights, strict=True))
 
     def bits(self, text: str, adapt: bool = False) -> Float64[np.ndarray, " N"]:
         """The cost -log2 p of each character of a text that follows; `adapt`: learning on the way.
 
         An unknown character shares the probability of all of Unicode's others.
         """
-        known = self.text_
+        start = len(self.text_)
         _check_text("text", text, least=1)
-        whole = known + text
+        whole = self.text_ + text
         codes = encode_characters(whole)
-        queries = range(len(known), len(whole))
-        counts = [
-            of_expert
-            for contexts, order in sorted_contexts(whole)
-            for of_expert in expert_counts(contexts, order, codes, queries, adapt)
-        ]
-        in_alphabet = np.isin(codes[len(known) :], codes[: len(known)])
+        counts = _count_all(sorted_contexts(whole), codes, range(start, len(whole)), adapt)
+        unknown = ~np.isin(codes[start:], codes[:start])
         alphabet_size = len(self.alphabet_)
         if adapt:
-            new = ~in_alphabet & (count_earlier(codes[len(known) :]) == 0)
-            in_alphabet = ~new
-            alphabet_size = alphabet_size + np.cumsum(new) - new
-        others = np.where(in_alphabet, 1, SCALARS - alphabet_size)
-        uniform = 1 / (alphabet_size + 1.0) / others
+            unknown &= count_earlier(codes[start:]) == 0
+            alphabet_size = alphabet_size + np.cumsum(unknown) - unknown
+        uniform = 1 / (alphabet_size + 1.0) / np.where(unknown, SCALARS - alphabet_size, 1)
         with single_thread():
-            return -np.log2(self.gating_.true_probabilities(np.stack(counts, 1), uniform))
+            p = self.gating_.true_probabilities(np.stack(list(counts), 1), uniform)
+        return -np.log2(p)
 
     def bits_per_character(self, text: str, adapt: bool = False) -> float:
         """The mean of `bits`."""
@@ -179,8 +166,7 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
     ) -> str:
         """Draw what follows a prompt, by probabilities to the power 1 / temperature.
 
-        Temperature 0 takes the most likely one each time. `memory`: how many of the last characters
-        are looked at.
+        At 0 the most likely one is taken. `memory`: how many of the last characters are looked at.
         """
         _check_text("prompt", prompt)
         check_int("memory", memory, 0)
@@ -198,11 +184,11 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
         """
         _check_text("context", context)
         if self._fitted_index().appended:
-            self._sort(self.text_)
+            self._index = SuffixIndex(self.text_)
         counts = self._index.counts(context)
         expert_weights = self.gating_.expert_weights(counts)
         of_passage = expert_weights[:-1] / np.maximum(counts.sum(1), 1)
-        weights = np.zeros(len(self._text) + 1)
+        weights = np.zeros(len(self._index.text) + 1)
         for weight, positions in zip(of_passage, self._index.matches(context), strict=True):
             weights[positions] += weight
         weights[-1] = expert_weights[-1]
@@ -213,12 +199,12 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
         weights = self.weights(context)[:-1]
         check_int("top", top)
         heaviest = np.lexsort((-np.arange(len(weights)), -weights))[:top]
+        text = self._index.text
         passages = []
-        for position in heaviest[weights[heaviest] > 0].tolist():
-            before = self._text[max(0, position - around) : position]
-            after = self._text[position + 1 : position + 1 + around]
-            weight = float(weights[position])
-            passages.append(Passage(weight, position, before, self._text[position], after))
+        for at in heaviest[weights[heaviest] > 0].tolist():
+            before = text[max(0, at - around) : at]
+            after = text[at + 1 : at + 1 + around]
+            passages.append(Passage(float(weights[at]), at, before, text[at], after))
         return passages
 
     @classmethod
@@ -244,10 +230,6 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
         _check_text("text", text, least=1)
         self.gating_ = GatingNetwork(len(EXPERTS))
         self.gating_.load_state_dict(tensors)
-        self._sort(text)
-
-    def _sort(self, text: str) -> None:
-        self._text = text
         self._index = SuffixIndex(text)
 
     def _fitted_index(self) -> SuffixIndex:
@@ -273,12 +255,15 @@ def _held_out_parts(size: int) -> list[range]:
 def _training_samples(contexts, codes, parts: list[range]) -> Float16[torch.Tensor, "M E 3"]:
     samples = torch.empty(sum(map(len, parts)), len(EXPERTS), 3, dtype=torch.float16)
     for sample, part in zip(samples.split([len(part) for part in parts]), parts, strict=True):
-        counts = chain.from_iterable(
-            expert_counts(kind, order, codes, part) for kind, order in contexts
-        )
-        for expert, of_expert in enumerate(counts):
-            sample[:, expert] = encode_counts(of_expert)
+        for expert, counts in enumerate(_count_all(contexts, codes, part)):
+            sample[:, expert] = encode_counts(counts)
     return samples
+
+
+def _count_all(contexts, codes, queries: range, adapt: bool = False) -> Iterator[np.ndarray]:
+    """What each of EXPERTS counts."""
+    for kind, order in contexts:
+        yield from expert_counts(kind, order, codes, queries, adapt)
 
 
 def _check_text(name: str, text: str, least: int = 0) -> None:

@@ -53,6 +53,7 @@ class SuffixIndex:
     """
 
     def __init__(self, text: str, contexts: list | None = None):
+        self.text = text
         self.contexts = contexts or sorted_contexts(text)
         self.codes = encode_characters(text)
         self.context = text[-MAX_CONTEXT:]
@@ -81,13 +82,11 @@ class SuffixIndex:
         return counts
 
     def find(self, context: str) -> list[tuple[str | None, int, int]]:
-        """For each expert: the key that matches share, None where `context` is too short; and
-        their rows low..high of the sorted text."""
+        """The key that each expert's matches share (None: too short), and their rows low..high."""
         found = {}
         for number, (kind, order) in enumerate(self.contexts):
             key, lengths = kind.query(context[-MAX_CONTEXT:])
-            low = 0
-            high = len(order)
+            low, high = 0, len(order)
             for level, length in enumerate(lengths):
                 if length:
                     low, high = self._cached_rows(number, key[:length], length, low, high)

@@ -15,7 +15,7 @@ from nnlib.language import coding
 from nnlib.language.coding import decode, encode
 from nnlib.language.context_model import ContextModel
 from nnlib.language.gating import GatingNetwork
-from nnlib.language.suffix_index import EXPERTS
+from nnlib.language.suffix_index import EXPERTS, SuffixIndex
 
 ALICE = shipped("alice").replace("\r\n", "\n")
 
@@ -29,7 +29,7 @@ def knowing(text: str, gate: GatingNetwork) -> ContextModel:
     """A model that knows a text, and trusts as another one learned to."""
     model = ContextModel()
     model.gating_ = gate
-    model._sort(text)
+    model._index = SuffixIndex(text)
     return model
 
 
@@ -109,7 +109,7 @@ def test_reading_on_is_like_having_read_it_all(model, head, more):
     pieces, whole = knowing(text[:head], model.gating_), knowing(text, model.gating_)
     for start in range(head, len(text), 100):
         pieces.partial_fit(text[start : start + 100])
-    assert pieces.text_ == text and (len(pieces._text) > head) == (
+    assert pieces.text_ == text and (len(pieces._index.text) > head) == (
         more > 1000
     )  # whether it was sorted anew
     for context in (
