@@ -35,7 +35,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """Compute on one core: small steps gain nothing from more, and lose much where others use them."""
+    """Compute on one core: small steps gain nothing from more, and lose much beside others."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -46,7 +46,7 @@ def single_thread() -> Iterator[None]:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Multiply float32 in float32, whatever the process allows its networks: autocast, tf32, bf16."""
+    """Multiply float32 in float32, whatever the process allows networks: autocast, tf32, bf16."""
     with ExitStack() as stack:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):

@@ -1,4 +1,4 @@
-"""Fitted models as one .safetensors file: tensors, and settings as JSON in its header. No pickle."""
+"""Fitted models as one .safetensors file: tensors, and settings as JSON in its header."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ OLD_SETTINGS = {  # None: gone, and of no use to a fitted model
     "PrototypeClassifier": {"count": "n_prototypes", "start": None},
     "UniformKNN": {"count": "k", "by": "base"},
 }
-COLUMNS = {"feature_names_in_"}
+COLUMNS = "feature_names_in_"  # where it was fitted on a frame
 UNREADABLE = (
     *(SafetensorError, OSError, ValueError, KeyError),
     *(TypeError, AttributeError, RuntimeError),
@@ -96,10 +96,11 @@ class SafetensorsMixin(Registered):
             ) from None
 
     def _metadata(self) -> dict:
-        columns = [name for name in COLUMNS if hasattr(self, name)]
-        attributes = [*self.saved_attributes, *columns]
         settings = self.get_params(deep=False)
         submodels = self._submodels()
+        attributes = list(self.saved_attributes)
+        if hasattr(self, COLUMNS):
+            attributes.append(COLUMNS)
         return {
             "class": type(self).__name__,
             "settings": {name: to_json(value) for name, value in settings.items()},
@@ -112,7 +113,7 @@ class SafetensorsMixin(Registered):
         settings = _current_settings(cls.__name__, metadata["settings"])
         model = cls(**{name: from_json(value) for name, value in settings.items()})
         attributes = metadata["attributes"]
-        for name in (*cls.saved_attributes, *(COLUMNS & attributes.keys())):
+        for name in {*cls.saved_attributes} | (attributes.keys() & {COLUMNS}):
             setattr(model, name, from_json(attributes[name]))
         submodels = {}
         for name, described in metadata.get("submodels", {}).items():
@@ -133,7 +134,7 @@ class SafetensorsMixin(Registered):
         return tensors
 
     def _tensors(self) -> dict[str, Tensor]:
-        """What is written: each tensor under its attribute's name, less the underscore."""
+        """The tensors to write, under their attributes' names less the underscore."""
         return {name.rstrip("_"): getattr(self, name) for name in self.saved_tensors}
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
@@ -142,7 +143,7 @@ class SafetensorsMixin(Registered):
             setattr(self, name, tensors[name.rstrip("_")])
 
     def _submodels(self) -> dict[str, "SafetensorsMixin"]:
-        """Fitted models that this one is made of, by names of no dot, in their order."""
+        """Fitted models that this one is made of, in their order, by names without dots."""
         return {}
 
     def _restore_submodels(self, submodels: dict[str, "SafetensorsMixin"]) -> None:
@@ -204,21 +205,3 @@ def _check_header(header: dict, kind: str, path: str | Path) -> None:
             f"path={str(path)!r} has {wrong}: "
             "give a file that save() of this class and version wrote"
         )
-
-
-def write_settings(path: Path, kind: str, settings: dict) -> None:
-    header = {"format": FORMAT, "class": kind, "settings": settings}
-    path.write_text(json.dumps(header, indent=1, default=to_json), encoding="utf-8")
-
-
-def read_settings(path: Path, kind: str) -> dict:
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"path={str(path)!r} can't be read ({type(error).__name__}: {error}): give a folder that {kind}.save wrote"
-        ) from None
-    if not (isinstance(header, dict) and isinstance(header.get("settings"), dict)):
-        raise ModelError(f"path={str(path)!r} holds no settings")
-    _check_header(header, kind, path)
-    return header["settings"]

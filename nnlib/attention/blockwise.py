@@ -1,4 +1,4 @@
-"""Weighted averages and nearest centers by blocks of queries against blocks of centers, on any device.
+"""Weighted averages and nearest centers by blocks of queries against blocks of centers.
 
 Nothing larger than a block is held: sums run on from block to block, and gradients measure each
 block again.
@@ -63,7 +63,7 @@ class Labels:
 
 
 class OnlineWeightedMean:
-    """Running sums of w v and w for a block of queries, w relative to the nearest center's so far."""
+    """Running sums of w v and w for a block of queries, w relative to that of the nearest so far."""
 
     def __init__(self, kernel: Kernel, queries: int, values: int, like: Tensor, scale: float = 1.0):
         self.kernel = kernel
@@ -111,7 +111,7 @@ def accumulate(
 def blockwise_average(
     queries, centers, values, kernel: Kernel, distance_fn: Distance, exclude=None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Averages [B, V], nearest distances [B], and total weights [B] relative to the nearest one's."""
+    """Averages [B, V], nearest distances [B], and total weights [B] relative to the nearest's."""
     dtype = working_dtype(queries, centers)
     width = values.shape[1]
     result = torch.empty(len(queries), width, dtype=dtype, device=queries.device)
@@ -151,7 +151,7 @@ def mean_of_rows(values, index: Int64[Tensor, "B K"], dtype: torch.dtype) -> Flo
 def blockwise_nearest(
     queries, centers, count: int, distance_fn: Distance, exclude=None
 ) -> tuple[Tensor, Tensor]:
-    """Distances and indices [B, count] of the nearest centers, in order; inf and -1 where none is left."""
+    """Distances and indices [B, count] of the nearest centers; inf and -1 where none is left."""
     dtype = working_dtype(queries, centers)
     near = torch.full((len(queries), count), torch.inf, dtype=dtype, device=queries.device)
     index = torch.full_like(near, -1, dtype=torch.int64)
@@ -188,7 +188,7 @@ def merge_topk(
 
 
 class BlockwiseBackward:
-    """Gradients to queries, centers, values and sharpness, of what the forward pass saved in `ctx`."""
+    """Gradients to queries, centers, values and sharpness, of a forward pass saved in `ctx`."""
 
     def __init__(self, ctx, gradient):
         *inputs, result, self.near, total, self.exclude = ctx.saved_tensors
@@ -251,7 +251,7 @@ class BlockwiseBackward:
             to_centers[cols] += parts[1]
 
     def _add_nearest(self, rows: slice, to_near: Tensor) -> None:
-        """The nearest distance is itself one of the distances: pass its gradient on to that pair."""
+        """Pass the gradient to the nearest distance on to that pair."""
         skip = None if self.exclude is None else self.exclude[rows]
         x = self.queries[rows]
         _, index = blockwise_nearest(x, self.centers, 1, self.distance_fn, skip)

@@ -1,9 +1,9 @@
-"""The one hot path: a streaming, exactly normalised weighted average over centers, by one of four ways.
+"""The one hot path: a streaming, exactly normalised weighted average over centers.
 
 "blocks" measures all distances, a block at a time. "search" finds the few centers that matter: at
 most 3 features, on a CPU, without gradients, for InfluenceCone and for UniformKNN by a Euclidean
 distance. "fused" runs in a few GPU kernels: by Triton for InverseDistance and InfluenceCone of at
-most 16 features, and by PyTorch's attention for CosineSoftmax with products in bfloat16. "auto" takes
+most 16 features, by PyTorch's attention for CosineSoftmax with products in bfloat16. "auto" takes
 the quickest that is exact.
 """
 
@@ -248,7 +248,7 @@ def _sdpa_average(queries, centers, values, temperature: float, dtype: torch.dty
 
 
 def is_worthwhile(queries: int, centers: int, width: int = 1, k: int | None = None) -> bool:
-    """Whether to sort the centers, and values of some width, is quicker than to measure all distances.
+    """Whether sorting the centers, and values of some width, beats measuring all distances.
 
     k: how many nearest centers are wanted, where they are.
     """

@@ -1,7 +1,7 @@
 """Averages and nearest centers without looking at all centers: for few features, on a CPU.
 
-A k-d tree finds the nearest. Those within a radius are read off a grid whose lines are quantiles of the
-centers: a row of cells is one run of memory, so that a query needs a few runs.
+A k-d tree finds the nearest. Those within a radius are read off a grid whose lines are quantiles
+of the centers: a row of cells is one run of memory, so that a query needs a few runs.
 """
 
 from collections.abc import Iterator
@@ -101,7 +101,7 @@ class KDTreeIndex:
     def nearest(
         self, x: Float[Tensor, "B D"], count: int, exclude: Int64[Tensor, " B"] | None = None
     ) -> tuple[Float[Tensor, "B K"], Int64[Tensor, "B K"]]:
-        """Distances in float64, preconditioned, and indices; inf and -1 where no center is left."""
+        """Preconditioned float64 distances, and indices; inf and -1 where none is left."""
         ranks = np.arange(1, 1 + count + (exclude is not None))
         points = self.preconditioner(x.double()).numpy()
         neighbors = self.tree.query(points, ranks, workers=torch.get_num_threads())
@@ -115,7 +115,7 @@ class KDTreeIndex:
 
 
 class QuantileGrid:
-    """Sums over fixed centers for a cone, which gives weight to the few within a radius of a query."""
+    """Sums over fixed centers for a cone, which weighs the few within a radius of a query."""
 
     def __init__(
         self,
@@ -211,7 +211,7 @@ class QuantileGrid:
 
 
 class _GridQueries:
-    """What a grid needs of its queries: columns, support radius, and the range of cells they meet."""
+    """The queries of a grid: columns, support radius, and the range of cells they meet."""
 
     def __init__(self, grid: QuantileGrid, x, near, exclude):
         points = grid.preconditioner(x)

@@ -40,7 +40,7 @@ class Kernel(Registered):
 
     @property
     def depends_on_others(self) -> bool:
-        """Whether a center's weight changes when others come, so that sums can't just be added to."""
+        """Whether a center's weight changes when others come."""
         return self.needs_nearest or self.k is not None
 
     def distance(self, queries: Tensor, centers: Tensor, dtype: torch.dtype) -> Distance:
@@ -48,13 +48,13 @@ class Kernel(Registered):
         return EuclideanDistance.for_data(queries, centers, dtype)
 
     def sharpened(self, sharpness: float) -> "Kernel | None":
-        """The kernel whose weights are these to a power; None where there is none."""
+        """The kernel of these weights to a power; None where there is none."""
         return None
 
     def relative_weights(
         self, distance: Distances, nearest: PerQuery, scale: float = 1.0
     ) -> Distances:
-        """Weights over that at distance `nearest`, of distances times `scale`, which it overwrites."""
+        """Weights over that at `nearest`, for distances times `scale`, which are overwritten."""
         raise NotImplementedError
 
     def scale_by_log_slope(

@@ -1,7 +1,7 @@
 """What all distances share: an abstract class, points prepared once, and memory used again.
 
-A matrix product gives |x - c|^2 = |x|^2 + |c|^2 - 2 x.c at the hardware's speed, but cancels where x
-and c are close relative to their own length. So points are centered and scaled first, and the pairs
+A matrix product gives |x - c|^2 = |x|^2 + |c|^2 - 2 x.c at the hardware's speed, but cancels where
+x and c are close relative to their length. So points are centered and scaled first, and the pairs
 that still cancel are measured again directly.
 """
 
@@ -39,7 +39,7 @@ class Preconditioner(NamedTuple):
 
 
 class PreparedPoints(NamedTuple):
-    """Rows as they are and preconditioned, their squared norms (for cosines, half of those), and 1 / norms."""
+    """Rows as they are and preconditioned, squared norms (for cosines half), and 1 / norms."""
 
     raw: Rows
     conditioned: Rows
@@ -48,7 +48,7 @@ class PreparedPoints(NamedTuple):
 
 
 class Workspace:
-    """Blocks that are overwritten and used again: fresh memory costs more than the sums done in it."""
+    """Blocks that are used again: fresh memory costs more than the sums done in it."""
 
     def __init__(self):
         self.blocks = {}
@@ -107,7 +107,7 @@ class Distance(ABC):
 
     @abstractmethod
     def backward(self, x, c, distance: Tensor, context, gradient: Tensor):
-        """Gradients to the rows of x and of c, for those to the distances. Overwrites `gradient`."""
+        """Gradients to rows of x and c, for those to the distances. Overwrites `gradient`."""
 
     def sort_key(self, x, c) -> Block:
         """Compute what sorts as the distances do, valid until the next call."""
@@ -121,7 +121,7 @@ class Distance(ABC):
 def expand_squares(
     x: PreparedPoints, c: PreparedPoints, factor: float, out: Block, low_precision: bool
 ) -> Block:
-    """Compute x.squares_i + c.squares_j + factor x_i.c_j; some processors multiply bfloat16 faster."""
+    """Compute x.squares_i + c.squares_j + factor x_i.c_j, on request of rows in bfloat16."""
     if low_precision:
         out.copy_(x.conditioned.bfloat16() @ c.conditioned.bfloat16().T).mul_(factor).add_(
             c.squares

@@ -1,6 +1,7 @@
 """Cosine distances 1 - cos or 1 - |cos|, exact to rounding, blind to lengths.
 
-1 - cos = |x - c|^2 / 2 between rows of length 1, by a product; pairs that cancel are measured in float64.
+1 - cos = |x - c|^2 / 2 between rows of length 1, by a product; pairs that cancel go
+through float64.
 """
 
 import torch
@@ -29,7 +30,7 @@ from nnlib.distances.base import (
 
 
 class CosineDistance(Distance):
-    """1 - |cos(x, c)|, or 1 - cos where signed. A row of zeros has cosine 0 to all, and no gradient.
+    """1 - |cos(x, c)|, or 1 - cos where signed. A row of zeros has cosine 0 to all.
 
     Parameters
     ----------
@@ -68,7 +69,7 @@ class CosineDistance(Distance):
         return PreparedPoints(rows, unit, halves, inverse)
 
     def pairwise(self, x, c, for_backward=False, same=None) -> tuple[Block, tuple]:
-        """Distances; the pairs measured again (None: all), and, for backward, which cosines are negative."""
+        """Distances; the pairs measured again (None: all), and which cosines are negative."""
         distance = self.workspace("distance", x.raw, len(x.raw), len(c.raw))
         expand_squares(x, c, -1, distance, self.low_precision)
         cancels = 1 / CANCELLATION[torch.float32 if self.low_precision else distance.dtype]

@@ -1,6 +1,7 @@
 """Euclidean distances, exact to rounding, with gradients that stay finite; and two made alike.
 
-Few features are subtracted directly; many go through a product, whose canceling pairs are measured again.
+Few features are subtracted directly; many go through a product, and pairs
+that cancel are measured again.
 """
 
 import math
@@ -56,7 +57,7 @@ class EuclideanDistance(Distance):
 
     @classmethod
     def for_data(cls, queries: Tensor, centers: Shaped[Tensor, "M D"], dtype: torch.dtype):
-        """Scale by a power of two where squares lose digits; center where the mean outweighs the spread."""
+        """Scale by a power of two where squares lose digits; center where the mean is large."""
         largest = max(_largest(queries), _largest(centers))
         in_range = 2**-10 < largest < 2**10 or largest == 0
         scale = 1.0 if in_range else 2.0 ** -math.frexp(largest)[1]
@@ -156,7 +157,7 @@ class EuclideanDistance(Distance):
 
 
 class MultiScaleDistance(Distance):
-    """The distance whose inverse power is the mean of those over scales i, each of every 2^i-th feature.
+    """The mean over scales i, by inverse power, of the distances of every 2^i-th feature.
 
     Parameters
     ----------

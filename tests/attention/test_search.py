@@ -221,7 +221,9 @@ def both_ways(fit):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(condense_module, "is_worthwhile", lambda *sizes: False)
         dense = fit()
-        patch.setattr(condense_module, "is_worthwhile", lambda queries, centers, width=1: centers > 0)
+        patch.setattr(
+            condense_module, "is_worthwhile", lambda queries, centers, width=1: centers > 0
+        )
         patch.setattr(condense_module, "SEARCH_ROWS", 300)
         return dense, fit()
 
