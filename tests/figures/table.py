@@ -39,6 +39,7 @@ def figure(what: str, bar: str, tag: str = "test"):
         def test(**parameters):
             if tag == "gpu" and not torch.cuda.is_available():
                 pytest.skip("no GPU here")
+            row.measured = ""
             try:
                 row.measured, met = measure(**parameters)
             except DataError as error:
