@@ -1,6 +1,6 @@
 """One chapter, run headless in a kernel of its own: what it left, and in words how it failed.
 
-The notebooks of past runs are `reports/runs/<run>/<chapter>.ipynb`, each until the same run is made again.
+Past runs are `reports/runs/<run>/<chapter>.ipynb`, each until the same run is made again.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from nnbook.notebooks import DEFAULT, Chapter, UsageError, literal, parameters_of
+from nnbook.notebooks import Chapter, UsageError, literal, parameters_of
 from nnbook.results import origin, read_results
 
 LENGTH = 80  # characters of a run's name that its folder keeps
@@ -22,36 +22,33 @@ def executed(
     timeout: float | None = None,
     folder: Path | None = None,
 ):
-    """Return the notebook of a chapter run with some of its parameters changed, as far as it came.
+    """Return the notebook of a chapter run with some parameters changed, as far as it came.
 
-    label: of the progress bar, none where it is empty. timeout: seconds that a cell may take. folder: where it runs,
-    its own by default. The metadata tell under "nnbook" the parameters, the origin, the error ("" where there was none)
-    and the source of the cell that raised it.
+    label: of the progress bar, none where it is empty. timeout: seconds that a cell may take.
+    folder: where it runs, its own by default. The metadata hold under "nnbook" the parameters,
+    the origin, the error ("" where there was none) and the source of the cell that raised it.
     """
     import nbformat
 
     folder = folder or chapter.parent
-    started = origin(folder)
-    options = {
-        "cwd": str(folder),
-        "execution_timeout": timeout,
-        "progress_bar": {"desc": label} if label else False,
-        "extra_arguments": ["--log-level=CRITICAL"],
-    }
+    metadata: dict[str, Any] = {"origin": origin(folder), "parameters": whole(chapter, values)}
     with tempfile.TemporaryDirectory() as spare:
         copy = Path(spare) / chapter.name
         for _ in range(2):
-            failure = _execute(chapter, copy, values, options)
+            failure = _execute(
+                chapter,
+                copy,
+                values,
+                cwd=str(folder),
+                execution_timeout=timeout,
+                progress_bar={"desc": label} if label else False,
+                extra_arguments=["--log-level=CRITICAL"],
+            )
             notebook = nbformat.read(copy if copy.exists() else chapter, as_version=4)
             if not failure or _begun(notebook):
                 break  # else two kernels may have started at once with the same port
     error, source = _explained(notebook, failure) if failure else ("", "")
-    notebook.metadata["nnbook"] = {
-        "origin": started,
-        "parameters": whole(chapter, values),
-        "error": error,
-        "source": source,
-    }
+    notebook.metadata["nnbook"] = metadata | {"error": error, "source": source}
     notebook.metadata.get("papermill", {}).update(input_path=chapter.name, output_path=chapter.name)
     return notebook
 
@@ -62,12 +59,12 @@ def whole(chapter: Path, values: dict[str, Any]) -> dict[str, Any]:
     return {name: literal(default, default) for name, default in defaults.items()} | values
 
 
-def _execute(chapter: Path, copy: Path, values: dict, options: dict) -> Exception | None:
+def _execute(chapter: Path, copy: Path, values: dict, **options) -> Exception | None:
     import papermill
     from papermill.engines import NBClientEngine, papermill_engines
 
     class WrittenOnce(NBClientEngine):
-        """papermill's own engine, but for writing all of the notebook before and after each of its cells."""
+        """papermill's own engine, but for writing the notebook before and after each cell."""
 
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, **words):
@@ -92,7 +89,7 @@ def _begun(notebook) -> list:
 
 
 def _explained(notebook, failure: Exception) -> tuple[str, str]:
-    """Return the error in words and the source of its cell: the one that shows an error, else the last begun."""
+    """Return the error in words and the source of its cell: the one with it, or the last begun."""
     from nbclient.exceptions import CellTimeoutError
 
     begun = _begun(notebook)
@@ -105,13 +102,8 @@ def _explained(notebook, failure: Exception) -> tuple[str, str]:
     return f"{type(failure).__name__}: {failure}", begun[-1].source if begun else ""
 
 
-def kept(reports: Path, run: str, chapter: str) -> Path:
-    """Return where the notebook of a chapter's run is kept."""
-    return reports / "runs" / safe(run) / chapter
-
-
 def safe(name: str) -> str:
-    """Return a name that any file system takes: the same where it can be, else with a hash that tells it from others."""
+    """Return a name that any file system takes: the same where it can be, else with a hash."""
     short = re.sub(r"[^\w=+,.-]+", "_", name, flags=re.ASCII).strip("._")[:LENGTH]
     if name and short == name:
         return name
@@ -126,12 +118,10 @@ def find(reports: Path, name: str) -> list[Chapter]:
     path = Path(name)
     if path.suffix == ".ipynb" and path.is_file():
         return [Chapter(path)]
-    folders = {path.parent.name for path in (reports / "runs").glob("*/*.ipynb")}
-    for folder in (safe(name), name):
-        if folder in folders:
-            return [Chapter(path) for path in sorted((reports / "runs" / folder).glob("*.ipynb"))]
-    recorded = read_results(reports / "results.csv")["run"].unique()
-    names = [run for run in recorded if safe(run) in folders]
-    names += sorted(folders - set(map(safe, names)))
-    listed = f"one of {', '.join(map(repr, names))}, or " if names else ""
-    raise UsageError(f"run={name!r} isn't there: give {listed}the path of a notebook that ran")
+    for folder in (reports / "runs" / safe(name), reports / "runs" / name):
+        if paths := sorted(folder.glob("*.ipynb")):
+            return [Chapter(path) for path in paths]
+    runs = read_results(reports / "results.csv")["run"].unique()
+    listed = "".join(f"{run!r}, " for run in runs if (reports / "runs" / safe(run)).is_dir())
+    there = f"{f'one of {listed}or ' if listed else ''}the path of a notebook that ran"
+    raise UsageError(f"run={name!r} isn't there: give {there}")

@@ -1,4 +1,4 @@
-"""Chapters: where they lie, what parameters they take, and what the notebook that a run left tells of it."""
+"""Chapters: where they lie, what parameters they take, and what is told by one that ran."""
 
 import ast
 import difflib
@@ -14,7 +14,9 @@ from nnbook.results import BookError, figures_of
 from nnbook.site.images import Picture, pictures_of
 
 ROOT = Path(__file__).parents[1]
+PATTERN = "[0-9][0-9]_*.ipynb"
 DEFAULT = "default"  # the run of a chapter as it is, which the book shows
+ORIGIN = ("versions", "processor", "GPU", "system", "commit")  # what a run's figures depend on
 HIDDEN = {"hide-in-report", "papermill-error-cell-tag"}  # tags of cells that stay out of the report
 FENCED = re.compile(r"^ {0,3}(`{3,}|~{3,}).*?(^ {0,3}\1|\Z)", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+ *(.+?) *#*$", re.MULTILINE)
@@ -29,27 +31,19 @@ class UsageError(BookError):
 
 
 def find_chapters(folder: Path, names: list[str]) -> list[Path]:
-    """Return the notebooks of some numbers, stems or paths; all of the folder where there are none.
-
-    Raises UsageError for what isn't there.
-    """
-    known = sorted(folder.resolve().glob("[0-9][0-9]_*.ipynb"))
+    """Return the notebooks of numbers, stems or paths, or all; raises UsageError."""
+    known = {path.stem: path for path in sorted(folder.resolve().glob(PATTERN))}
     if not known and not names:
         raise UsageError(f"notebooks={str(folder)!r} holds no chapter: give one with NN_name.ipynb")
-    found = [path for name in names for path in _matches(name, known)]
-    return list(dict.fromkeys(found)) or known
-
-
-def _matches(name: str, known: list[Path]) -> list[Path]:
-    path = Path(name).resolve()
-    if path.is_file() and path.match("[0-9][0-9]_*.ipynb"):
-        return [path]
-    number = int(name) if name.isdecimal() else None
-    matches = [path for path in known if name == path.stem or number == int(path.stem[:2])]
-    if not matches:
-        there = ", ".join(path.stem for path in known) or "a path to NN_name.ipynb"
-        raise UsageError(f"chapter={name!r} isn't there: give one of {there}")
-    return matches
+    numbers = {str(int(stem[:2])): path for stem, path in known.items()}
+    chapters = [] if names else list(known.values())
+    for name in names:
+        path = known.get(name) or numbers.get(name.lstrip("0")) or Path(name).resolve()
+        if not (path.is_file() and path.match(PATTERN)):
+            there = ", ".join(known) or "a path to NN_name.ipynb"
+            raise UsageError(f"chapter={name!r} isn't there: give one of {there}")
+        chapters.append(path)
+    return list(dict.fromkeys(chapters))
 
 
 def require_writable(reports: Path) -> None:
@@ -85,20 +79,16 @@ class Chapter:
         self.seconds = self.timing.get("duration")
         self.name = Path(self.timing.get("input_path") or path.name).stem  # of a sweep's points
         self.number = int(self.name[:2]) if self.name[:2].isdecimal() else 0
-        title, self.lede = _opening(self.notebook, self.number)
+        title, self.lede = _opening(self.notebook.cells, self.number)
         self.title = title or self.name[3:].replace("_", " ")
         self.figures = figures_of(self.notebook)
         self.run = self.notebook.metadata.get("nnbook", {})
         self.is_default = self.run.get("run", DEFAULT) == DEFAULT
-        self.date = self.run.get("origin", {}).get("date", "")
+        origin = self.run.get("origin", {})
+        self.date = origin.get("date", "")
+        self.origin = tuple((name, origin.get(name, "unknown")) for name in ORIGIN)
         error = self.run.get("error") or "an error in a cell" * bool(self.timing.get("exception"))
         self.error = shorten(error, 300, placeholder=" …")
-
-    def origin(self) -> dict[str, str]:
-        """Return what its figures depend on besides its parameters."""
-        known = self.run.get("origin", {})
-        names = ("versions", "processor", "GPU", "system", "commit")
-        return {name: known.get(name, "unknown") for name in names}
 
     def picture(self) -> Picture | None:
         """Return the first picture of the cell tagged "headline", else of the notebook."""
@@ -132,18 +122,16 @@ def parameters_of(chapter: Path) -> Parameters:
 
 def offered(chapter: Path, parameters: Parameters) -> str:
     """Return a chapter's parameters with their defaults and help, a line each."""
-    name_width = max(map(len, parameters), default=0)
-    width = max((len(each["default"]) for each in parameters.values()), default=0)
-    lines = [chapter.stem]
-    for name, each in parameters.items():
-        lines.append(f"  {name:{name_width}}  {each['default']:{width}}  {each['help']}".rstrip())
-    return "\n".join(lines if parameters else [*lines, "  no parameters"])
+    rows = [(name, each["default"], each["help"]) for name, each in parameters.items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"  {a:{widths[0]}}  {b:{widths[1]}}  {c}".rstrip() for a, b, c in rows]
+    return "\n".join([chapter.stem, *(lines or ["  no parameters"])])
 
 
 def assign(chapters: list[Path], given: list[list[str]]) -> dict[Path, dict[str, Any]]:
-    """Return which chapter runs with which of the parameters in `given`, each of the type of its default there.
+    """Return which chapter runs with which parameters, each of the type of its default there.
 
-    Raises UsageError naming a parameter that no chapter has or a value that doesn't fit, and what there is.
+    Raises UsageError naming a parameter that no chapter has or a value that doesn't fit.
     """
     known = {chapter: parameters_of(chapter) for chapter in chapters}
     values: dict[Path, dict[str, Any]] = {chapter: {} for chapter in chapters}
@@ -154,29 +142,30 @@ def assign(chapters: list[Path], given: list[list[str]]) -> dict[Path, dict[str,
             hint = meant(name, {name for parameters in known.values() for name in parameters})
             lacks = f"parameter {name!r} is in none of the chapters asked for"
             raise UsageError(f"{lacks}{f' ({hint})' if hint else ''}, which have\n{there}")
-        try:
-            for chapter in holders:
+        for chapter in holders:
+            try:
                 values[chapter][name] = typed(text, **known[chapter][name])
-        except ValueError as error:
-            raise UsageError(f"parameter {name}={text!r} doesn't fit: {error}\n{there}") from error
+            except ValueError as error:
+                raise UsageError(
+                    f"parameter {name}={text!r} doesn't fit: {error}\n{there}"
+                ) from error
     return values
 
 
 def meant(name: str, names: Iterable[str]) -> str:
-    """Return a question after the name that somebody may have meant, "" where none is near."""
+    """Return a question after the name that may have been meant, "" where none is similar."""
     return "".join(f"did you mean {each}?" for each in difflib.get_close_matches(name, names, 1))
 
 
 def typed(text: str, default: str, help: str = "") -> Any:
-    """Return the value that `text` stands for, of the type of a parameter's default, given as it is written.
+    """Return the value that `text` stands for, of the type of a parameter's default.
 
-    A default of None, or one that is computed, holds it to no type. Where the help lists words, as in `red, green or
-    blue`, and the default is one of them, the value is one too. Raises ValueError saying what would do.
+    A default of None, or one that is computed, holds it to no type. Where the help lists words, as
+    in `red, green or blue`, with the default among them, the value is one too. Raises ValueError.
     """
     like = literal(default)
     try:
-        is_plain = type(like) in (int, float, str)
-        value = type(like)(text) if is_plain else literal(text, text)
+        value = type(like)(text) if type(like) in (int, float, str) else literal(text, text)
     except ValueError:
         value = None
     if isinstance(value, float) and not math.isfinite(value):
@@ -204,21 +193,26 @@ def is_hidden(cell) -> bool:
     return bool(HIDDEN & set(cell.metadata.get("tags", [])))
 
 
-def _is_prose(cell) -> bool:
-    return cell.cell_type == "markdown" and not is_hidden(cell)
+def cells_with_headings(cells: list) -> Iterator[tuple]:
+    """Yield each cell with the last heading before its end, as plain text, "" without one."""
+    heading = ""
+    for cell in cells:
+        if cell.cell_type == "markdown" and not is_hidden(cell):
+            found = HEADING.findall(FENCED.sub("", cell.source))
+            heading = _plain(found[-1]) if found else heading
+        yield cell, heading
 
 
-def _opening(notebook, number: int) -> tuple[str, str]:
-    """Return the first heading, less the chapter's number, and the first paragraph after it, both as plain text."""
-    prose = "\n\n".join(cell.source for cell in notebook.cells if _is_prose(cell))
+def _opening(cells: list, number: int) -> tuple[str, str]:
+    """Return the first heading, less the chapter's number, and the paragraph after it, as text."""
+    shown = [cell for cell in cells if cell.cell_type == "markdown" and not is_hidden(cell)]
+    prose = "\n\n".join(cell.source for cell in shown)
     heading = HEADING.search(prose)
-    paragraphs = re.split(r"\n\s*\n", prose[heading.end() :] if heading else prose)
-    paragraphs = [p.strip() for p in paragraphs if p.strip()]
-    mark = re.compile(r"[#|>!]|[-*] |```|<\w|\$\$")
-    lede = next((p for p in paragraphs if not mark.match(p)), "")
-    title = _plain(heading[1]) if heading else ""
-    title = re.sub(rf"^(chapter )?0*{number}\b[ .:·–—-]*", "", title, flags=re.IGNORECASE)
-    return title, _plain(lede)
+    parts = re.split(r"\n\s*\n", prose[heading.end() :] if heading else prose)
+    ordinary = re.compile(r"\s*(?![#|>!]|[-*] |```|<\w|\$\$)\S")
+    lede = next(filter(ordinary.match, parts), "")
+    prefix = re.compile(rf"^(chapter )?0*{number}\b[ .:·–—-]*", re.IGNORECASE)
+    return prefix.sub("", _plain(heading[1]) if heading else ""), _plain(lede)
 
 
 def _plain(markdown: str) -> str:
@@ -226,13 +220,3 @@ def _plain(markdown: str) -> str:
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", markdown)
     text = re.sub(r"(\*{1,3}|`+)(\S.*?)\1", r"\2", text, flags=re.DOTALL)
     return " ".join(text.split())
-
-
-def cells_with_headings(cells: list) -> Iterator[tuple]:
-    """Yield each cell with the last heading before its end, as plain text, "" where there is none."""
-    heading = ""
-    for cell in cells:
-        if _is_prose(cell):
-            found = re.findall(r"^#+ +(.+?) *#*$", FENCED.sub("", cell.source), re.MULTILINE)
-            heading = _plain(found[-1]) if found else heading
-        yield cell, heading

@@ -1,4 +1,4 @@
-"""The figures that chapters record, how they are read by people and by programs, and what they were measured on."""
+"""The figures that chapters record, how they are shown and kept, and what they were measured on."""
 
 import importlib.metadata
 import json
@@ -10,7 +10,7 @@ import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nnlib
 from nnlib._common.files import atomic_write
@@ -19,13 +19,14 @@ MARK = "nnlib_results"  # the key under which the metadata of a notebook's outpu
 COLUMNS = ["chapter", "run", "parameters", "metric", "value", "unit"]
 RECORDED = [*COLUMNS, "date", "processor", "GPU", "versions", "commit", "command"]
 UNITS = {  # by the end of a metric's name: fractions have unit 1, and counts have none
-    "accuracy": "1", "top1": "1", "top5": "1", "ssim": "1", "_seconds": "s", "per_second": "1/s", "_mb": "MB",
-    "_db": "dB", "bits_per_pixel": "bit", "bits_per_character": "bit", "_bytes": "B",
-}  # fmt: skip
+    **dict.fromkeys(("accuracy", "top1", "top5", "ssim"), "1"),
+    **dict.fromkeys(("bits_per_pixel", "bits_per_character"), "bit"),
+    **{"_seconds": "s", "per_second": "1/s", "_mb": "MB", "_db": "dB", "_bytes": "B"},
+}
 WORDS = {  # of metrics' names, where people write them otherwise; units stand by the values
-    "seconds": "time", "db": "", "mb": "", "psnr": "PSNR", "ms": "MS", "ssim": "SSIM", "jpeg": "JPEG", "knn": "k-NN",
-    "top1": "top-1", "top5": "top-5",
-}  # fmt: skip
+    **{"seconds": "time", "knn": "k-NN", "top1": "top-1", "top5": "top-5", "db": "", "mb": ""},
+    **{word: word.upper() for word in ("psnr", "ms", "ssim", "jpeg")},
+}
 PERCENT = re.compile(r"(accuracy|top\d+)$")  # fractions that people read as per cent
 LAYER = re.compile(r"_layer_\d+$")  # the same figure of one layer of several
 Figures = dict[str, dict[str, Any]]
@@ -43,7 +44,7 @@ def record(**metrics: float | None | tuple[float | None, str]) -> Figures | None
     Parameters
     ----------
     **metrics : float, None or (float or None, str)
-        A value, None for what wasn't measured, or (value, unit) where the name doesn't tell the unit.
+        A value, None for what wasn't measured, or (value, unit) where the name doesn't tell it.
         `published_x` is what was published for `x`.
 
     Returns
@@ -115,7 +116,7 @@ def _figure(name: str, given) -> dict[str, Any]:
 
 
 def shown(metric: str, value: float | None, unit: str = "") -> str:
-    """Return a figure as people read it: `96.88 %` for an accuracy of 0.9688, `2,912` for a count, `20.2 s`."""
+    """Return a figure as people read it: `96.88 %` of accuracy, `2,912` for a count, `20.2 s`."""
     if value is None:
         return "not measured"
     if PERCENT.search(LAYER.sub("", metric)) and unit == "1":
@@ -134,19 +135,11 @@ def label(metric: str) -> str:
     return " ".join(filter(None, (WORDS.get(word, word) for word in metric.split("_"))))
 
 
-class Measured(NamedTuple):
-    """A metric with its figure and the published one, None where there is none."""
-
-    metric: str
-    measured: dict[str, Any] | None
-    published: dict[str, Any] | None
-
-
-def with_published(figures: Figures) -> list[Measured]:
-    """Return measured figures with the published ones, those that have both first."""
+def with_published(figures: Figures) -> list[tuple[str, dict | None, dict | None]]:
+    """Return (metric, measured, published figure), those that have both first."""
     names = dict.fromkeys(name.removeprefix("published_") for name in figures)
-    rows = [Measured(name, figures.get(name), figures.get(f"published_{name}")) for name in names]
-    return sorted(rows, key=lambda row: row.published is None)
+    rows = [(name, figures.get(name), figures.get(f"published_{name}")) for name in names]
+    return sorted(rows, key=lambda row: row[2] is None)
 
 
 def figures_of(notebook) -> Figures:
@@ -165,10 +158,7 @@ def recorded(output) -> Figures:
 
 
 def read_results(path: Path, columns: list[str] = COLUMNS):
-    """Return a table of results as a DataFrame of text, which is empty where there is no such file.
-
-    Raises BookError where it is something else.
-    """
+    """Return a table of results as text, empty where there is no file; raises BookError."""
     import pandas as pd
 
     if not path.exists():
@@ -183,7 +173,7 @@ def read_results(path: Path, columns: list[str] = COLUMNS):
 
 
 def add_results(path: Path, chapter: str, notebook, columns: list[str] = COLUMNS) -> None:
-    """Put a chapter's figures into the table at `path`, in place of those of the same chapter and run."""
+    """Put a chapter's figures into a table, in place of those of the same chapter and run."""
     import pandas as pd
 
     told = notebook.metadata["nnbook"]
@@ -200,13 +190,10 @@ def add_results(path: Path, chapter: str, notebook, columns: list[str] = COLUMNS
 
 
 def origin(folder: Path) -> dict[str, str]:
-    """Return what a run's figures depend on besides its chapter: date, versions, hardware, and the commit of `folder`."""
+    """Return what a run's figures depend on: date, versions, hardware, and a folder's commit."""
     versions = [f"Python {platform.python_version()}", f"nnlib {nnlib.__version__}"]
     for package in ("torch", "torchvision", "numpy", "scikit-learn"):
-        try:
-            versions.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        versions.append(f"{package} {importlib.metadata.version(package)}")
     gpus = _output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     git = ["git", "-C", str(folder)]
     commit = _output_of(*git, "rev-parse", "--short", "HEAD")

@@ -59,7 +59,7 @@ def _svg_size(svg: str) -> tuple[int, int]:
 
 @lru_cache(maxsize=32)
 def _embedded(kind: str, text: str) -> tuple[str, tuple[int, int]]:
-    """Return a picture's address and size; a heavy PNG becomes a lossless WebP where that is smaller."""
+    """Return a picture's address and size; a heavy PNG becomes a lossless WebP if smaller."""
     from PIL import Image
 
     address = f"data:{kind};base64,{text}"

@@ -94,8 +94,9 @@ class ProseRenderer(nbconvert.IPythonRenderer):
         if level == 2:
             unlinked = re.sub(r"</?a\b[^>]*>|\sid=\S+", "", text)
             self.sections.append((quote(name), Markup(sanitize(unlinked))))
-        html = '<h{0} id="{1}">{2}<a class="anchor" href="#{3}" aria-label="Link to “{4}”">#</a></h{0}>\n'
-        return Markup(html).format(level, name, Markup(text), quote(name), words)
+        link = Markup('<a class="anchor" href="#{}" aria-label="Link to “{}”">#</a>')
+        html = Markup(text) + link.format(quote(name), words)
+        return Markup('<h{0} id="{1}">{2}</h{0}>\n').format(level, name, html)
 
     def _html_embed_images(self, html: str) -> str:
         return super()._html_embed_images(html) if "<img" in html else html  # it closes open tags
@@ -114,7 +115,7 @@ class ProseRenderer(nbconvert.IPythonRenderer):
 
 
 def _on_one_line(found: re.Match) -> str:
-    """Return an equation without what markdown takes for a list or for the bar between two cells."""
+    """Return an equation without what markdown takes for a list or a bar between cells."""
     latex = found["math_inline_tex"]
     if not latex:
         return found[0]

@@ -20,7 +20,7 @@ LARGE = 3_000_000  # bytes of a page that is slow to send and to open
 
 
 def write(reports: Path, notebooks: Path) -> Path:
-    """Render every chapter in `reports`, the library's reference and the front page; return its path.
+    """Render all chapters in `reports`, the library's reference and the front page; return that.
 
     Raises BookError where nothing ran yet, OSError where `reports` can't be written.
     """
@@ -40,7 +40,7 @@ def write(reports: Path, notebooks: Path) -> Path:
 
 
 def write_run(path: Path, notebooks: Path) -> Path:
-    """Render the page of one run beside its notebook, of the default one in the book; return its path."""
+    """Render the page of a run beside its notebook, of the default one in the book."""
     if path.parent.name == DEFAULT:
         return write_page(Chapter(path.parents[2] / path.name), notebooks)
     return write_page(Chapter(path), notebooks, home=("../../index.html", "Contents"))
@@ -48,15 +48,13 @@ def write_run(path: Path, notebooks: Path) -> Path:
 
 def write_front(reports: Path) -> Path:
     """Write the front page alone, which links what is there; return its path."""
-    chapters = _chapters(reports)
     others = {
         "Other runs": _listed(reports, reports.glob("runs/*/*.html")),
         "Sweeps": _listed(reports, reports.glob("sweeps/*/index.html")),
         "Comparisons": _listed(reports, reports.glob("compare/*.html")),
     }
     has_api = (reports / "api" / "index.html").exists()
-    values = {"chapters": chapters, "others": others, "has_api": has_api}
-    values["origins"] = _origins(chapters)
+    values = {"chapters": _chapters(reports), "others": others, "has_api": has_api}
     page = write_html(reports / "index.html", "front.html.j2", **values)
     _warn_if_large(page)
     return page
@@ -100,16 +98,3 @@ def _summary(page: Path) -> dict[str, Any]:
     if page.parent.name == "compare":
         return {"name": name}
     return {"name": f"{page.parent.name} · {name}", "failed": int('href="#error"' in text)}
-
-
-def _origins(chapters: list[Chapter]) -> dict[tuple, list[int]]:
-    """Return what ran the chapters, with their numbers: there may be several machines and commits."""
-    groups: dict[tuple, list[Chapter]] = {}
-    for chapter in chapters:
-        groups.setdefault(tuple(chapter.origin().items()), []).append(chapter)
-    origins = {}
-    for origin, group in sorted(groups.items()):
-        dates = sorted(chapter.date for chapter in group)
-        date = " to ".join(dict.fromkeys([dates[0], dates[-1]]))
-        origins[(("date", date), *origin)] = [chapter.number for chapter in group]
-    return origins

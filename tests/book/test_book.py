@@ -380,8 +380,8 @@ def test_where_the_help_lists_words_the_value_is_one_of_them(help, fits):
 
 
 def test_a_parameter_goes_to_the_chapters_that_have_it(notebooks):
-    one, two = cli.find_chapters(notebooks, [])
-    assert cli.assign([one, two], [["seed", "3"], ["shuffle", "true"]]) == {
+    one, two = notebooks_module.find_chapters(notebooks, [])
+    assert notebooks_module.assign([one, two], [["seed", "3"], ["shuffle", "true"]]) == {
         one: {"shuffle": True},
         two: {"seed": 3},
     }
@@ -389,12 +389,12 @@ def test_a_parameter_goes_to_the_chapters_that_have_it(notebooks):
 
 def test_chapters_go_by_number_stem_or_path(notebooks):
     one, two = notebooks / "01_good.ipynb", notebooks / "02_other.ipynb"
-    assert cli.find_chapters(notebooks, []) == [one, two]
-    assert cli.find_chapters(notebooks, ["02", "1", "02_other", str(two)]) == [two, one]
+    assert notebooks_module.find_chapters(notebooks, []) == [one, two]
+    assert notebooks_module.find_chapters(notebooks, ["02", "1", "02_other", str(two)]) == [two, one]
     with pytest.raises(
         notebooks_module.UsageError, match="chapter='3' isn't there: give one of 01_good, 02_other"
     ):
-        cli.find_chapters(notebooks, ["3"])
+        notebooks_module.find_chapters(notebooks, ["3"])
 
 
 def test_list_tells_parameters(notebooks):
