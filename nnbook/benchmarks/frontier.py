@@ -11,9 +11,8 @@ from collections.abc import Iterator
 
 from nnbook.benchmarks import recorded
 from nnbook.benchmarks.recorded import SEEDS
-from nnbook.benchmarks.references import SOFTMAX, Voters, references, scores
+from nnbook.benchmarks.references import SOFTMAX, references, scores, voters
 from nnbook.benchmarks.tracks import TRACKS, Splits, Track
-from nnlib.attention import CosineSoftmax
 from nnlib.datasets import DataError
 from nnlib.neighbors import NCATransformer, PrototypeClassifier
 
@@ -35,7 +34,7 @@ def learned(track: Track, splits: Splits, seed: int, before: float) -> Iterator[
     if track.metric is not None:
         metric = NCATransformer(**track.metric, matmul_dtype="bfloat16", **quiet)
         metric.fit(*splits.train)
-        splits = Splits(*((metric.transform(x), y) for x, y in splits))
+        splits = Splits(*((metric.transform(x).float(), y) for x, y in splits))
     before += time.perf_counter() - start
     for count in track.counts:
         start = time.perf_counter()
@@ -43,10 +42,11 @@ def learned(track: Track, splits: Splits, seed: int, before: float) -> Iterator[
         seconds = before + time.perf_counter() - start
         row = {"method": "learned centers", "centers": count, "seconds": seconds}
         yield row | scores(model, splits)
-    voters = {"k nearest, learned metric": Voters(splits.train)}
+    models = {"k nearest, learned metric": voters(10)}
     if track.metric is None:
-        voters["30 nearest, as published"] = Voters(splits.train, 30, CosineSoftmax(0.05))
-    for method, model in voters.items():
+        models["30 nearest, as published"] = voters(30, "cosine")
+    for method, model in models.items():
+        model.fit(*splits.train)
         yield {"method": method, "centers": len(splits.train[1])} | scores(model, splits)
 
 

@@ -38,7 +38,7 @@ class Track(NamedTuple):
     prepare: Callable[[str, int], Splits]
     metric: dict | None
     counts: tuple[int, ...]
-    references: tuple[str, ...] = ("k nearest", "ridge")
+    references: tuple[str, ...] = ("k nearest",)
     copies: int = 1
 
 
@@ -115,7 +115,7 @@ TRACKS = {
         ("k nearest",),
     ),
     "cifar_vector": Track(
-        "cifar10", plain, {"epochs": 40}, CIFAR, ("k", "cond", "learned", "ridge", "small")
+        "cifar10", plain, {"epochs": 40}, CIFAR, ("k", "cond", "learned", "small")
     ),
     "cifar_geometry": Track(
         "cifar10",

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nnbook.benchmarks.frontier import rows_of
-from nnbook.benchmarks.references import Voters, centers_of, references
+from nnbook.benchmarks.references import references
 from nnbook.benchmarks.tracks import Splits, Track, plain, split, white
 from nnbook.plotting import frontier_figures
 
@@ -43,16 +43,15 @@ def test_rows_of_a_track(small):
         "k nearest",
         "condensed",
         "small network",
-        "learned centers on ridge guesses",
     } <= methods
     kept = {row["method"].split(",")[0]: row["centers"] for row in others}
     assert (
         kept["scikit-learn's NCA"] == 600
         and 10 <= kept.get("imbalanced-learn's condensed", 10) < 600
     )
-    asked = small._replace(references=("k nearest", "ridge"))
+    asked = small._replace(references=("k nearest", "small"))
     fewer = [row["method"] for row in references(asked, few("mnist", 0), 0)]
-    assert fewer == ["k nearest", "learned centers on ridge guesses"]
+    assert fewer == ["k nearest", "small network"]
     assert [row["centers"] for row in others if row["method"] == "small network"] == [0]
 
 
@@ -66,13 +65,6 @@ def test_whitened_features_come_from_training_pictures_alone():
     sets = white("mnist", 0, 20, 0.0, few)
     deviations = sets.train[0].float().std(0)
     assert (deviations - 1).abs().max() < 0.02 < (sets.test[0].float().std(0) - 1).abs().max()
-
-
-def test_voters_are_the_nearest():
-    x, y = torch.tensor([[0.0], [1.0], [2.0], [9.0]]), torch.tensor([0, 0, 1, 1])
-    model = Voters((x, y), 3)
-    assert model.score(torch.tensor([[0.5], [8.0]]), torch.tensor([0, 1])) == 1.0
-    assert centers_of(model) == 4
 
 
 def test_a_panel_for_each_track_that_was_recorded(tmp_path, monkeypatch):
