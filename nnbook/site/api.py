@@ -31,17 +31,22 @@ def _write_pages(index: Path) -> None:
     packages = pkgutil.iter_modules(nnlib.__path__, "nnlib.")
     names = [name for _, name, is_package in packages if is_package or name in MODULES]
     modules: dict[str, doc.Module] = {}
-    for name in ["nnlib", *(name for name in names if "._" not in name)]:
+    for name in [*(name for name in names if "._" not in name), "nnlib"]:
+        try:
+            modules[name] = doc.Module.from_name(name)
+        except RuntimeError as error:
+            _warn(name, error)
+    root = modules["nnlib"]
+    root.__dict__["submodules"] = [module for module in modules.values() if module is not root]
+    root.__dict__["members"] = {}  # its packages describe them
+    for name, module in modules.items():
         path = index.parent / f"{name.replace('.', '/')}.html"
         path.parent.mkdir(exist_ok=True)
         try:
-            modules[name] = doc.Module.from_name(name)
-            if name == "nnlib":
-                modules[name].__dict__["members"] = {}  # its packages describe them
-            path.write_text(render.html_module(modules[name], modules), encoding="utf-8")
-        except Exception as error:  # of the package, or of pdoc
+            path.write_text(render.html_module(module, modules), encoding="utf-8")
+        except Exception as error:
             _warn(name, error)
-    index.write_text(render.html_index(modules), encoding="utf-8")
+    index.write_bytes(index.with_name("nnlib.html").read_bytes())
 
 
 def _warn(name: str, error: Exception) -> None:

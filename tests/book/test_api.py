@@ -1,5 +1,6 @@
 """The library's reference: pages of the public packages, offline, and a book also where one can't be read."""
 
+import os
 import re
 from collections import Counter
 
@@ -41,8 +42,12 @@ def test_the_reference_loads_nothing(reference):
 
 
 def test_it_is_written_again_where_the_library_is_newer_alone(reference, monkeypatch):
-    monkeypatch.setattr(api, "_write_pages", lambda index: pytest.fail("is up to date"))
-    write(reference.parent)
+    rendered = []
+    monkeypatch.setattr(api, "_write_pages", rendered.append)
+    for seconds, times in ((2**33, 0), (0, 1)):
+        os.utime(reference / "index.html", (seconds, seconds))
+        write(reference.parent)
+        assert len(rendered) == times
 
 
 def test_what_cannot_be_read_is_told_in_a_line(tmp_path, monkeypatch, capsys):

@@ -436,6 +436,7 @@ def test_report_shows_a_notebook_that_was_run_by_hand(notebooks):
     assert ">By hand</a>" in front and "base64,b3RoZXI=" in front and "unknown time" in front
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_kernel_and_nothing_half_written(tmp_path):
     waits = f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()) + '.')\ntime.sleep(60)"
     notebook(tmp_path / "notebooks" / "01_waits.ipynb", ["# Waits", waits])

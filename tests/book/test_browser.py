@@ -6,10 +6,11 @@ from pathlib import Path
 
 import browser as driver
 import pytest
+from test_api import write as write_reference
 from test_book import nnbook, notebook
 from test_sweep import BODY, PARAMETERS
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_a_fast_drag_doesnt_freeze(chromium, lab):
 
 @pytest.fixture(scope="module")
 def site(importable, tmp_path_factory) -> Path:
-    """Every page that the book can have: chapters, a sweep with a failed point, a comparison."""
+    """Every page that the book can have: chapters, a sweep with a failed point, a comparison, the reference."""
     folder = tmp_path_factory.mktemp("site")
     reports, notebooks = folder / "reports", folder / "notebooks"
     notebook(
@@ -78,6 +79,7 @@ def site(importable, tmp_path_factory) -> Path:
     for chapter in driver.CHAPTERS:
         shutil.copy(chapter, reports / chapter.name)
     points = sorted((reports / "sweeps" / "s" / "points").glob("*.ipynb"))[:2]
+    write_reference(reports)
     assert nnbook("report", *where, "--compare", *points).code == 0
     return reports
 
@@ -90,15 +92,17 @@ def opened(chromium):
 
 
 def pages(site: Path) -> list[Path]:
-    return sorted(path for path in site.glob("**/*.html"))
+    """The pages of the book, which isn't the author of those of the reference."""
+    return sorted(path for path in site.glob("**/*.html") if not path.is_relative_to(site / "api"))
 
 
 def test_the_site_asks_for_nothing_complains_of_nothing_and_its_links_hold(opened, site):
     found = driver.crawl(opened, site / "index.html")
-    assert found.pages == {page.as_uri() for page in pages(site)} and len(found.pages) == 9 + len(
-        driver.CHAPTERS
-    )
-    assert found.requests == [] and found.broken == [] and found.complaints == []
+    ours = {page.as_uri() for page in pages(site)}
+    reference = {page.as_uri() for page in site.glob("api/**/*.html")}
+    assert found.pages == ours | reference and len(ours) == 9 + len(driver.CHAPTERS)
+    assert found.requests == [] and found.complaints == []
+    assert [link for link in found.broken if "/api/" not in link.partition(" -> ")[0]] == []
 
 
 def test_a_link_that_leads_nowhere_is_found(opened, tmp_path):
