@@ -29,7 +29,7 @@ from nnlib._common.validation import (
 from nnlib.attention import Kernel, UniformKNN, make_kernel, nearest
 from nnlib.distances import subsample, wide_dtype
 from nnlib.neighbors.condensing.centers import GrowingCenters
-from nnlib.neighbors.condensing.rule import Batch, block_rows, condense_in_passes
+from nnlib.neighbors.condensing.rule import Batch, block_rows, condense
 from nnlib.neighbors.condensing.votes import CondensingRule
 
 EPSILON_MARGIN = 100  # X has to vary by so many epsilons, or distances lose much to it
@@ -113,7 +113,7 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
             warnings.warn(
                 "kernel='cosine' takes x and -x for one, as published, and X has negative numbers: "
                 "'euclidean' and CosineInverseDistance(signed=True) tell them apart",
-                stacklevel=5,
+                stacklevel=4,
             )
         if self.kernel.startswith("cosine"):
             return  # whose epsilon is one of cosines
@@ -122,15 +122,15 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
             warnings.warn(
                 f"X varies by {deviation:.2g}, which epsilon={self.epsilon:g} blots out: "
                 "scale X, or give less epsilon",
-                stacklevel=5,
+                stacklevel=4,
             )
 
     def _fit(self, X, y, more: bool, classes=None):
         """Condense samples or a stream of batches, into new centers or into `more` of them."""
         self._check_settings()
+        batches = None
         if is_stream(X):
-            self._fit_stream(X, more, classes)
-            return self
+            batches, X, y = self._peek(X)
         x, y = self._check_batch(X, y, more, classes)
         self._warn_about_kernel(x)
         device = resolve_device(self.device)
@@ -138,45 +138,49 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
             x = x.to(device=device, dtype=storage_dtype(x))
         y = y.to(device)
         centers = self._start(x, y, more)
-        generator = make_generator(self.seed)
-
-        def blocks() -> Iterator[Batch]:
-            order = torch.arange(len(x))
-            if self.shuffle:
-                order = torch.randperm(len(x), generator=generator)
-            start = 0
-            while start < len(x):
-                numbers = order[start : start + self._block_rows(centers)].to(device)
-                yield x[numbers].to(torch.float32), y[numbers], None if more else numbers
-                start += len(numbers)
-
-        self._condense((blocks() for _ in range(self.passes)), centers, len(x) * self.passes)
+        rows = partial(block_rows, centers, self._rule())
+        if batches is None:
+            numbered = not more
+            generator = make_generator(self.seed)
+            passes = (self._blocks(x, y, rows, generator, numbered) for _ in range(self.passes))
+            self._condense(passes, centers, len(x) * self.passes)
+        else:
+            passes = (self._stream_blocks(part, storage_dtype(x), rows) for part in batches)
+            self._condense(passes, centers, None)
         return self
 
-    def _fit_stream(self, batches: Iterable, more: bool, classes) -> None:
-        """Condense (x, y) batches in the order they come; only the centers stay in memory."""
-        if self.passes > 1 and isinstance(batches, Iterator):
+    def _blocks(self, x, y, rows: Callable[[], int], generator, numbered: bool) -> Iterator[Batch]:
+        """Yield a set in memory once, in its own or another order."""
+        order = torch.arange(len(x))
+        if self.shuffle:
+            order = torch.randperm(len(x), generator=generator)
+        start = 0
+        while start < len(x):
+            numbers = order[start : start + rows()].to(x.device)
+            yield x[numbers].to(torch.float32), y[numbers], numbers if numbered else None
+            start += len(numbers)
+
+    def _peek(self, stream: Iterable) -> tuple[Iterator[Iterable], object, object]:
+        """Return the batches of each pass, and the first batch's samples and targets."""
+        if self.passes > 1 and isinstance(stream, Iterator):
             raise ValueError(
                 f"passes={self.passes!r} over an iterator, which ends: "
                 "give a DataLoader, or passes=1"
             )
-        rest = iter(batches)
+        rest = iter(stream)
         first = next(rest, None)
         if first is None:
             raise ValueError("X hands out no batches: give at least one")
-        x, y = self._check_batch(first[0], first[1], more, classes)
-        self._warn_about_kernel(x)
-        dtype = storage_dtype(x)
+        return chain([chain([first], rest)], repeat(stream, self.passes - 1)), first[0], first[1]
+
+    def _stream_blocks(
+        self, batches: Iterable, dtype: torch.dtype, rows: Callable[[], int]
+    ) -> Iterator[Batch]:
+        """Yield batches in the order they come, joined to blocks; only centers stay in memory."""
         device = resolve_device(self.device)
-        centers = self._start(x.to(device), y.to(device), more)
-
-        def blocks(batches: Iterable) -> Iterator[Batch]:
-            checked = (self._check_batch(*batch[:2], True, dtype=dtype) for batch in batches)
-            for x, y in rebatch(checked, partial(self._block_rows, centers)):
-                yield x.to(device, torch.float32), y.to(device), None
-
-        sources = chain([chain([first], rest)], repeat(batches, self.passes - 1))
-        self._condense(map(blocks, sources), centers, None)
+        checked = (self._check_batch(*batch[:2], True, dtype=dtype) for batch in batches)
+        for x, y in rebatch(checked, rows):
+            yield x.to(device, torch.float32), y.to(device), None
 
     def _check_batch(self, X, y, more: bool, classes=None, dtype: torch.dtype | None = None):
         x = check_features(self, X, reset=not more)
@@ -193,17 +197,12 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
             return GrowingCenters(x[:0].to(dtype), y[:0])
         dtype = torch.promote_types(self.centers_.dtype, dtype)
         grown = getattr(self, "_grown", None)
-        if grown is not None and grown.x.dtype == dtype and grown.x.shape == self.centers_.shape:
+        if grown is not None and (grown.x.dtype, len(grown)) == (dtype, self.num_neighbors):
             if grown.x.data_ptr() == self.centers_.data_ptr():
                 return grown.share_storage()
         return GrowingCenters(self.centers_.to(x.device, dtype), self.values_.to(x.device))
 
-    def _block_rows(self, centers: GrowingCenters) -> int:
-        return block_rows(self._kernel(), centers, self._rule())
-
-    def _condense(
-        self, passes: Iterable[Iterable[Batch]], centers: GrowingCenters, samples: int | None
-    ) -> None:
+    def _condense(self, passes: Iterable, centers: GrowingCenters, samples: int | None) -> None:
         growth = []
         bar = tqdm(total=samples, unit=" samples", delay=5, leave=False, disable=not self.progress)
 
@@ -213,7 +212,7 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
             bar.update(samples)
 
         with bar:
-            condense_in_passes(passes, centers, self._kernel(), self._rule(), callback)
+            condense(passes, centers, self._rule(), callback)
         self.growth_ = torch.tensor(growth)
         self.indices_ = None if centers.numbers is None else centers.numbers.clone()
         self.centers_ = centers.x
@@ -282,13 +281,12 @@ class CenterClassifier(ProbabilisticClassifier, CenterEstimator):
 
     Attributes
     ----------
-    centers_, values_ : Tensor [M, D], [M, ...]
-        The centers, and their class numbers [M] or class probabilities [M, C].
-    classes_ : ndarray [C]
+    centers_, values_, classes_
+        Centers [M, D], their class numbers [M] or probabilities [M, C], and labels [C].
 
     Examples
     --------
-    >>> from nnlib.neighbors import CenterClassifier, DynamicClassifier
+    >>> from nnlib.neighbors import DynamicClassifier
     >>> issubclass(DynamicClassifier, CenterClassifier)
     True
     """

@@ -19,34 +19,31 @@ class DynamicClassifier(CenterClassifier):
     """Predict classes by the summed weight of all centers: samples that the model got wrong.
 
     Where classes overlap, samples that contradict each other join again and again;
-    PrototypeClassifier does without. With predictor="nearest" and batch_size=1, many passes are
-    Hart's condensed nearest neighbor rule.
+    PrototypeClassifier does without.
 
     Parameters
     ----------
-    kernel : str or Kernel, default="cosine"
+    kernel : str or Kernel
         "cosine", "euclidean", "euclidian_pyramid", "influence_cone", or an object that holds its
         own settings. "cosine" suits pixels and counts: as published it takes x and -x for one.
     exponent, epsilon, influence_cone_factor, scales
-        Settings of a kernel given by name, as far as it has them; epsilon in X's unit.
+        Of a kernel given by name; epsilon in X's unit.
     predictor : {"interpolation", "nearest"}
         "nearest" takes the class of the largest weight.
     batch_size, target_accuracy, max_count
         A batch is learned until that fraction of it is right, in at most so many rounds.
     max_neighbors : int
-        Learning stops once there are more centers, a batch more at most.
-    shuffle, seed, device, progress
-        Whether and how to shuffle, where to compute, whether to show a bar.
-    passes : int, default=1
-        Over the data, at most; a pass that adds no new sample is the last.
+        Learning stops once there are more centers.
+    passes : int
+        Over the data at most; with predictor="nearest" and batch_size=1 many are Hart's rule.
 
     Attributes
     ----------
     centers_, values_, classes_
-        Centers [M, D], the number of each one's class [M], and the classes' labels [C].
+        Centers [M, D], their class numbers [M], and labels [C].
     indices_, growth_
-        Which samples became centers (None after a stream or `partial_fit`), and how many centers
-        there were after each batch.
+        Which samples became centers (None after a stream or `partial_fit`), and the number of
+        centers after each batch.
 
     References
     ----------
@@ -115,6 +112,7 @@ class DynamicClassifier(CenterClassifier):
     def _rule(self) -> CondensingRule:
         classes = len(self.classes_)
         return CondensingRule(
+            kernel=self._kernel(),
             values=lambda y: torch.nn.functional.one_hot(y, classes).to(torch.float32),
             evaluate=_misclassified,
             target=self.target_accuracy,

@@ -92,22 +92,18 @@ class NCATransformer(
     Parameters
     ----------
     map : {"network", "linear", "residual"}
-        Two hidden layers of `width` with batch norm and `dropout`, a matrix, or x + f(x), which
-        keeps the features.
-    dim : int, default=64
+        Two hidden layers of `width`, a matrix, or x + f(x), which keeps the features.
+    dim : int
         Features of a row, where the map doesn't keep them.
     proxies : int, optional
-        How many, as many of each class: None for 300, or one a class where those are more. 0 for
-        the rest of the batch in their place.
+        None for 300, or one a class if there are more; 0 to compare within the batch.
     drop_inputs : float
         Fraction of the features hidden while learning.
     adversarial : float
-        Also learn from rows moved that far, relative to a row's usual length, to where the loss is
-        higher. Takes twice the time.
+        Learn also from rows moved that far, relative to their length, to where the loss is higher.
     temperature, epochs, batch_size, lr
-        As PrototypeClassifier's; `lr` is absolute.
+        As PrototypeClassifier's, but for an absolute `lr`.
     matmul_dtype : {"float32", "bfloat16"}
-        Of the map's products while it learns.
 
     Attributes
     ----------
@@ -123,8 +119,7 @@ class NCATransformer(
     Examples
     --------
     >>> X = [[0.0, 0.0], [1.0, 0.0], [0.0, 5.0], [1.0, 5.0]]
-    >>> metric = NCATransformer("linear", dim=2, epochs=1).fit(X, [0, 0, 1, 1])
-    >>> metric.transform(X).shape
+    >>> NCATransformer("linear", dim=2, epochs=1).fit(X, [0, 0, 1, 1]).transform(X).shape
     (4, 2)
     """
 

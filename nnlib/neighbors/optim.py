@@ -33,13 +33,9 @@ def minimize_adam(
     if batch_size is None:
         batch_size = min(max(samples // 100, 32), 500)
     check_int("batch_size", batch_size, 2)
-    device = rates[0][0].device
-    groups = [{"params": [parameter], "lr": rate} for parameter, rate in rates]
-    optimizer = torch.optim.Adam(groups, fused=device.type in ("cpu", "cuda"))
     batches = max(1, round(samples / batch_size))
-    steps = max(6, epochs * batches)  # a fifth of five steps would be a rise of no length
-    max_rates = [rate for _, rate in rates]
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_rates, steps, pct_start=0.2)
+    optimizer, scheduler = _one_cycle(rates, epochs * batches)
+    device = rates[0][0].device
     generator = make_generator(seed)
     losses = []
     small = batch_size * sum(parameter.numel() for parameter, _ in rates) < SMALL_STEP
@@ -57,3 +53,13 @@ def minimize_adam(
             if not math.isfinite(losses[-1]):
                 raise ValueError(f"lr is too large: the loss is {losses[-1]}, give a smaller lr")
     return losses
+
+
+def _one_cycle(rates: list[tuple[Tensor, float]], steps: int):
+    """Return an optimizer and a scheduler, whose rates rise to the given ones and fall again."""
+    groups = [{"params": [parameter], "lr": rate} for parameter, rate in rates]
+    optimizer = torch.optim.Adam(groups, fused=rates[0][0].device.type in ("cpu", "cuda"))
+    steps = max(6, steps)  # a fifth of five steps would be a rise of no length
+    highest = [rate for _, rate in rates]
+    cycle = torch.optim.lr_scheduler.OneCycleLR
+    return optimizer, cycle(optimizer, highest, steps, pct_start=0.2)

@@ -33,9 +33,8 @@ LARGEST_LOG_SHARPNESS = 10.0
 class PrototypeClassifier(CenterClassifier):
     """Predict classes by the weighted average over a few centers that gradients have moved.
 
-    Centers start from k-means within each class, with class probabilities of their own. The loss
-    is the mean of -log p(own class), minimized by Adam. The kernel's sharpness (the exponent, one
-    over the temperature) is learned too where it has one.
+    Centers start from k-means within each class. They, their class probabilities and the kernel's
+    sharpness (where it has one) minimize the mean of -log p(own class) under Adam.
 
     Parameters
     ----------
@@ -43,19 +42,15 @@ class PrototypeClassifier(CenterClassifier):
         None for a twentieth of the samples, at least two a class and at most 300.
     kernel, exponent, epsilon, influence_cone_factor, scales
         As DynamicClassifier's, or "cosine_softmax", which starts from `temperature`.
-    epochs : int, default=20
-        0 leaves the centers where they start.
-    batch_size : int, optional
-        None for a hundredth of the samples, 32 to 500.
-    lr : float, default=0.02
-        The largest learning rate, as a fraction of the data's deviation.
+    epochs, batch_size
+        0 epochs leave centers at their start; None for a hundredth of the samples, 32 to 500.
+    lr : float
+        The largest learning rate, relative to the data's deviation.
 
     Attributes
     ----------
-    centers_, values_
-        Centers [M, D] and class probabilities [M, C].
-    sharpness_, losses_
-        The factor learned for the exponent, and each epoch's mean loss.
+    centers_, values_, sharpness_, losses_
+        Centers [M, D], class probabilities [M, C], the exponent's factor, each epoch's mean loss.
 
     References
     ----------

@@ -26,21 +26,14 @@ class DynamicRegressor(RegressorMixin, CenterEstimator):
     Parameters
     ----------
     exponent : float, optional
-        None for minus the number of features, from -4 (published) to -16: in many dimensions most
-        samples are about as far, and only a steep fall lets the near ones count.
-    tolerance : float, default=0.05
-        The Euclidean error, in the targets' unit, from which a sample is wrong. Below the noise of
-        the targets every sample becomes a center.
-    target_accuracy : float, default=0.8
-        A batch is learned until its mean absolute error is at most that; as published, at 0.8 that
-        is mostly one round.
-    kernel, epsilon, influence_cone_factor, scales, predictor, batch_size, max_neighbors, ...
-        As DynamicClassifier's.
-
-    Attributes
-    ----------
-    centers_, values_, indices_, growth_
-        As DynamicClassifier's; `values_` are the centers' targets [M, V].
+        None for minus the number of features, from -4 (published) to -16: in many dimensions only
+        a steep fall lets the near samples count.
+    tolerance : float
+        The Euclidean error, in the targets' unit, from which a sample is wrong.
+    target_accuracy : float
+        A batch is learned until its mean absolute error is at most that, as published.
+    kernel, epsilon, influence_cone_factor, scales, predictor, batch_size, max_neighbors, passes
+        As DynamicClassifier's, and so are the attributes.
 
     References
     ----------
@@ -114,6 +107,7 @@ class DynamicRegressor(RegressorMixin, CenterEstimator):
 
     def _rule(self) -> CondensingRule:
         return CondensingRule(
+            kernel=self._kernel(),
             values=lambda y: y,
             evaluate=self._evaluate,
             target=1 - self.target_accuracy,

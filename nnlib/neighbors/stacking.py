@@ -36,14 +36,11 @@ class BaseStack(ProbabilisticClassifier, SafetensorsMixin, BaseEstimator, torch.
 
     Attributes
     ----------
-    layers_ : ModuleList
-        The fitted layers.
-    splits_ : int
-        Into how many groups of centers a layer is split for the next, one probability vector each.
+    layers_, splits_
+        The fitted layers, and into how many groups of centers each is split for the next.
 
     Examples
     --------
-    >>> from nnlib.neighbors import BaseStack, DeepClassifier
     >>> issubclass(DeepClassifier, BaseStack)
     True
     """
@@ -147,12 +144,11 @@ class DeepClassifier(BaseStack):
 
     Parameters
     ----------
-    num_layers : int, default=3
-    splits : int, default=1
-        For the next layer, a layer's centers are split in so many contiguous groups of one
-        probability vector each. (The published code bounds the groups by the number of features,
-        and so leaves most centers out.)
-    kernel, exponent, epsilon, influence_cone_factor, scales, predictor, batch_size, ...
+    num_layers : int
+    splits : int
+        For the next layer, centers are split in so many contiguous groups of one probability
+        vector each. (The published code bounds them by the number of features: most are left out.)
+    kernel, exponent, epsilon, influence_cone_factor, scales, predictor, batch_size, max_count, ...
         Each layer's, as DynamicClassifier's; changed later, they hold from the next fit on.
 
     References
@@ -203,21 +199,19 @@ class DeepClassifier(BaseStack):
 class StackedClassifier(BaseStack):
     """Stack classifiers over centers, each fitted on probabilities for samples left out.
 
-    A layer is fitted on all training samples. The next one learns from the probabilities of
-    further fits, each without one fold, for that fold: so training and new samples look alike to
-    it. A layer that is not better on validation samples than the one before, by two standard
-    errors of the difference, is refused, and the stack ends there.
+    The next layer learns from further fits, each without one fold, for that fold: so training and
+    new samples look alike to it. A layer that is not better on validation samples than the one
+    before, by two standard errors of the difference, is refused and ends the stack.
 
     Parameters
     ----------
-    num_layers : int, default=3
+    num_layers : int
         At most.
     first, later : DynamicClassifier or PrototypeClassifier, optional
-        The first layer, and those after it. None for a DynamicClassifier by Euclidean distances,
-        and PrototypeClassifiers of softmaxed cosines.
-    folds : int, default=5
-    validation : float, default=0.1
-        Fraction of the samples that no layer learns from.
+        None for a DynamicClassifier by Euclidean distances, and PrototypeClassifiers of softmaxed
+        cosines.
+    folds, validation
+        Number of folds, and fraction of the samples that no layer learns from.
 
     Attributes
     ----------

@@ -12,12 +12,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from nnlib._common.runtime import full_precision, single_thread
-from nnlib.attention import (
-    InfluenceCone,
-    Kernel,
-    is_worthwhile,
-    unsupported_reason,
-)
+from nnlib.attention import InfluenceCone, is_worthwhile, unsupported_reason
 from nnlib.neighbors.condensing.centers import GrowingCenters
 from nnlib.neighbors.condensing.votes import (
     BLOCK_ROWS,
@@ -37,51 +32,45 @@ Batch = tuple[Float[Tensor, "S D"], Shaped[Tensor, "S *V"], Int64[Tensor, " S"] 
 Callback = Callable[[int, int], None]  # takes the number of samples seen since, and of centers
 
 
-def condense_in_passes(
+def condense(
     passes: Iterable[Iterable[Batch]],
     centers: GrowingCenters,
-    kernel: Kernel,
     rule: CondensingRule,
     callback: Callback,
 ) -> None:
-    """Condense pass after pass, until one adds no new sample or the centers are too many."""
-    before = centers.distinct
-    for blocks in passes:
-        condense(blocks, centers, kernel, rule, callback)
-        distinct = centers.distinct
-        if distinct == before or len(centers) > rule.max_neighbors:
-            return
-        before = distinct
-
-
-def condense(
-    blocks: Iterable[Batch],
-    centers: GrowingCenters,
-    kernel: Kernel,
-    rule: CondensingRule,
-    callback: Callback,
-) -> None:
-    """Learn blocks of (x, y, row numbers) in their order: wrong samples join `centers`.
+    """Learn blocks of (x, y, row numbers) in their order: wrong samples join the centers.
 
     The first batch of all becomes centers whole. A later one is predicted and its wrong samples
     added, until it is good enough, nothing is wrong, or its rounds are over; a sample still wrong
-    in the next round is added again. The pass ends once the centers outnumber the rule's
-    `max_neighbors`. `callback` is called after every batch.
+    in the next round is added again. Learning ends after a pass that adds no new sample, or once
+    the centers outnumber the rule's `max_neighbors`. `callback` is called after every batch.
     """
+    before = centers.distinct
     with torch.no_grad(), full_precision():
-        for x, y, numbers in blocks:
-            cache_class = _cache_class(len(x), centers, kernel, rule)
-            with single_thread() if cache_class is GridVotes else nullcontext():
-                votes = cache_class(x, rule.values(y), centers, kernel, rule)
-                for start in range(0, len(x), rule.batch_size):
-                    if len(centers) > rule.max_neighbors:
-                        return
-                    rows = slice(start, min(start + rule.batch_size, len(x)))
-                    for chosen in _wrong_rounds(votes, y, rows, centers, rule):
-                        chosen_numbers = None if numbers is None else numbers[chosen]
-                        centers.append(x[chosen], y[chosen], chosen_numbers)
-                        votes.add(chosen, start)
-                    callback(rows.stop - start, len(centers))
+        for blocks in passes:
+            for block in blocks:
+                _condense_block(*block, centers, rule, callback)
+                if len(centers) > rule.max_neighbors:
+                    return
+            distinct = centers.distinct
+            if distinct == before:
+                return
+            before = distinct
+
+
+def _condense_block(x, y, numbers, centers: GrowingCenters, rule, callback: Callback) -> None:
+    cache_class = _cache_class(len(x), centers, rule)
+    with single_thread() if cache_class is GridVotes else nullcontext():
+        votes = cache_class(x, rule.values(y), centers, rule)
+        for start in range(0, len(x), rule.batch_size):
+            if len(centers) > rule.max_neighbors:
+                return
+            rows = slice(start, min(start + rule.batch_size, len(x)))
+            for chosen in _wrong_rounds(votes, y, rows, centers, rule):
+                chosen_numbers = None if numbers is None else numbers[chosen]
+                centers.append(x[chosen], y[chosen], chosen_numbers)
+                votes.add(chosen, start)
+            callback(rows.stop - start, len(centers))
 
 
 def _wrong_rounds(
@@ -107,34 +96,32 @@ def _wrong_rounds(
             return
 
 
-def _cache_class(rows: int, centers: GrowingCenters, kernel: Kernel, rule: CondensingRule) -> type:
-    if rows <= SEARCH_ROWS and _is_searchable(rows, centers, kernel, rule):
+def _cache_class(rows: int, centers: GrowingCenters, rule: CondensingRule) -> type:
+    if rows <= SEARCH_ROWS and _is_searchable(rows, centers, rule):
         return GridVotes
-    cached_bytes = 4 * rows * len(centers) if kernel.depends_on_others else 0
-    if rows > BLOCK_ROWS or cached_bytes > BLOCK_BYTES:  # a single batch is too large
-        return RecomputedVotes
-    if kernel.k is not None:
+    caches = rule.kernel.depends_on_others
+    if rows > BLOCK_ROWS or caches and 4 * rows * len(centers) > BLOCK_BYTES:
+        return RecomputedVotes  # a single batch is too large
+    if rule.kernel.k is not None:
         return UniformKNNVotes
-    return CachedDistanceVotes if kernel.depends_on_others else AdditiveVotes
+    return CachedDistanceVotes if caches else AdditiveVotes
 
 
-def _is_searchable(
-    rows: int, centers: GrowingCenters, kernel: Kernel, rule: CondensingRule
-) -> bool:
+def _is_searchable(rows: int, centers: GrowingCenters, rule: CondensingRule) -> bool:
     width = rule.values(centers.y[:1]).shape[1] + 1
     return (
-        isinstance(kernel, InfluenceCone)
+        isinstance(rule.kernel, InfluenceCone)
         and is_worthwhile(rows, len(centers), width)
-        and not unsupported_reason(kernel, centers.x)
+        and not unsupported_reason(rule.kernel, centers.x)
     )
 
 
-def block_rows(kernel: Kernel, centers: GrowingCenters, rule: CondensingRule) -> int:
+def block_rows(centers: GrowingCenters, rule: CondensingRule) -> int:
     """How many samples to compare at once: whole batches, fewer where distances are cached."""
     rows = BLOCK_ROWS
-    if kernel.depends_on_others:
+    if rule.kernel.depends_on_others:
         rows = min(BLOCK_ROWS, BLOCK_BYTES // (4 * max(1, len(centers))))
     search_rows = min(SEARCH_ROWS, 8 * len(centers))
-    if _is_searchable(search_rows, centers, kernel, rule):
+    if _is_searchable(search_rows, centers, rule):
         rows = search_rows
     return max(1, rows // rule.batch_size) * rule.batch_size

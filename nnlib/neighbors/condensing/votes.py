@@ -30,11 +30,12 @@ WEIGHED_ROWS = 256  # of cached distances turned into weights at a time
 
 
 class CondensingRule(NamedTuple):
-    """What a center votes for, which samples are wrong, and when a batch is good enough.
+    """How centers vote, for what, which samples are wrong, and when a batch is good enough.
 
     `evaluate(predictions, targets)` gives a mask of the wrong samples and the batch's quality.
     """
 
+    kernel: Kernel
     values: Callable[[Tensor], Float[Tensor, "N V"]]
     evaluate: Callable[[Float[Tensor, "N V"], Tensor], tuple[Tensor, Tensor]]
     target: float
@@ -47,7 +48,7 @@ class CondensingRule(NamedTuple):
 class VoteCache(Protocol):
     """Predictions for a block by the centers so far; made anew for each block.
 
-    Its constructor takes the block's samples and values, the centers, the kernel and the rule.
+    Its constructor takes the block's samples and values, the centers and the rule.
     """
 
     def add(self, chosen: Int64[Tensor, " K"], start: int) -> None:
@@ -72,11 +73,11 @@ class LazyValues:
 class _BlockVotes:
     """A block's samples prepared for measuring, and the numbers of those that became centers."""
 
-    def __init__(self, x, values, centers: GrowingCenters, kernel: Kernel, rule: CondensingRule):
+    def __init__(self, x, values, centers: GrowingCenters, rule: CondensingRule):
         self.x = x
         self.values = values
-        self.kernel = kernel
-        self.distance = kernel.distance(x, x, x.dtype)
+        self.kernel = rule.kernel
+        self.distance = rule.kernel.distance(x, x, x.dtype)
         self.points = self.distance.prepare(x)
         self.chosen = torch.empty(0, dtype=torch.int64, device=x.device)
         self._compare(centers, rule)
@@ -86,7 +87,7 @@ class _BlockVotes:
 
     def _compare(self, centers: GrowingCenters, rule: CondensingRule) -> None:
         """Measure the centers before the block, once."""
-        self.earlier_values = rule.values(centers.y[:]) if len(centers) else self.values[:0]
+        self.earlier_values = rule.values(centers.y) if len(centers) else self.values[:0]
         self.distances = self.x.new_empty(len(self.x), len(centers))
         for start in range(0, len(centers), BLOCK_ROWS):
             cols = slice(start, min(start + BLOCK_ROWS, len(centers)))
@@ -130,8 +131,8 @@ class AdditiveVotes(_BlockVotes):
 class CachedDistanceVotes(_BlockVotes):
     """Sums of weights that depend on the nearest center; distances to earlier ones are cached."""
 
-    def __init__(self, x, values, centers, kernel, rule):
-        super().__init__(x, values, centers, kernel, rule)
+    def __init__(self, x, values, centers, rule):
+        super().__init__(x, values, centers, rule)
         self.nearest = self._nearest()
         self.sums = self._sums(slice(None), self.nearest)
 
@@ -178,8 +179,8 @@ class GridVotes(CachedDistanceVotes):
 
     def _compare(self, centers, rule):
         encoded = LazyValues(centers.y, rule.values)
-        rows = centers.x[:].to(self.x.dtype)
-        self.grid = QuantileGrid(rows, encoded, self.kernel, self.distance.preconditioner)
+        x = centers.x.to(self.x.dtype)
+        self.grid = QuantileGrid(x, encoded, self.kernel, self.distance.preconditioner)
 
     def _nearest(self):
         return self.grid.nearest(self.x)
@@ -203,19 +204,19 @@ class UniformKNNVotes(_BlockVotes):
 class RecomputedVotes:
     """Averages over all centers anew in every round, for batches too large to keep anything of."""
 
-    def __init__(self, x, values, centers, kernel, rule):
+    def __init__(self, x, values, centers, rule):
         self.x = x
         self.centers = centers
-        self.kernel = kernel
         self.rule = rule
 
     def add(self, chosen, start):
         """Do nothing: `average` looks at the centers themselves."""
 
     def average(self, rows):
+        kernel = self.rule.kernel
         x = self.x[rows]
         values = LazyValues(self.centers.y, self.rule.values)
-        distance = self.kernel.distance(x, x, x.dtype)
-        if self.kernel.k is not None:
-            return uniform_knn_average(x, self.centers.x, values, self.kernel, distance)
-        return blockwise_average(x, self.centers.x, values, self.kernel, distance)[0]
+        distance = kernel.distance(x, x, x.dtype)
+        if kernel.k is not None:
+            return uniform_knn_average(x, self.centers.x, values, kernel, distance)
+        return blockwise_average(x, self.centers.x, values, kernel, distance)[0]
