@@ -17,9 +17,13 @@ BLOCK_SHAPE = {"cpu": (1024, 1024), "other": (2048, 4096)}  # queries x centers 
 BLOCK_FEATURES = 1 << 22  # at most, in a block's own rows
 SUM_CENTERS = 128  # summed in a row: longer float32 sums lose small weights added to a large one
 WIDE_VALUES = 32  # columns of values from which a column of ones costs more than another sum
-FEW_WEIGHTS = 1 << 14
+FEW_WEIGHTS = 1 << 14  # not worth cutting
 LANES = 16  # columns that a processor multiplies at once; narrower products are no faster
 TINY = torch.finfo(torch.float32).tiny
+
+Block = Float[Tensor, "B M"]
+Values = Float[Tensor, "M V"]
+Exclude = Int64[Tensor, " B"] | None
 
 
 class Labels:
@@ -63,31 +67,31 @@ class Labels:
 
 
 class OnlineWeightedMean:
-    """Running sums of w v and w for a block of queries, w relative to that of the nearest so far."""
+    """Running sums of w v and w for a block of queries, w relative to the nearest's so far."""
 
     def __init__(self, kernel: Kernel, queries: int, values: int, like: Tensor, scale: float = 1.0):
         self.kernel = kernel
         self.scale = scale
-        self.near = like.new_full((queries,), torch.inf)
+        self.nearest = like.new_full((queries,), torch.inf)
         self.sums = like.new_zeros(queries, values + 1)  # the last column is the sum of the weights
 
     def add(
         self,
-        distance: Float[Tensor, "B M"],
-        values: Float[Tensor, "M V"],
+        distance: Block,
+        values: Values,
         rows: slice | Int64[Tensor, " B"] = slice(None),
     ) -> None:
         """Take in more centers, for the queries of `rows`. Overwrites `distance`."""
         if distance.numel() == 0:
             return
-        before = self.near[rows]
+        before = self.nearest[rows]
         sums = self.sums[rows]
-        near = before if self.kernel.needs_nearest else torch.minimum(before, distance.amin(1))
-        relative_to = finite(near)
+        nearest = before if self.kernel.needs_nearest else torch.minimum(before, distance.amin(1))
+        relative_to = finite(nearest)
         sums *= self.kernel.relative_weights(before[:, None].clone(), relative_to, self.scale)
         weights = self.kernel.relative_weights(distance, relative_to, self.scale)
         add_products(sums, weights, values)
-        self.near[rows] = near
+        self.nearest[rows] = nearest
         if not isinstance(rows, slice):  # which would have been a view
             self.sums[rows] = sums
 
@@ -115,19 +119,19 @@ def blockwise_average(
     dtype = working_dtype(queries, centers)
     width = values.shape[1]
     result = torch.empty(len(queries), width, dtype=dtype, device=queries.device)
-    near, total = result.new_empty(2, len(queries))
+    nearest, total = result.new_empty(2, len(queries))
     for rows in row_blocks(queries):
         x = distance_fn.prepare(queries[rows].to(dtype))
         skip = None if exclude is None else exclude[rows]
         mean = OnlineWeightedMean(kernel, rows.stop - rows.start, width, result, distance_fn.scale)
         if kernel.needs_nearest:
-            nearest, _ = blockwise_nearest(queries[rows], centers, 1, distance_fn, skip)
-            mean.near = nearest[:, 0]
+            distance, _ = blockwise_nearest(queries[rows], centers, 1, distance_fn, skip)
+            mean.nearest = distance[:, 0]
         accumulate(mean, x, centers, values, distance_fn, skip)
         result[rows] = mean.value()
-        near[rows] = mean.near
+        nearest[rows] = mean.nearest
         total[rows] = mean.sums[:, -1]
-    return result, near, total
+    return result, nearest, total
 
 
 def uniform_knn_average(
@@ -153,37 +157,37 @@ def blockwise_nearest(
 ) -> tuple[Tensor, Tensor]:
     """Distances and indices [B, count] of the nearest centers; inf and -1 where none is left."""
     dtype = working_dtype(queries, centers)
-    near = torch.full((len(queries), count), torch.inf, dtype=dtype, device=queries.device)
-    index = torch.full_like(near, -1, dtype=torch.int64)
+    nearest = torch.full((len(queries), count), torch.inf, dtype=dtype, device=queries.device)
+    index = torch.full_like(nearest, -1, dtype=torch.int64)
     for rows in row_blocks(queries):
         x = distance_fn.prepare(queries[rows].to(dtype))
         skip = None if exclude is None else exclude[rows]
         for cols in column_blocks(centers):
             c = distance_fn.prepare(centers[cols].to(dtype))
             key = mask_excluded(distance_fn.sort_key(x, c), skip, cols)
-            merge_topk(near[rows], index[rows], key, cols.start)
-        near[rows] = distance_fn.from_sort_key(near[rows])
-    return near, index.masked_fill_(near.isinf(), -1)
+            merge_topk(nearest[rows], index[rows], key, cols.start)
+        nearest[rows] = distance_fn.from_sort_key(nearest[rows])
+    return nearest, index.masked_fill_(nearest.isinf(), -1)
 
 
 def merge_topk(
-    near: Float[Tensor, "B K"], index: Int64[Tensor, "B K"], key: Float[Tensor, "B M"], start: int
+    nearest: Float[Tensor, "B K"], index: Int64[Tensor, "B K"], key: Block, start: int
 ) -> None:
     """Merge a block's smallest keys into those so far: after some blocks, few queries have any."""
-    count = near.shape[1]
+    count = nearest.shape[1]
     low = key.amin(1)
     if bool(low.isnan().any()):  # rows that hold NaN are near nothing
         low = key.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).amin(1)
-    rows = (low < near[:, -1]).nonzero()[:, 0]
+    rows = (low < nearest[:, -1]).nonzero()[:, 0]
     if len(rows) == 0:
         return
     some = key if len(rows) == len(key) else key[rows]
     if count == 1:
-        near[rows], place = some.min(1, keepdim=True)
+        nearest[rows], place = some.min(1, keepdim=True)
         index[rows] = place + start
         return
     values, place = some.topk(min(count, some.shape[1]), largest=False)
-    near[rows], order = torch.cat([near[rows], values], 1).topk(count, largest=False)
+    nearest[rows], order = torch.cat([nearest[rows], values], 1).topk(count, largest=False)
     index[rows] = torch.cat([index[rows], place + start], 1).gather(1, order)
 
 
@@ -191,7 +195,7 @@ class BlockwiseBackward:
     """Gradients to queries, centers, values and sharpness, of a forward pass saved in `ctx`."""
 
     def __init__(self, ctx, gradient):
-        *inputs, result, self.near, total, self.exclude = ctx.saved_tensors
+        *inputs, result, self.nearest, total, self.exclude = ctx.saved_tensors
         self.queries, self.centers, values, self.sharpness = inputs
         self.kernel = ctx.kernel
         self.distance_fn = ctx.distance_fn
@@ -208,25 +212,25 @@ class BlockwiseBackward:
         """Measure all blocks again; the gradients, None where none is needed."""
         for rows in row_blocks(self.queries):
             x = self.distance_fn.prepare(self.queries[rows].to(self.gradient.dtype))
-            near = finite(self.near[rows])
-            to_near = torch.zeros_like(near)
+            nearest = finite(self.nearest[rows])
+            to_nearest = torch.zeros_like(nearest)
             for cols in column_blocks(self.centers):
-                self._add_block(x, rows, cols, near, to_near)
+                self._add_block(x, rows, cols, nearest, to_nearest)
             if self.kernel.needs_nearest and self._to_points:
-                self._add_nearest(rows, to_near)
+                self._add_nearest(rows, to_nearest)
         return self.sums
 
     @property
     def _to_points(self) -> bool:
         return self.sums[0] is not None or self.sums[1] is not None
 
-    def _add_block(self, x, rows: slice, cols: slice, near: Tensor, to_near: Tensor) -> None:
+    def _add_block(self, x, rows: slice, cols: slice, nearest: Tensor, to_nearest: Tensor) -> None:
         scale = self.distance_fn.scale
         c = self.distance_fn.prepare(self.centers[cols].to(self.gradient.dtype))
         distance, context = self.distance_fn.pairwise(x, c, for_backward=True)
         weights = self.workspace.like("weights", distance).copy_(distance)
         mask_excluded(weights, None if self.exclude is None else self.exclude[rows], cols)
-        self.kernel.relative_weights(weights, near, scale)
+        self.kernel.relative_weights(weights, nearest, scale)
         gradient = self.gradient[rows]
         to_queries, to_centers, to_values, to_sharpness = self.sums
         if to_values is not None:
@@ -241,16 +245,16 @@ class BlockwiseBackward:
             to_sharpness += logs.sum() / self.sharpness
         if not self._to_points:
             return
-        self.kernel.scale_by_log_slope(slope, distance, near, scale, weights)
+        self.kernel.scale_by_log_slope(slope, distance, nearest, scale, weights)
         if self.kernel.needs_nearest:
-            to_near -= self.kernel.influence_cone_factor * slope.sum(1)
+            to_nearest -= self.kernel.influence_cone_factor * slope.sum(1)
         parts = self.distance_fn.backward(x, c, distance, context, slope)
         if to_queries is not None:
             to_queries[rows] += parts[0]
         if to_centers is not None:
             to_centers[cols] += parts[1]
 
-    def _add_nearest(self, rows: slice, to_near: Tensor) -> None:
+    def _add_nearest(self, rows: slice, to_nearest: Tensor) -> None:
         """Pass the gradient to the nearest distance on to that pair."""
         skip = None if self.exclude is None else self.exclude[rows]
         x = self.queries[rows]
@@ -260,7 +264,7 @@ class BlockwiseBackward:
         scale = self.distance_fn.scale
         difference = (x.to(dtype) - self.centers[index].to(dtype)) * scale
         length = torch.linalg.vector_norm(difference, dim=1)
-        slope = to_near * scale / torch.where(length > 0, length, 1)
+        slope = to_nearest * scale / torch.where(length > 0, length, 1)
         to_pair = difference * slope[:, None]
         if self.sums[0] is not None:
             self.sums[0][rows] += to_pair
@@ -289,9 +293,7 @@ def _blocks(length: int, side: int, rows) -> Iterator[slice]:
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
-def mask_excluded(
-    distance: Float[Tensor, "B M"], exclude: Int64[Tensor, " B"] | None, cols: slice
-) -> Tensor:
+def mask_excluded(distance: Block, exclude: Exclude, cols: slice) -> Block:
     """Set distances to each query's excluded center to inf, in place."""
     if exclude is None:
         return distance
@@ -300,19 +302,17 @@ def mask_excluded(
     return distance
 
 
-def finite(near: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+def finite(nearest: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
     """The nearest distances, 0 where there is no center yet."""
-    return near.masked_fill(near == torch.inf, 0)
+    return nearest.masked_fill(nearest == torch.inf, 0)
 
 
-def with_ones(values: Float[Tensor, "M V"]) -> Float[Tensor, "M W"]:
+def with_ones(values: Values) -> Float[Tensor, "M W"]:
     """The values and a last column of ones, whose sum is that of the weights."""
     return torch.cat([values, values.new_ones(len(values), 1)], 1)
 
 
-def add_products(
-    sums: Float[Tensor, "B W"], weights: Float[Tensor, "B M"], values: Float[Tensor, "M V"]
-) -> None:
+def add_products(sums: Float[Tensor, "B W"], weights: Block, values: Values) -> None:
     """Add weights @ values to the sums, and the weights' own sum to their last column."""
     if values.shape[1] < WIDE_VALUES:
         sums += weighted_sums(weights, with_ones(values))
@@ -321,9 +321,7 @@ def add_products(
     sums[:, -1] += weights.sum(1)
 
 
-def weighted_sums(
-    weights: Float[Tensor, "B M"], values: Float[Tensor, "M V"]
-) -> Float[Tensor, "B V"]:
+def weighted_sums(weights: Block, values: Values) -> Float[Tensor, "B V"]:
     """weights @ values, on a processor some centers at a time, in full lanes."""
     width = values.shape[1]
     if values.device.type != "cpu" or weights.numel() < FEW_WEIGHTS:

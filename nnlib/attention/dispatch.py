@@ -90,13 +90,15 @@ def attend(
     tensor([[1.8000]])
     """
     _check(queries, centers, values, exclude, backend)
-    _check_averages(values, kernel, matmul_dtype)
     with full_precision():
         return _attend(queries, centers, values, kernel, exclude, backend, matmul_dtype, sharpness)
 
 
 def _attend(queries, centers, values, kernel, exclude, backend, matmul_dtype, sharpness) -> Tensor:
     dtype = working_dtype(queries, centers)
+    check_choice("matmul_dtype", matmul_dtype, MATMUL_DTYPES)
+    if matmul_dtype != "float32" and (kernel.k is not None or type(kernel) is DotProduct):
+        raise ValueError(f"matmul_dtype={matmul_dtype!r} with {kernel}: give 'float32'")
     if sharpness is not None:
         kernel = _sharpened(kernel, sharpness, backend)
         backend = "blocks"
@@ -205,13 +207,13 @@ class AttendFunction(torch.autograd.Function):
 
             scale = distance_fn.scale
             ctx.triton = TritonAttention(queries, centers, values, labels, kernel, scale, exclude)
-            result, near, total = ctx.triton.averages()
+            result, closest, total = ctx.triton.averages()
         else:
             rows = values if labels is None else labels
-            result, near, total = blockwise_average(
+            result, closest, total = blockwise_average(
                 queries, centers, rows, kernel, distance_fn, exclude
             )
-        ctx.save_for_backward(queries, centers, values, sharpness, result, near, total, exclude)
+        ctx.save_for_backward(queries, centers, values, sharpness, result, closest, total, exclude)
         ctx.labels = labels
         ctx.kernel = kernel
         ctx.distance_fn = distance_fn
@@ -225,7 +227,7 @@ class AttendFunction(torch.autograd.Function):
             if ctx.triton is None:
                 parts = blocks.run()
             else:
-                parts = ctx.triton.gradients(blocks.gradient, blocks.mean[:, 0], blocks.near)
+                parts = ctx.triton.gradients(blocks.gradient, blocks.mean[:, 0], blocks.nearest)
         gradients = [None] * 9
         for i, part in enumerate(parts):
             if ctx.needs_input_grad[i]:
@@ -248,10 +250,7 @@ def _sdpa_average(queries, centers, values, temperature: float, dtype: torch.dty
 
 
 def is_worthwhile(queries: int, centers: int, width: int = 1, k: int | None = None) -> bool:
-    """Whether sorting the centers, and values of some width, beats measuring all distances.
-
-    k: how many nearest centers are wanted, where they are.
-    """
+    """Whether sorting the centers, and values of some width, beats measuring all distances."""
     many = queries >= SEARCH_QUERIES and queries * centers >= SEARCH_PAIRS
     few_nearest = k is None or SEARCH_CENTERS * k <= centers
     return many and few_nearest and centers * width <= SEARCH_TABLE
@@ -326,14 +325,6 @@ def _sharpened(kernel: Kernel, sharpness: Tensor, backend: str) -> Kernel:
     return sharp
 
 
-def _check_averages(values, kernel: Kernel, matmul_dtype: str) -> None:
-    if len(values.shape) != 2:
-        raise ValueError(f"values has shape {tuple(values.shape)}: give [M, V], or Labels")
-    check_choice("matmul_dtype", matmul_dtype, MATMUL_DTYPES)
-    if matmul_dtype != "float32" and (kernel.k is not None or type(kernel) is DotProduct):
-        raise ValueError(f"matmul_dtype={matmul_dtype!r} with {kernel}: give 'float32'")
-
-
 def _check(queries, centers, values, exclude, backend: str) -> None:
     check_choice("backend", backend, BACKENDS)
     shape = tuple(queries.shape)
@@ -342,9 +333,9 @@ def _check(queries, centers, values, exclude, backend: str) -> None:
         raise ValueError(f"queries {shape} and centers {points}: give [B, D] and [M, D]")
     if points[0] == 0:
         raise ValueError("centers is empty: give at least one")
-    if values is not None and values.shape[0] != points[0]:
-        found = f"{values.shape[0]} rows for {points[0]} centers"
-        raise ValueError(f"values has {found}: give one a center")
+    if values is not None and (len(values.shape) != 2 or values.shape[0] != points[0]):
+        found = f"shape {tuple(values.shape)} for {points[0]} centers"
+        raise ValueError(f"values has {found}: give [M, V], or Labels")
     if exclude is not None and exclude.shape != queries.shape[:1]:
         wanted = f"give [{shape[0]}], one index a query"
         raise ValueError(f"exclude has shape {tuple(exclude.shape)}: {wanted}")

@@ -153,16 +153,16 @@ class QuantileGrid:
     def sums(
         self,
         x: Float[Tensor, "B D"],
-        near: Float[Tensor, " B"],
+        nearest: Float[Tensor, " B"],
         exclude: Int64[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B W"]:
         """Sums of weights times values, and of the weights in the last column.
 
-        near [B]: the distance of the nearest center there is, be it one of these or not.
+        nearest [B]: the distance of the nearest center there is, be it one of these or not.
         """
         sums = x.new_zeros(len(x), self.table.shape[1])
-        queries = _GridQueries(self, x, near, exclude)
-        reachable = np.flatnonzero(np.isfinite(queries.near))
+        queries = _GridQueries(self, x, nearest, exclude)
+        reachable = np.flatnonzero(np.isfinite(queries.nearest))
         for part in _pieces(queries.runs[reachable], PAIRS):
             for who, begin, length in self._runs(queries, reachable[part]):
                 weighted = self._sum_runs(queries, who, begin, length)
@@ -200,7 +200,7 @@ class QuantileGrid:
             difference -= points.take(index)
             distance += np.square(difference, out=difference)
         weight = np.repeat(queries.radius[who], length)
-        weight -= np.sqrt(distance, out=distance) - np.repeat(queries.near[who], length)
+        weight -= np.sqrt(distance, out=distance) - np.repeat(queries.nearest[who], length)
         weight = np.maximum(weight, 0, out=weight)
         if queries.exclude is not None:
             weight[self.order[index] == np.repeat(queries.exclude[who], length)] = 0
@@ -213,12 +213,12 @@ class QuantileGrid:
 class _GridQueries:
     """The queries of a grid: columns, support radius, and the range of cells they meet."""
 
-    def __init__(self, grid: QuantileGrid, x, near, exclude):
+    def __init__(self, grid: QuantileGrid, x, nearest, exclude):
         points = grid.preconditioner(x)
-        radius = grid.kernel.support_radius(near, grid.preconditioner.scale)
-        farthest = (near + radius).double()[:, None] * MARGIN
+        radius = grid.kernel.support_radius(nearest, grid.preconditioner.scale)
+        farthest = (nearest + radius).double()[:, None] * MARGIN
         self.points = points.T.contiguous().numpy()
-        self.near = near.numpy()
+        self.nearest = nearest.numpy()
         self.radius = radius.numpy()
         self.exclude = None if exclude is None else exclude.numpy()
         self.low = grid._cells((points.double() - farthest).numpy())

@@ -6,13 +6,9 @@ from nnlib.distances.base import take_rows as take_rows
 from nnlib.distances.base import wide_dtype as wide_dtype
 from nnlib.distances.cosine import CosineDistance
 from nnlib.distances.cosine import normalize_rows as normalize_rows
-from nnlib.distances.euclidean import EuclideanDistance, MultiScaleDistance, NegativeDotProduct
+from nnlib.distances.euclidean import EuclideanDistance
+from nnlib.distances.euclidean import MultiScaleDistance as MultiScaleDistance
+from nnlib.distances.euclidean import NegativeDotProduct as NegativeDotProduct
 from nnlib.distances.euclidean import power_ as power_
 
-__all__ = [
-    "CosineDistance",
-    "Distance",
-    "EuclideanDistance",
-    "MultiScaleDistance",
-    "NegativeDotProduct",
-]
+__all__ = ["CosineDistance", "Distance", "EuclideanDistance"]

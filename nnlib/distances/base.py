@@ -19,11 +19,9 @@ CROWDED = 1 / 64  # fraction of such pairs in a block above which all of it is m
 PAIR_BYTES = 1 << 22  # of the rows gathered at a time, so that they stay in a cache
 
 Rows = Float[Tensor, "N D"]
-Queries = Float[Tensor, "B D"]
-Centers = Float[Tensor, "M D"]
 Block = Float[Tensor, "B M"]
 Pairs = tuple[Int[Tensor, " P"], Int[Tensor, " P"]]  # indices of queries, and of centers
-Gradients = tuple[Queries, Centers]
+Gradients = tuple[Float[Tensor, "B D"], Float[Tensor, "M D"]]
 
 
 class Preconditioner(NamedTuple):
@@ -69,16 +67,8 @@ class Workspace:
 class Distance(ABC):
     """How far apart the points of two blocks are, with gradients; smaller is nearer.
 
-    Attributes
-    ----------
-    scale : float
-        Distances are this many times those of the data.
-    low_precision : bool
-        Whether products may be of rows in bfloat16.
-
     Examples
     --------
-    >>> import torch
     >>> from nnlib.distances import EuclideanDistance
     >>> points = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
     >>> distance = EuclideanDistance.for_data(points, points, torch.float32)
@@ -88,8 +78,8 @@ class Distance(ABC):
             [5., 0.]])
     """
 
-    scale = 1.0
-    low_precision = False
+    scale = 1.0  # distances are this many times those of the data
+    low_precision = False  # whether products may be of rows in bfloat16
 
     def __init__(self):
         self.workspace = Workspace()
@@ -123,9 +113,8 @@ def expand_squares(
 ) -> Block:
     """Compute x.squares_i + c.squares_j + factor x_i.c_j, on request of rows in bfloat16."""
     if low_precision:
-        out.copy_(x.conditioned.bfloat16() @ c.conditioned.bfloat16().T).mul_(factor).add_(
-            c.squares
-        )
+        product = x.conditioned.bfloat16() @ c.conditioned.bfloat16().T
+        out.copy_(product).mul_(factor).add_(c.squares)
     else:
         norms = c.squares.expand_as(out)
         torch.addmm(norms, x.conditioned, c.conditioned.T, alpha=factor, out=out)
@@ -172,7 +161,9 @@ def pair_chunks(pairs: Pairs, features: int, *others: Tensor) -> Iterator[tuple[
         yield from zip(*(part.split(length) for part in (*pairs, *others)), strict=True)
 
 
-def weighted_differences(x: Queries, c: Centers, weight: Block) -> Gradients:
+def weighted_differences(
+    x: Float[Tensor, "B D"], c: Float[Tensor, "M D"], weight: Block
+) -> Gradients:
     """sum_j weight_ij (x_i - c_j), and minus the same over i."""
     to_x = weight.sum(1, keepdim=True) * x - weight @ c
     return to_x, weight.sum(0)[:, None] * c - weight.T @ x

@@ -41,7 +41,6 @@ class CosineDistance(Distance):
 
     Examples
     --------
-    >>> import torch
     >>> rows = torch.tensor([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     >>> distance = CosineDistance(None, signed=True)
     >>> distance.pairwise(distance.prepare(rows[:1]), distance.prepare(rows))[0]

@@ -43,7 +43,6 @@ class EuclideanDistance(Distance):
 
     Examples
     --------
-    >>> import torch
     >>> x, c = torch.zeros(1, 3), torch.tensor([[2.0, 3.0, 6.0]])
     >>> distance = EuclideanDistance.for_data(x, c, torch.float32)
     >>> distance.pairwise(distance.prepare(x), distance.prepare(c))[0]
@@ -157,25 +156,7 @@ class EuclideanDistance(Distance):
 
 
 class MultiScaleDistance(Distance):
-    """The mean over scales i, by inverse power, of the distances of every 2^i-th feature.
-
-    Parameters
-    ----------
-    levels : list of EuclideanDistance
-        One a scale, all with one scale of their own.
-    exponent : float
-        Of the inverse power, negative.
-    epsilon : float
-        Added to each scale's distance.
-
-    Examples
-    --------
-    >>> import torch
-    >>> x, c = torch.zeros(1, 2), torch.ones(1, 2)
-    >>> distance = MultiScaleDistance.for_data(x, c, torch.float32, -2.0, 0.0, scales=2)
-    >>> distance.pairwise(distance.prepare(x), distance.prepare(c))[0]  # of sqrt(2) and 1
-    tensor([[1.1547]])
-    """
+    """The mean over scales i, by inverse power, of the distances of every 2^i-th feature."""
 
     def __init__(self, levels: list[EuclideanDistance], exponent: float, epsilon: float):
         super().__init__()
@@ -203,9 +184,8 @@ class MultiScaleDistance(Distance):
             level.low_precision = self.low_precision
         parts = [level.pairwise(*points, same=same) for level, *points in levels]
         lengths = [length for length, _ in parts]
-        least, ratio, mean = (
-            self.workspace.like(name, lengths[0]) for name in ("least", "ratio", "mean")
-        )
+        names = ("least", "ratio", "mean")
+        least, ratio, mean = (self.workspace.like(name, lengths[0]) for name in names)
         torch.add(lengths[0], self.epsilon, out=least)
         for length in lengths[1:]:
             torch.minimum(least, torch.add(length, self.epsilon, out=ratio), out=least)
@@ -227,16 +207,7 @@ class MultiScaleDistance(Distance):
 
 
 class NegativeDotProduct(Distance):
-    """-x.c: nearer is smaller.
-
-    Examples
-    --------
-    >>> import torch
-    >>> distance = NegativeDotProduct()
-    >>> x = distance.prepare(torch.tensor([[1.0, 2.0]]))
-    >>> distance.pairwise(x, x)[0]
-    tensor([[-5.]])
-    """
+    """-x.c: nearer is smaller."""
 
     def prepare(self, rows: Rows) -> PreparedPoints:
         return PreparedPoints(rows, rows)
