@@ -21,7 +21,6 @@ from nnlib.training.snca_checkpoint import SNCACheckpoint, load_snca
 
 FORMAT = "nnlib.training.1"
 LAST = "last.pt"
-LOG = "log.csv"
 WEIGHTS = "weights.safetensors"
 FEATURES = "features.safetensors"
 
@@ -41,20 +40,14 @@ def prepare_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        problem = f"can't be made a folder ({error.strerror})"
-        raise OSError(f"out={str(folder)!r} {problem}: give another") from None
+        problem = f"out={str(folder)!r} can't be made a folder ({error.strerror})"
+        raise OSError(f"{problem}: give another") from None
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
 
 
 def write_checkpoint(folder: Path, state: dict) -> None:
-    """Write the state of a run to the folder's last.pt, after its history as a table."""
-    history = state["history"]
-    if history:  # first: a run that is killed in between writes it again
-        rows = [history[0], *(row.values() for row in history)]
-        with atomic_write(folder / LOG) as part:
-            lines = [",".join(map(str, row)) for row in rows]
-            part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    """Write the state of a run to the folder's last.pt."""
     with atomic_write(folder / LAST) as part:
         torch.save({"format": FORMAT} | state, part)
 
@@ -68,8 +61,7 @@ def read_any(path: Path) -> dict | SNCACheckpoint | Embedding:
     if path.suffix == ".safetensors" or not (last.is_file() or path == last):
         return read_network(path)
     if not last.is_file():
-        wanted = f"give a checkpoint ({LAST}), or the folder that has one"
-        raise ModelError(f"path={str(last)!r} is no file: {wanted}")
+        raise ModelError(f"path={str(last)!r} is no file: give a checkpoint ({LAST}) or its folder")
     try:
         with warnings.catch_warnings(action="ignore"):  # on pickles that torch then refuses
             state = torch.load(last, map_location="cpu", weights_only=True)
@@ -84,14 +76,6 @@ def read_any(path: Path) -> dict | SNCACheckpoint | Embedding:
         best = last.with_name("best.pt")
         state["best_weights"] = torch.load(best, weights_only=True) if best.is_file() else None
     return state
-
-
-def best_weights(state: dict) -> dict[str, Tensor]:
-    """Return the network's weights of a run's best epoch, or those of the last where none are."""
-    prefix = "network."
-    last = state["learner"].items()
-    last = {name.removeprefix(prefix): each for name, each in last if name.startswith(prefix)}
-    return state["best_weights"] or last
 
 
 def write_trained(folder: Path, trained: Trained) -> None:

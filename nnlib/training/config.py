@@ -19,18 +19,13 @@ def option(default, meaning: str, *flags: str, **limits):
 
 @dataclass
 class TrainingConfig:
-    """Settings of a training run, by the names that the command line gives them.
+    """Settings of a training run, by default those that scalable NCA published for ImageNet.
 
     Parameters
     ----------
     data : folder of pictures, or the name of a set of nnlib.datasets
     out : folder that the run is written to, by default runs/DATA-ARCH-LOSS
     arch, low_dim, ... : `python -m nnlib.training --help` lists every setting with its default
-
-    References
-    ----------
-    Wu, Efros, Yu. Improving Generalization via Scalable Neighborhood Component Analysis. ECCV 2018,
-    whose settings for ImageNet are the defaults.
 
     Examples
     --------
@@ -46,12 +41,7 @@ class TrainingConfig:
     temperature: float = option(0.05, "T of exp(cos/T), in training and voting", interval=POSITIVE)
     margin: float = option(0.0, "lead of the own class, in cosines", interval=NOT_NEGATIVE)
     memory_momentum: float = option(0.5, "fraction of a bank row that is kept", interval="[0, 1)")
-    start: str = option(
-        "auto",
-        "the bank's first rows: random as published, embedded by the first weights, or auto: so "
-        "without labels",
-        choices=("auto", "random", "embedded"),
-    )
+    start: str = option("auto", "the bank's first rows", choices=("auto", "random", "embedded"))
     batch_size: int = option(256, "pictures a batch, of all processes together", "-b", least=2)
     iter_size: int = option(1, "batches a step", least=1)
     epochs: int = option(130, "passes over the pictures", least=1)
@@ -64,19 +54,13 @@ class TrainingConfig:
     crop: float = option(0.08, "least fraction of the area to train on", interval="(0, 1]")
     flip: bool | None = option(None, "whether a mirrored picture is as good")
     validation: float = option(0.05, "fraction to choose the epoch on", interval="[0, 1)")
-    watch: str = option(
-        "fresh",
-        "the bank for that: embedded anew, or as the steps left it, which costs nothing",
-        choices=("fresh", "stale"),
-    )
+    watch: str = option("fresh", "the bank to validate with", choices=("fresh", "stale"))
     k: int = option(30, "neighbors that vote", "-k", least=1)
     workers: int = option(0, "processes that read pictures, for each that trains", "-j", least=0)
     save_steps: int = option(0, "save so often within an epoch; 0: at its end", least=0)
     resume: str = option("", "auto: from --out; a checkpoint; a folder; a published snca_*.pth.tar")
     pretrained: bool = option(False, "start from torchvision's ImageNet weights")
-    precision: str = option(
-        "auto", "auto: bfloat16 on a GPU", choices=("auto", "float32", "bfloat16")
-    )
+    precision: str = option("auto", "on a GPU", choices=("auto", "float32", "bfloat16"))
     device: str = option("auto", "auto, cpu, cuda or mps")
     seed: int = option(0, "of the split, the order, the augmentation, the first weights", least=0)
     progress: bool = option(True, "show a bar")

@@ -1,4 +1,4 @@
-"""Networks from pictures to unit vectors: torchvision's residual ones, and one for small pictures."""
+"""Networks from pictures to unit vectors: torchvision's residual ones, and a small one."""
 
 import torch
 from jaxtyping import Float, Shaped
@@ -9,8 +9,7 @@ from nnlib._common.validation import check_choice, check_int
 
 ARCHITECTURES = ("small", "resnet18", "resnet34", "resnet50")
 SMALL_SIZE = 96  # up to this side a residual network's stem keeps the resolution, as for CIFAR
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+IMAGENET_MOMENTS = {"mean": [0.485, 0.456, 0.406], "deviation": [0.229, 0.224, 0.225]}
 
 
 class Embedding(nn.Module):
@@ -39,12 +38,7 @@ class Embedding(nn.Module):
     """
 
     def __init__(
-        self,
-        arch: str = "resnet18",
-        low_dim: int = 128,
-        channels: int = 3,
-        size: int = 224,
-        pretrained: bool = False,
+        self, arch="resnet18", low_dim: int = 128, channels=3, size=224, pretrained: bool = False
     ):
         super().__init__()
         check_choice("arch", arch, ARCHITECTURES)
@@ -58,10 +52,9 @@ class Embedding(nn.Module):
             self.backbone = _small(channels, low_dim)
         else:
             self.backbone = _residual(arch, low_dim, channels, size, pretrained)
-        mean = torch.tensor(IMAGENET_MEAN if channels == 3 else (0.5,)).view(1, -1, 1, 1)
-        deviation = torch.tensor(IMAGENET_DEVIATION if channels == 3 else (0.5,)).view(1, -1, 1, 1)
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("deviation", deviation, persistent=False)
+        moments = IMAGENET_MOMENTS if channels == 3 else {"mean": [0.5], "deviation": [0.5]}
+        for name, values in moments.items():
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B D"]:
         """Return unit features, in float32 under autocast too."""

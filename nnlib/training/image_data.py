@@ -8,6 +8,7 @@ import copy
 import random
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from nnlib._common.runtime import make_generator
 from nnlib._common.validation import check_number
 from nnlib.datasets import CLASSES, load
 from nnlib.errors import DataError
+from nnlib.nca import distributed
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 TEST_FOLDERS = ("val", "test", "validation", "valid")
@@ -38,21 +40,19 @@ class Batch(NamedTuple):
 
 
 class Pictures:
-    """Some pictures of a source, numbered from 0; a data set for a DataLoader.
+    """Some pictures, numbered from 0, that a DataLoader takes.
 
     Parameters
     ----------
-    labels : int64 [N]
-    classes : their names
-    size : side of the pictures that are handed out, in pixels
-    channels : 1 or 3
+    labels, classes : int64 [N], and the names of the classes
+    size, channels : side of what is handed out in pixels; 1 or 3
     flip : whether augmentation mirrors half of them
 
     Examples
     --------
-    >>> pictures = SetPictures(torch.zeros(9, 8, 8, dtype=torch.uint8), torch.arange(9), "abcdefghi")
-    >>> [tuple(batch.images.shape) for batch in pictures.in_batches(5)]
-    [(5, 1, 8, 8), (4, 1, 8, 8)]
+    >>> pictures = open_pictures("mnist").test
+    >>> [len(batch.images) for batch in pictures.in_batches(4, rows=slice(0, 6))]
+    [4, 2]
     """
 
     def __init__(self, labels, classes: Sequence[str], size: int, channels: int, flip: bool):
@@ -76,6 +76,10 @@ class Pictures:
         part.files = [self.files[number] for number in numbers.tolist()]
         return part
 
+    def draw(self, wanted: Int64[Tensor, " C"], seed: int | None) -> list[int]:
+        """Return the numbers of so many drawn pictures of each class."""
+        return draw_per_class(self.labels, wanted, seed).nonzero()[:, 0].tolist()
+
     def in_batches(
         self, batch_size: int = 256, rows: slice = slice(None), workers: int = 0
     ) -> Iterator[Batch]:
@@ -87,21 +91,7 @@ class Pictures:
 
 
 class SetPictures(Pictures):
-    """Pictures in memory, shifted a little and mirrored where they are augmented.
-
-    Parameters
-    ----------
-    images : uint8 [N, H, W] or [N, H, W, 3]
-    labels : int64 [N]
-    classes : their names
-    flip : whether a mirrored picture is as good, default True
-
-    Examples
-    --------
-    >>> pictures = SetPictures(torch.zeros(2, 8, 8, 3, dtype=torch.uint8), torch.arange(2), "ab")
-    >>> pictures.subset(torch.tensor([1])).labels
-    tensor([1])
-    """
+    """Images uint8 [N, H, W] or [N, H, W, 3] in memory, shifted a little where augmented."""
 
     def __init__(self, images, labels, classes, flip: bool = True):
         super().__init__(labels, classes, images.shape[1], 1 if images.ndim == 3 else 3, flip)
@@ -122,7 +112,7 @@ class SetPictures(Pictures):
 
 
 class FolderPictures(Pictures):
-    """Files as RGB: a random part of `least` of the area or more where augmented, else the middle."""
+    """Files as RGB: a random box of `least` of the area or more where augmented, or the middle."""
 
     def __init__(self, files: Sequence[Path], labels, classes, size, flip=True, least=0.08):
         super().__init__(labels, classes, size, 3, flip)
@@ -130,16 +120,16 @@ class FolderPictures(Pictures):
         self.least = least
 
     def __getitems__(self, requests: Requests) -> Batch:
-        images, numbers, unread = [], [], {}
+        images = [np.empty((0, self.size, self.size, 3), np.uint8)]
+        numbers = []
+        unread = {}
         for number, seed in requests:
             try:
-                images.append(self._read(self.files[number], seed))
+                images.append(self._read(self.files[number], seed)[None])
                 numbers.append(number)
             except Exception as error:  # a broken file fails in any way that its decoder knows
                 unread[number] = f"{self.files[number]} ({type(error).__name__}: {error})"
-        if not images:
-            images = np.empty((0, self.size, self.size, 3), np.uint8)
-        stacked = torch.from_numpy(np.stack(images) if len(images) else images)
+        stacked = torch.from_numpy(np.concatenate(images))
         index = torch.tensor(numbers, dtype=torch.int64)
         return Batch(stacked.movedim(3, 1).contiguous(), self.labels[index], index, unread)
 
@@ -151,21 +141,18 @@ class FolderPictures(Pictures):
                 raise ValueError(f"mode {image.mode}: give 8 bits a channel")
             image.draft("RGB", (2 * self.size, 2 * self.size))  # large JPEGs decode faster
             image = ImageOps.exif_transpose(image).convert("RGB")
-            generator = None if seed is None else random.Random(seed)
-            if generator is None:
-                box = center_box(*image.size)
-            else:
+            box = center_box(*image.size)
+            mirrored = False
+            if seed is not None:
+                generator = random.Random(seed)
                 box = random_box(*image.size, generator, self.least)
+                mirrored = self.flip and generator.random() < 0.5
             side = (self.size, self.size)
             pixels = np.asarray(image.resize(side, Image.Resampling.BILINEAR, box))
-        if generator and self.flip and generator.random() < 0.5:
-            return pixels[:, ::-1]
-        return pixels
+        return pixels[:, ::-1] if mirrored else pixels
 
 
-def shift_and_flip(
-    images: UInt8[Tensor, "B C H W"], flip: bool, seed: int
-) -> UInt8[Tensor, "B C H W"]:
+def shift_and_flip(images: UInt8[Tensor, "B C H W"], flip: bool, seed: int) -> Tensor:
     """Shift each by up to an eighth of its side, the edge repeated, and mirror half of them."""
     generator = torch.Generator().manual_seed(seed)
     side = images.shape[2]
@@ -203,12 +190,31 @@ def random_box(width: int, height: int, generator: random.Random, least: float):
     return center_box(width, height)
 
 
-def load_batches(
-    pictures: Pictures, requests: Iterable[Requests], workers: int = 0
-) -> Iterator[Batch]:
+def load_batches(pictures: Pictures, requests: Iterable, workers: int = 0) -> Iterator[Batch]:
     """Hand out the requested batches in order, read ahead by so many processes."""
     ahead = {"prefetch_factor": 4, "num_workers": workers} if workers else {}
     return iter(DataLoader(pictures, batch_sampler=requests, collate_fn=_identity, **ahead))
+
+
+def epoch_batches(
+    pictures: Pictures, steps: int, epoch: int, step: int, settings
+) -> Iterator[Batch]:
+    """Hand out this process's part of an epoch's batches, from a step on, augmented."""
+    size, seed = settings.batch_size, settings.seed
+    generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
+    order = torch.randperm(len(pictures), generator=generator)
+    batches = order[: steps * settings.iter_size * size].split(size)[step * settings.iter_size :]
+    own = distributed.shard_bounds(size)
+    requests = (
+        [(number, derive_seed(seed, epoch, number)) for number in batch[own].tolist()]
+        for batch in batches
+    )
+    return load_batches(pictures, requests, settings.workers)
+
+
+def derive_seed(*numbers: int) -> int:
+    """Return a seed out of some numbers."""
+    return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=7).digest())
 
 
 def _identity(batch: Batch) -> Batch:
@@ -236,22 +242,21 @@ def open_pictures(
 
     Parameters
     ----------
-    data : name of a set; a folder with train/CLASS/*.jpg and val/CLASS/*.jpg; or a folder of
-        CLASS/*.jpg, of which a fifth of each class is put aside to test on
-    size : side that files are brought to, in pixels, default 224
-    validation : fraction of each class of the training pictures that is chosen on, default 0.05
+    data : name of a set; a folder of train/CLASS/*.jpg and val/CLASS/*.jpg; or one of CLASS/*.jpg,
+        of which a fifth of each class is put aside to test on
+    size : side that files are brought to, in pixels
+    validation : fraction of each class of the training pictures to choose on
     flip : whether mirrored pictures are as good, by default True but for digits
-    least : smallest fraction of a file's area that is trained on, default 0.08
+    least : smallest fraction of a file's area that is trained on
     seed : draws what is put aside
 
     Returns
     -------
-    gallery, train, validation and test, each Pictures
+    gallery, train, validation, test : Pictures
 
     Raises
     ------
     DataError : a folder has fewer than two classes, or no pictures.
-    ValueError : a setting doesn't fit.
 
     Examples
     --------
@@ -261,9 +266,9 @@ def open_pictures(
     check_number("validation", validation, "[0, 1)")
     if str(data) in CLASSES:
         whole = load(str(data))
-        mirrored = str(data) not in NOT_MIRRORED if flip is None else flip
-        gallery = SetPictures(whole.train_images, whole.train_labels, whole.classes, mirrored)
-        test = SetPictures(whole.test_images, whole.test_labels, whole.classes, mirrored)
+        rest = (whole.classes, str(data) not in NOT_MIRRORED if flip is None else flip)
+        gallery = SetPictures(whole.train_images, whole.train_labels, *rest)
+        test = SetPictures(whole.test_images, whole.test_labels, *rest)
     else:
         gallery, test = _open_folder(Path(data).expanduser(), size, flip is not False, least, seed)
     chosen_on = held_out(gallery.labels, validation, seed)
@@ -280,26 +285,8 @@ def held_out(labels: Int64[Tensor, " N"], fraction: float, seed: int | None) -> 
     return draw_per_class(labels, wanted, seed)
 
 
-def draw_per_class(
-    labels: Int64[Tensor, " N"], wanted: Int64[Tensor, " C"], seed: int | None
-) -> Bool[Tensor, " N"]:
-    """Draw samples of each class.
-
-    Parameters
-    ----------
-    labels : int64 [N], classes from 0
-    wanted : int64 [C], how many of each class
-    seed : of the choice
-
-    Returns
-    -------
-    bool tensor [N], True for those drawn
-
-    Examples
-    --------
-    >>> draw_per_class(torch.tensor([0, 1, 1]), torch.tensor([0, 2]), seed=0)
-    tensor([False,  True,  True])
-    """
+def draw_per_class(labels: Int64[Tensor, " N"], wanted: Int64[Tensor, " C"], seed: int | None):
+    """Return True [N] for so many drawn samples of each class."""
     order = torch.randperm(len(labels), generator=make_generator(seed))
     order = order[labels[order].argsort(stable=True)]
     counts = torch.bincount(labels)
@@ -308,9 +295,7 @@ def draw_per_class(
     return torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, drawn, True)
 
 
-def _open_folder(
-    root: Path, size: int, flip: bool, least: float, seed: int
-) -> tuple[Pictures, Pictures]:
+def _open_folder(root: Path, size: int, flip: bool, least: float, seed: int):
     """Return the training and the test pictures of a folder."""
     if not root.is_dir():
         wanted = f"give one that has CLASS/*.jpg for each class, or {', '.join(CLASSES)}"
@@ -324,25 +309,22 @@ def _open_folder(
         return pictures, FolderPictures(files, labels, classes, size, flip, least)
     aside = held_out(labels, 0.2, seed + 1)
     if not aside.any():
-        lacks = "no val/, and no class of 3 pictures to put one aside"
-        raise DataError(f"data={str(root)!r} has {lacks}: give either")
+        raise DataError(f"data={str(root)!r} has no val/, and no class of 3 pictures: give either")
     return pictures.subset((~aside).nonzero()[:, 0]), pictures.subset(aside.nonzero()[:, 0])
 
 
-def _list_tree(
-    root: Path, classes: Sequence[str] = ()
-) -> tuple[list[Path], Int64[Tensor, " N"], list[str]]:
+def _list_tree(root: Path, classes: Sequence[str] = ()):
     """Return files, labels and classes by name; the classes have to be among those given."""
     files = {folder.name: _list_files(folder) for folder in sorted(root.iterdir())}
     files = {name: some for name, some in files.items() if some and name[0] != "."}
     unknown = [name for name in files if classes and name not in classes]
     if unknown:
-        lacks = f"a class {unknown[0]!r} that the training folder lacks"
-        raise DataError(f"data={str(root)!r} has {lacks}: take it away")
+        raise DataError(
+            f"data={str(root)!r} has a class {unknown[0]!r} that the training folder lacks"
+        )
     if len(files) < (1 if classes else 2):
         has = f"pictures of {next(iter(files))!r} alone" if files else "no pictures in folders"
-        wanted = "give two classes or more, CLASS/*.jpg (png, webp, ...) each"
-        raise DataError(f"data={str(root)!r} has {has}: {wanted}")
+        raise DataError(f"data={str(root)!r} has {has}: give two classes or more of CLASS/*.jpg")
     names = list(classes) or list(files)
     labels = [names.index(name) for name, some in files.items() for _ in some]
     return [file for some in files.values() for file in some], torch.tensor(labels), names

@@ -9,9 +9,7 @@ import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
-from hashlib import blake2b
 from pathlib import Path
-from pickle import UnpicklingError
 from time import perf_counter
 from typing import NamedTuple
 
@@ -26,14 +24,13 @@ from nnlib.training import checkpoints
 from nnlib.training.checkpoints import LAST, Trained
 from nnlib.training.config import TrainingConfig
 from nnlib.training.encoders import Embedding
-from nnlib.training.image_data import Batch, Pictures, load_batches, open_pictures
+from nnlib.training.image_data import Batch, Pictures, epoch_batches, open_pictures
 from nnlib.training.objectives import Learner, Objective
 from nnlib.training.processes import all_gather_names, own_device, process_group
 from nnlib.training.snca_checkpoint import SNCACheckpoint
 
 FIXED = ("arch", "low_dim", "loss", "size", "seed", "batch_size", "iter_size", "epochs")
 PROGRESS = ("epoch", "step", "best", "best_weights", "history")
-DAMAGED = (AttributeError, KeyError, TypeError, ValueError, RuntimeError, EOFError, UnpicklingError)
 
 
 class Result(NamedTuple):
@@ -48,8 +45,8 @@ class Result(NamedTuple):
 def train(settings: TrainingConfig) -> Result:
     """Train, choose the epoch on validation pictures, and look at the test pictures once.
 
-    The folder settings.folder() is left with last.pt, from which resume="auto" goes on, log.csv,
-    weights.safetensors and features.safetensors.
+    settings.folder() is left with last.pt, from which resume="auto" goes on, weights.safetensors
+    and features.safetensors.
 
     Parameters
     ----------
@@ -58,10 +55,6 @@ def train(settings: TrainingConfig) -> Result:
     Returns
     -------
     history, test (figures of the k-NN), trained (network, features, ...) and unread
-
-    Raises
-    ------
-    ValueError, DataError, ModelError : settings, pictures or checkpoints can't be used.
 
     Examples
     --------
@@ -82,12 +75,10 @@ def train(settings: TrainingConfig) -> Result:
 
 def evaluate(settings: TrainingConfig) -> Result:
     """Only test what settings.resume names, against a gallery that is embedded anew."""
-    if not settings.resume:
-        wanted = "give a checkpoint, or the folder that a training left"
-        raise ValueError(f"resume='' names nothing to evaluate: {wanted}")
-    if settings.resume == "auto" and not (settings.folder() / LAST).exists():
-        lacks = f"{str(settings.folder())!r} has no run in it to evaluate"
-        raise ValueError(f"resume='auto': {lacks}: give out, or a path")
+    resume = settings.resume
+    if not resume or (resume == "auto" and not (settings.folder() / LAST).exists()):
+        problem = f"resume={resume!r}: {str(settings.folder())!r} has no run in it to evaluate"
+        raise ValueError(f"{problem}: give a checkpoint, or the folder that a training left")
     with process_group(settings.device):
         return Trainer(settings.check(), only_tests=True).test()
 
@@ -125,11 +116,11 @@ class Trainer:
         processes = distributed.world_size()
         wanted = s.batch_size * s.iter_size
         if pictures < wanted:
-            given = f"batch_size x iter_size is {wanted}, for {pictures} pictures to train on"
-            raise ValueError(f"{given}: give that at most")
+            given = f"batch_size x iter_size is {wanted}"
+            raise ValueError(f"{given}, for {pictures} pictures: give less")
         if s.batch_size < 2 * processes:
-            given = f"batch_size={s.batch_size} for {processes} processes"
-            raise ValueError(f"{given}: give 2 pictures for each at least")
+            given = f"batch_size={s.batch_size}"
+            raise ValueError(f"{given} for {processes} processes: give 2 for each")
         return pictures // wanted
 
     def _make_learner(self) -> None:
@@ -198,7 +189,7 @@ class Trainer:
     def _train_epoch(self) -> None:
         s = self.settings
         self.learner.train()
-        stream = self._training_batches()
+        stream = epoch_batches(self.pictures.train, self.steps, self.epoch, self.step, s)
         shown = {"desc": f"epoch {self.epoch}", "leave": False, "initial": self.step}
         hidden = distributed.rank() > 0 or not s.progress
         with tqdm(total=self.steps, disable=hidden, **shown) as bar:
@@ -212,19 +203,6 @@ class Trainer:
         distributed.broadcast(self.learner.buffers())  # or running means would differ
         if self.bank is not None:
             self.bank.clear(self._all_unread_numbers())
-
-    def _training_batches(self) -> Iterator[Batch]:
-        """Return this process's part of the batches of the epoch that are still to come."""
-        s = self.settings
-        generator = torch.Generator().manual_seed(derive_seed(s.seed, self.epoch))
-        order = torch.randperm(len(self.pictures.train), generator=generator)
-        own = distributed.shard_bounds(s.batch_size)
-        left = order[: self.steps * s.iter_size * s.batch_size].split(s.batch_size)
-        requests = (
-            [(number, derive_seed(s.seed, self.epoch, number)) for number in batch[own].tolist()]
-            for batch in left[self.step * s.iter_size :]
-        )
-        return load_batches(self.pictures.train, requests, s.workers)
 
     def _train_step(self, stream: Iterator[Batch]) -> None:
         s = self.settings
@@ -258,8 +236,8 @@ class Trainer:
         value = float(loss.detach())
         self.sums = [self.sums[0] + value, self.sums[1] + 1]
         if not math.isfinite(self.sums[0]):
-            problem = f"the loss is {value} in epoch {self.epoch}"
-            raise FloatingPointError(f"lr={s.lr}: {problem}, give less")
+            where = f"in epoch {self.epoch}"
+            raise FloatingPointError(f"lr={s.lr}: the loss is {value} {where}, give less")
         return index, features.detach()
 
     def _total_loss(self) -> list[float]:
@@ -314,11 +292,10 @@ class Trainer:
 
     def _autocast(self):
         precision = self.settings.precision
-        if precision == "auto":
-            precision = "bfloat16" if self.device.type == "cuda" else "float32"
-        if precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        on_gpu = self.device.type == "cuda"
+        if precision == "bfloat16" or (precision == "auto" and on_gpu):
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
 
     def state_dict(self) -> dict:
         """Return all that the run goes on from; all processes call it at once."""
@@ -338,11 +315,12 @@ class Trainer:
         for name in FIXED:
             before, now = state["settings"].get(name), getattr(self.settings, name)
             if before != now:
-                problem = f"it was trained with {name}={before!r}, not {now!r}"
-                raise ModelError(f"{problem}: give the same")
+                raise ModelError(
+                    f"it was trained with {name}={before!r}, not {now!r}: give the same"
+                )
         if not torch.equal(state["labels"], self.pictures.train.labels):
-            problem = f"it was trained on other pictures than {self.settings.data!r}"
-            raise ModelError(f"{problem}: give the same")
+            data = self.settings.data
+            raise ModelError(f"it was trained on other pictures than {data!r}: give the same")
         self.learner.load_state_dict(state["learner"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.bank is not None:
@@ -378,42 +356,30 @@ class Trainer:
         if not resume or (resume == "auto" and not (path / LAST).exists()):
             return
         try:
-            state = checkpoints.read_any(path)
-            if isinstance(state, Embedding):
-                self._load_network(state.state_dict())
-            elif isinstance(state, SNCACheckpoint):
-                self._load_published(state)
-            elif only_tests:
-                self._load_network(checkpoints.best_weights(state))
-            else:
-                self.load_state_dict(state)
+            self._load(checkpoints.read_any(path), only_tests)
         except ModelError as error:
             raise ModelError(f"resume={resume!r}: {error}") from None
-        except DAMAGED as error:
+        except Exception as error:  # a foreign state can lack anything
             cause = " ".join(f"{type(error).__name__}: {error}".split())
-            wanted = "give what a training left"
-            raise ModelError(f"resume={resume!r} doesn't fit ({cause:.200}): {wanted}") from None
+            advice = "give a run's, with its arch, low_dim and size"
+            raise ModelError(f"resume={resume!r} doesn't fit ({cause:.200}): {advice}") from None
 
-    def _load_published(self, state: SNCACheckpoint) -> None:
-        arch = self.settings.arch
-        if state.arch != arch:
-            advice = f"give arch={state.arch!r}"
-            raise ModelError(f"it has the architecture {state.arch}, not {arch}: {advice}")
-        self._load_network({f"backbone.{name}": each for name, each in state.weights.items()})
-        bank = self.bank
-        if bank is not None and state.bank is not None:
-            if state.bank.shape == (len(bank), bank.dim):
-                bank.fill(state.bank)
-
-    def _load_network(self, weights: dict[str, Tensor]) -> None:
-        try:
-            self.learner.network.load_state_dict(weights)
-        except RuntimeError as error:
-            cause = str(error).splitlines()[-1].strip()
-            wanted = "give the arch, low_dim and size that it was trained with"
-            raise ModelError(f"it has weights of another network ({cause}): {wanted}") from None
-
-
-def derive_seed(*numbers: int) -> int:
-    """Return a seed out of some numbers."""
-    return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=7).digest())
+    def _load(self, state: dict | SNCACheckpoint | Embedding, only_tests: bool) -> None:
+        if isinstance(state, dict) and not only_tests:
+            self.load_state_dict(state)
+            return
+        if isinstance(state, Embedding):
+            weights = state.state_dict()
+        elif isinstance(state, dict):
+            own = state["learner"].items()
+            own = {name[8:]: each for name, each in own if name.startswith("network.")}
+            weights = state["best_weights"] or own
+        else:
+            if state.arch != self.settings.arch:
+                raise ModelError(f"its architecture is {state.arch}, not {self.settings.arch}")
+            weights = {f"backbone.{name}": each for name, each in state.weights.items()}
+        self.learner.network.load_state_dict(weights)
+        bank = getattr(state, "bank", None)
+        if self.bank is not None and bank is not None:
+            if bank.shape == (len(self.bank), self.bank.dim):
+                self.bank.fill(bank)

@@ -1,6 +1,5 @@
 """Training runs: what they leave, that they go on as if never interrupted, what they refuse."""
 
-import csv
 import gc
 import json
 import os
@@ -27,6 +26,7 @@ from nnlib.nca import embed
 from nnlib.training import TrainingConfig, open_pictures, train
 from nnlib.training.__main__ import main
 from nnlib.training.checkpoints import FEATURES, LAST, WEIGHTS, read_any, read_network
+from nnlib.training.image_data import epoch_batches
 from nnlib.training.trainer import Trainer, evaluate
 
 SMALL = {
@@ -39,7 +39,7 @@ SMALL = {
     "validation": 0.2,
 }
 SMALL |= {"device": "cpu", "progress": False, "k": 5}
-LEFT = {"last.pt", "log.csv", WEIGHTS, FEATURES}
+LEFT = {"last.pt", WEIGHTS, FEATURES}
 
 
 @pytest.fixture(autouse=True)
@@ -81,12 +81,9 @@ def flags(settings, *more):
 
 
 def rows(folder):
-    """The log without its times, which no two runs share."""
-    with open(folder / "log.csv", encoding="utf-8") as file:
-        return [
-            {name: value for name, value in row.items() if name != "seconds"}
-            for row in csv.DictReader(file)
-        ]
+    """The history without its times, which no two runs share."""
+    history = read_any(folder)["history"]
+    return [{name: each for name, each in row.items() if name != "seconds"} for row in history]
 
 
 def read_features(folder):
@@ -146,20 +143,24 @@ def test_the_command_line_does_the_same(how, tmp_path, capsys):
     assert left.value.code == 0
 
 
+def training_batches(run):
+    return epoch_batches(run.pictures.train, run.steps, 0, 0, run.settings)
+
+
 def test_a_step_of_several_batches_takes_the_mean_of_their_gradients(how):
     plain = {"momentum": 0.0, "weight_decay": 0.0, "schedule": "cosine"}
     run = Trainer(replace(how, iter_size=2, **plain))
     assert run.steps == 24 // 8
     one, two = (Trainer(replace(how, **plain)) for _ in range(2))
     assert one.steps == 24 // 4
-    stream, gradients = one._training_batches(), []
+    stream, gradients = training_batches(one), []
     for other in (one, two):
         other.learner.train()
         other._backward(next(stream))
         gradients.append([weight.grad for weight in other.learner.parameters()])
     before = [weight.detach().clone() for weight in run.learner.parameters()]
     run.learner.train()
-    run._train_step(run._training_batches())
+    run._train_step(training_batches(run))
     for was, now, first, second in zip(before, run.learner.parameters(), *gradients, strict=True):
         assert torch.allclose(was - now, 0.02 * (first + second) / 2, atol=1e-7)
 
@@ -552,7 +553,7 @@ def test_other_checkpoints_are_named(how, tmp_path, capsys):
         capsys,
         flags(weights),
         f"resume='{weights.resume}'",
-        "weights of another network",
+        "doesn't fit",
         "low_dim",
     )
     more = planted(tmp_path / "more", train=11)
@@ -591,6 +592,6 @@ def test_a_published_checkpoint_is_evaluated(how, tmp_path, write, capsys):  # n
     refused(
         capsys,
         flags(replace(settings, arch="small"), "--evaluate"),
-        "architecture resnet18, not small",
+        "architecture is resnet18, not small",
     )
-    refused(capsys, flags(replace(settings, low_dim=8), "--evaluate"), "another network", "low_dim")
+    refused(capsys, flags(replace(settings, low_dim=8), "--evaluate"), "doesn't fit", "low_dim")
