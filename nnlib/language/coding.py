@@ -65,7 +65,7 @@ def encode(predictor: StreamingPredictor, text: str) -> bytes:
     >>> decode(model.reader(), encode(model.reader(), "not to be"))
     'not to be'
     """
-    text.encode()  # raises for halves of surrogate pairs
+    text.encode()  # raises
     encoder = RangeEncoder()
     for character in text:
         model = Categorical(predictor.probabilities(), perfect=False)
@@ -84,17 +84,13 @@ def decode(predictor: StreamingPredictor, data: bytes) -> str:
     Raises
     ------
     CorruptError : what was read, encoded again, is not the same data
-
-    Examples
-    --------
-    See `encode`.
     """
     if len(data) < 4 or len(data) % 4:
         raise CorruptError(f"data of {len(data)} bytes is cut off: give all that encode() returned")
     length = int.from_bytes(data[:4], "little")
-    words = np.frombuffer(data[4:], "<u4").astype(np.uint32)
+    size = len(data) // 4 - 1
     _require(length <= CHARACTERS_PER_BYTE * len(data), data)
-    decoder = RangeDecoder(words)
+    decoder = RangeDecoder(np.frombuffer(data[4:], "<u4").astype(np.uint32))
     again = RangeEncoder()
     text = []
     for _ in range(length):
@@ -105,7 +101,7 @@ def decode(predictor: StreamingPredictor, data: bytes) -> str:
             _require(False, data)
         _write(again, predictor, model, character)
         # closing the code takes up to 2 words that more text may save
-        _require(again.num_words() <= len(words) + 2, data)
+        _require(again.num_words() <= size + 2, data)
         predictor.read(character)
         text.append(character)
     _require(_pack(length, again) == data, data)

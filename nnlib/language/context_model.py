@@ -71,7 +71,7 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
     def fit(self, text: str) -> "ContextModel":
         """Learn from a text; raises ValueError for one that is empty or that UTF-8 can't hold."""
         _check_text("text", text, least=1)
-        contexts = sorted_contexts(text)
+        contexts = list(sorted_contexts(text))
         self.gating_ = GatingNetwork(len(EXPERTS))
         parts = _held_out_parts(len(text))
         if parts:

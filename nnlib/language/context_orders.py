@@ -1,6 +1,7 @@
 """Orders of a text's positions by what stands before them, so that like contexts are adjacent."""
 
 import re
+from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
@@ -92,10 +93,9 @@ class Characters(ContextOrder):
 
 
 class Words(ContextOrder):
-    """The last words, without capitals and line breaks.
+    """The last words, without capitals and line breaks: back to the starts of one to four words.
 
-    Within a word: back to its start, and to those of the one, two and three words before. After a
-    word: the last two characters, and back to the starts of the last three words.
+    After a word, the first level is the last two characters.
     """
 
     level_names = (
@@ -104,8 +104,9 @@ class Words(ContextOrder):
     )
 
     def __init__(self, text):
-        super().__init__(_normalize(text))
-        known = sorted(set(self.text))  # in the order of their symbols
+        text = _normalize(text)
+        super().__init__(text)
+        known = sorted(set(text))  # in the order of their symbols
         is_letter = np.array([False, *(bool(LETTER.match(c)) for c in known)])
         letters = is_letter[self.symbols[MAX_MATCH:]]
         after_letter = np.concatenate([[False], letters[:-1]])
@@ -178,10 +179,11 @@ CONTEXT_ORDERS = (Characters, Words, Lines)
 MAX_CONTEXT = MAX_COLUMN + MAX_MATCH  # characters of a context that any order looks at
 
 
-def sorted_contexts(text: str) -> list[tuple[ContextOrder, Positions]]:
+def sorted_contexts(text: str) -> Iterator[tuple[ContextOrder, Positions]]:
     """The text's context orders, each with its sorted positions."""
-    orders = (kind(text) for kind in CONTEXT_ORDERS)
-    return [(order, order.sort()) for order in orders]
+    for kind in CONTEXT_ORDERS:
+        contexts = kind(text)
+        yield contexts, contexts.sort()
 
 
 def encode_characters(text: str) -> Positions:

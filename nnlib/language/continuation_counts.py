@@ -15,8 +15,8 @@ class Matches(NamedTuple):
     """The matches of M queries at one level, as rows of what is sorted by context or character."""
 
     character: Queries  # the query's own
-    group: Queries  # first row of all positions with the same context
-    low: Queries  # rows low..high of the known positions
+    group: Queries  # the number of all positions with the same context
+    low: Queries  # rows low..high of the known positions among them
     high: Queries
     start: Queries  # start..end of them, by character: those with the query's own
     end: Queries
@@ -44,19 +44,18 @@ def expert_counts(
     known = SortedContinuations(contexts, np.delete(order, rows), codes)
     shorter = None
     for level, matches in enumerate(_match_levels(contexts, order, rows, codes, known)):
-        is_first = known.first_occurrences(level)
-        first = _running_total(known.by_row(is_first))
+        first_by_character = known.first_occurrences(level)
+        first = known.by_row(first_by_character)
         if shorter and contexts.continuations:
-            first_by_character = _running_total(is_first)
-            total = first[shorter.high] - first[shorter.low]
-            hits = first_by_character[shorter.end] - first_by_character[shorter.start]
+            total = _count_flags(first, shorter.low, shorter.high)
+            hits = _count_flags(first_by_character, shorter.start, shorter.end)
             if adapt:
                 is_new = matches.is_new()
                 total = total + count_earlier(shorter.group, is_new)
                 hits = hits + count_earlier(shorter.continuation(), is_new)
             yield np.stack([total, kinds, hits], 1).astype(np.float32)
         total = matches.high - matches.low
-        kinds = first[matches.high] - first[matches.low]
+        kinds = _count_flags(first, matches.low, matches.high)
         hits = matches.end - matches.start
         if adapt:
             total = total + count_earlier(matches.group)
@@ -76,15 +75,19 @@ def _match_levels(contexts, order, rows, codes, known) -> Iterator[Matches]:
     for level in range(len(contexts.level_names)):
         new = shared < contexts.match_lengths(level, order)
         new[0] = True
-        bounds = np.flatnonzero(np.append(new, True)).astype(np.int32)
-        group = np.searchsorted(bounds, rows, side="right")
-        first = bounds[group - 1]
-        last = bounds[group]
-        low = first - np.searchsorted(rows, first).astype(np.int32)  # less the queries' own rows
-        high = last - np.searchsorted(rows, last).astype(np.int32)
+        group, low, high = _group_ranges(new, rows)
+        low -= np.searchsorted(rows, low)  # less the queries' own rows
+        high -= np.searchsorted(rows, high)
         start, end = known.character_ranges(low, high, characters, by_character)
-        columns = (characters, first, low, high, start, end)
+        columns = (characters, group, low, high, start, end)
         yield Matches(*(column[by_time] for column in columns))
+
+
+def _group_ranges(new: np.ndarray, rows: Queries) -> tuple[Queries, Queries, Queries]:
+    """Number, start and end of the groups of some rows; `new`: which rows start a group."""
+    groups = np.cumsum(new, dtype=np.int32)
+    group = groups[rows]
+    return group, np.searchsorted(groups, group), np.searchsorted(groups, group, side="right")
 
 
 def count_earlier(keys: Queries, flags: Bool[np.ndarray, " M"] | None = None) -> Queries:
@@ -139,7 +142,7 @@ class SortedContinuations:
         return self.repeat < self.contexts.match_lengths(level, self.positions)
 
 
-def _running_total(flags: np.ndarray) -> np.ndarray:
+def _count_flags(flags: np.ndarray, start: Queries, end: Queries) -> Queries:
     total = np.zeros(len(flags) + 1, np.int32)
     np.cumsum(flags, out=total[1:])
-    return total
+    return total[end] - total[start]

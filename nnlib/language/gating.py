@@ -20,10 +20,7 @@ CharacterCounts = Float64[np.ndarray, "E A"]
 
 
 class GatingNetwork(nn.Module):
-    """Weights that sum to 1 for the experts of a context, and for the uniform guess, which is last.
-
-    Untrained it prefers the later experts, which match longer, by a constant factor each.
-    """
+    """Weights that sum to 1 for the experts of a context, and last for the uniform guess."""
 
     def __init__(self, experts: int):
         super().__init__()
@@ -33,14 +30,11 @@ class GatingNetwork(nn.Module):
         self.register_buffer("std", torch.ones(3 * experts))
         nn.init.zeros_(self.output.weight)
         with torch.no_grad():
-            preference = torch.arange(experts) * 0.2
+            preference = torch.arange(experts) * 0.2  # for later experts, which match longer
             self.output.bias.copy_(torch.cat([preference, torch.tensor([-4.0])]))
 
     def forward(self, log_total: PerExpert, log_kinds: PerExpert) -> Weights:
-        """Weigh experts by log(1 + matches) and log(1 + their different characters).
-
-        An expert without matches has no weight.
-        """
+        """Weigh experts by log(1 + matches) and log(1 + their different characters)."""
         features = (_features(log_total, log_kinds) - self.mean) / self.std
         scores = self.output(nn.functional.silu(self.hidden(features)))
         without_matches = nn.functional.pad(log_total == 0, (0, 1))

@@ -54,7 +54,7 @@ class SuffixIndex:
 
     def __init__(self, text: str, contexts: list | None = None):
         self.text = text
-        self.contexts = contexts or sorted_contexts(text)
+        self.contexts = contexts or list(sorted_contexts(text))
         self.codes = encode_characters(text)
         self.context = text[-MAX_CONTEXT:]
         self.appended = ""

@@ -25,11 +25,8 @@ class WindowModel(SafetensorsMixin, BaseEstimator):
 
     Parameters
     ----------
-    num_features : int, default 10
-        Characters of a window.
-    num_layers, splits, exponent, epsilon, batch_size, max_neighbors, target_accuracy, max_count, \
-seed, device, progress
-        As in DeepClassifier.
+    num_features : characters of a window
+    num_layers, ..., progress : as in DeepClassifier
 
     References
     ----------
@@ -91,10 +88,9 @@ seed, device, progress
         return (correct / (len(text) - self.stack_.n_features_in_)).tolist()
 
     def bits_per_character(self, text: str) -> float:
-        """The mean of -log2 of the probability of each character after a full window.
+        """The mean of -log2 p of the characters after a full window, where p is 2^-20 at least.
 
-        The published probability of a class without centers is 0, infinitely many bits: here each
-        has at least 2^-20, at the cost of all others.
+        The published p of a class without centers is 0, which costs infinitely many bits.
         """
         batches = self._batches(text)
         p = torch.cat([self._class_probabilities(x).gather(1, y[:, None]) for x, y in batches])
@@ -102,23 +98,17 @@ seed, device, progress
         return -torch.log2(p).mean().item()
 
     def predict_proba(self, context: str) -> np.ndarray:
-        """The probability of every code after a context, float64 [128].
-
-        Only the last `num_features` characters count; a shorter context is padded with spaces.
-        """
+        """The probability of every code after a context, which is padded with spaces if short."""
         check_is_fitted(self)
         width = self.stack_.n_features_in_
-        padded = torch.cat([_codes(" " * width), _codes(context, "context")])
-        p = self._class_probabilities(padded[None, -width:])[0]
+        codes = torch.cat([_codes(" " * width), _codes(context, "context")])
+        p = self._class_probabilities(codes[None, -width:])[0]
         return (p / p.sum()).numpy()
 
     def generate(
         self, prompt: str, length: int = 100, temperature: float = 1.0, seed: int | None = 0
     ) -> str:
-        """Draw what follows a prompt, by probabilities to the power 1 / temperature.
-
-        Temperature 0 takes the most likely one each time.
-        """
+        """Draw what follows a prompt, by probabilities to the power 1 / temperature."""
         _codes(prompt, "prompt")
         alphabet = [chr(code) for code in range(CODES)]
         return sample_text(self.predict_proba, alphabet, prompt, length, temperature, seed)
