@@ -1,7 +1,8 @@
-"""Pictures as their centers draw them: fewer of them, as shapes, or shrunk."""
+"""Pictures rendered from their centers: from fewer of them, as ellipses, or at a smaller size."""
 
+import matplotlib.pyplot as plt
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -9,11 +10,11 @@ from nnbook.plotting import figures
 from nnlib.attention import attend
 from nnlib.image_codec import opponent_to_rgb, shape_matrix
 
-STEP = 4  # pixels between the places that are asked while a slider moves
+STEP = 4  # pixels between those that are computed while a slider moves
 
 
-def shrunk(picture: UInt8[Tensor, "H W 3"], side: int) -> UInt8[Tensor, "h w 3"]:
-    """A picture whose longer side has at most `side` pixels, each the mean of those it covers; 0 leaves it as it is."""
+def shrink(picture: UInt8[Tensor, "H W 3"], side: int) -> UInt8[Tensor, "h w 3"]:
+    """Average a picture down to at most `side` pixels on its longer side; 0 leaves it as it is."""
     scale = min(side / max(picture.shape[:2]), 1) if side else 1
     sizes = [max(round(scale * n), 1) for n in picture.shape[:2]]
     small = torch.nn.functional.interpolate(picture.movedim(2, 0)[None].float(), sizes, mode="area")
@@ -21,19 +22,41 @@ def shrunk(picture: UInt8[Tensor, "H W 3"], side: int) -> UInt8[Tensor, "h w 3"]
 
 
 @torch.no_grad()
-def thinned(model, kernel, height: int, width: int, centers: int) -> Image.Image:
-    """The first centers of a regressor of colours, and beside them what they give back, at every fourth pixel."""
-    kept, values = model.centers_[:centers], model.values_[:centers]
-    rows, columns = torch.arange(0, height, STEP), torch.arange(0, width, STEP)
-    places = torch.cartesian_prod(rows, columns).to(kept.dtype)
-    again = attend(places, kept, values, kernel).clamp(0, 1).reshape(len(rows), len(columns), 3)
-    again = again.repeat_interleave(STEP, 0).repeat_interleave(STEP, 1)[:height, :width]
-    pair = torch.cat([figures.dots(kept, values, height, width), again], 1)
+def render_subset(model, kernel, height: int, width: int, n_centers: int) -> Image.Image:
+    """Draw the first centers of a regressor of colours, and what they predict, side by side."""
+    centers = model.centers_[:n_centers]
+    colours = model.values_[:n_centers]
+    rows = torch.arange(0, height, STEP)
+    columns = torch.arange(0, width, STEP)
+    queries = torch.cartesian_prod(rows, columns).to(centers.dtype)
+    rendered = attend(queries, centers, colours, kernel).clamp(0, 1)
+    rendered = rendered.reshape(len(rows), len(columns), 3)
+    rendered = rendered.repeat_interleave(STEP, 0).repeat_interleave(STEP, 1)[:height, :width]
+    pair = torch.cat([figures.dots(centers, colours, height, width), rendered], 1)
     return Image.fromarray((255 * pair).byte().numpy())
 
 
-def draw_free(axis, spots: Tensor, shapes: Tensor, tints: Tensor) -> None:
-    """Free centers as ellipses: places [M, 2], shapes and opponent colours as the codec holds them."""
+def draw_ellipses(
+    axis: plt.Axes,
+    positions: Float[Tensor, "M 2"],
+    shapes: Float[Tensor, "M 3"],
+    colours: Float[Tensor, "M C"],
+) -> None:
+    """Draw the codec's free centers as ellipses at half a width; colours: opponent ones."""
     yy, yx, xx = shape_matrix(shapes)
     matrices = torch.stack([yy, yx, yx, xx], 1).reshape(-1, 2, 2)
-    figures.ellipses(axis, spots, matrices, opponent_to_rgb(tints[:, None])[:, 0].expand(-1, 3))
+    lengths, directions = torch.linalg.eigh(matrices.double())
+    diameters = (lengths.clamp(min=1e-9) ** -0.5).clamp(max=200)
+    angles = torch.rad2deg(torch.atan2(directions[:, 0, 0], directions[:, 1, 0]))
+    rgb = opponent_to_rgb(colours[:, None])[:, 0].expand(-1, 3)
+    ellipses = plt.matplotlib.collections.EllipseCollection(
+        *diameters.T.numpy(),
+        angles.numpy(),
+        units="xy",
+        offsets=positions.flip(1).numpy(),
+        offset_transform=axis.transData,
+        facecolors=rgb.clamp(0, 1).numpy(),
+        linewidths=0,
+        rasterized=True,
+    )
+    axis.add_collection(ellipses)

@@ -1,10 +1,9 @@
 """Pictures as centers in a file, and the parts of the codec that are worth looking at."""
 
 from nnlib.errors import CorruptError
-from nnlib.image_codec.bitstream import opponent_to_rgb, rgb_to_opponent, unpack
+from nnlib.image_codec.bitstream import opponent_to_rgb, unpack
 from nnlib.image_codec.center_fitting import CenterFitter
 from nnlib.image_codec.codec import decode, encode, info, samples
-from nnlib.image_codec.splatting import shape_matrix
 
 __all__ = [
     "CenterFitter",
@@ -13,8 +12,6 @@ __all__ = [
     "encode",
     "info",
     "opponent_to_rgb",
-    "rgb_to_opponent",
     "samples",
-    "shape_matrix",
     "unpack",
 ]

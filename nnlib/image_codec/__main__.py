@@ -1,9 +1,4 @@
-"""The codec from the command line.
-
-python -m nnlib.image_codec encode photo.png photo.nnc --bits-per-pixel 0.25
-python -m nnlib.image_codec decode photo.nnc photo.png --zoom 4
-python -m nnlib.image_codec info photo.nnc
-"""
+"""Encode, decode and describe pictures as centers in a file."""
 
 import argparse
 import sys
@@ -46,23 +41,23 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     parser = argparse.ArgumentParser("python -m nnlib.image_codec", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    encoding = commands.add_parser("encode", help="a picture that Pillow reads, into centers")
-    decoding = commands.add_parser("decode", help="a file of centers into a picture")
-    describing = commands.add_parser("info", help="what a file holds, and where its bytes go")
-    for command, run in ((encoding, _encode), (decoding, _decode), (describing, _info)):
+    for run in (_encode, _decode, _info):
+        command = commands.add_parser(run.__name__[1:])
         command.set_defaults(run=run)
         command.add_argument("source", type=Path)
-    for command in (encoding, decoding):
-        command.add_argument("target", type=Path)
-        command.add_argument("--device", default="cpu")
-    rate = encoding.add_mutually_exclusive_group()
-    rate.add_argument("--bits-per-pixel", type=float, help="at most (default 0.25)")
-    rate.add_argument("--quality", type=float, help="0 to 100, in as many bits as it needs")
-    encoding.add_argument("--background", type=int, nargs=3, default=(255, 255, 255))
-    encoding.add_argument("--steps", type=int, help="of gradient (600, fewer for large pictures)")
-    encoding.add_argument("--seed", type=int, default=0)
-    decoding.add_argument("--zoom", type=int, default=1, help="times as large along each side")
-    decoding.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="refuse larger ones")
+        if run is not _info:
+            command.add_argument("target", type=Path)
+            command.add_argument("--device", default="cpu")
+        if run is _encode:
+            rate = command.add_mutually_exclusive_group()
+            rate.add_argument("--bits-per-pixel", type=float, help="at most (default 0.25)")
+            rate.add_argument("--quality", type=float, help="0 to 100, in the bits that it needs")
+            command.add_argument("--background", type=int, nargs=3, default=(255, 255, 255))
+            command.add_argument("--steps", type=int, help="of gradient (default 600)")
+            command.add_argument("--seed", type=int, default=0)
+        if run is _decode:
+            command.add_argument("--zoom", type=int, default=1, help="more samples a pixel")
+            command.add_argument("--max-pixels", type=int, default=MAX_PIXELS)
     options = vars(parser.parse_args(arguments))
     try:
         options.pop("run")(**options)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from scipy.spatial import cKDTree
 from scipy.special import binom
 from torch import Tensor
@@ -24,8 +24,13 @@ COLOUR_STEPS = np.array([0.06, 0.08, 0.08])  # luma, then two of chroma
 SHAPE_MIN = (-10.0, -4.0, -4.0)  # of m, p, q: widths up to 150 pixels
 SHAPE_MAX = (3.0, 4.0, 4.0)  # widths from a fifth of a pixel
 MODELLED_COUNT = 16  # up to so many centers in a box, how they split is learned
+_count = np.arange(1, MODELLED_COUNT + 1)[:, None]
+_in_first = np.arange(MODELLED_COUNT + 1)
+SPLIT_PRIOR = binom(_count, _in_first) / 2.0**_count + 0.3 / (_count + 1)  # centers cluster
+SPLIT_PRIOR[_in_first > _count] = 0
 FIRST_STRIDE = 32  # colours of every 32nd center are coded first, then those halfway, and so on
 ANCHORS = 3  # known centers from which a colour is predicted
+COLOUR_ERRORS = ([1.0, 2.0, 3.0, 5.0, 8.0], *[[0.5, 1.0, 1.5, 2.0, 3.0]] * 2)  # by context
 
 
 class QuantizedCenters(NamedTuple):
@@ -35,7 +40,7 @@ class QuantizedCenters(NamedTuple):
     shapes: Int64[np.ndarray, "N 3"]
     colours: Int64[np.ndarray, "N C"]
 
-    def tensors(self) -> tuple[Float[Tensor, "N 2"], Float[Tensor, "N 3"], Float[Tensor, "N C"]]:
+    def tensors(self) -> tuple[Tensor, ...]:
         """Return positions in pixels, shapes, and opponent colours in 0..1, as float32."""
         positions = (self.positions + 0.5) / SUBPIXELS
         colours = self.colours * COLOUR_STEPS[: self.colours.shape[1]]
@@ -43,10 +48,8 @@ class QuantizedCenters(NamedTuple):
         return tuple(torch.from_numpy(part.astype(np.float32)) for part in parts)
 
 
-def quantize_centers(
-    positions: Tensor, shapes: Tensor, colours: Tensor, height: int, width: int
-) -> QuantizedCenters:
-    """Round centers to the nearest that can be coded."""
+def quantize_centers(positions, shapes, colours, height: int, width: int) -> QuantizedCenters:
+    """Round tensors as those of `QuantizedCenters.tensors` to the nearest that can be coded."""
     last = np.array([height, width]) * SUBPIXELS - 1
     positions = np.clip(np.floor(positions.numpy().astype(float) * SUBPIXELS), 0, last)
     low, high = (np.rint(np.array(limit) / SHAPE_STEP) for limit in (SHAPE_MIN, SHAPE_MAX))
@@ -55,35 +58,35 @@ def quantize_centers(
     return QuantizedCenters(*(part.astype(np.int64) for part in (positions, shapes, colours)))
 
 
-def code_centers(
-    coder: Coder, centers: QuantizedCenters, height: int, width: int
-) -> QuantizedCenters:
+def code_centers(coder: Coder, centers: QuantizedCenters, height: int, width: int):
     """Code the centers; return them in the order of the boxes in which they lie."""
     positions, depth, order = code_positions(coder, centers.positions, height, width)
-    coder.end_section("position")
+    coder.end_section("position_bytes")
     shapes = code_shapes(coder, depth, centers.shapes[order])
-    coder.end_section("shape")
+    coder.end_section("shape_bytes")
     colours = code_colours(coder, positions, centers.colours[order])
-    coder.end_section("colour")
+    coder.end_section("colour_bytes")
     return QuantizedCenters(positions, shapes, colours)
 
 
-def code_positions(coder: Coder, positions: np.ndarray, height: int, width: int):
+def code_positions(coder: Coder, positions, height: int, width: int):
     """Halve a square along rows and columns in turn, down to single positions.
 
     Returns positions [N, 2], the depth at which each was alone [N], and its index in `positions`.
     """
     ends = np.array([height, width]) * SUBPIXELS
     levels = 2 * int(ends.max() - 1).bit_length()
-    order = np.argsort(_morton_keys(positions, levels), kind="stable")
+    bits = [(level % 2, (levels - level - 1) // 2) for level in range(levels)]
+    keys = np.zeros(len(positions), np.int64)
+    for axis, bit in bits:  # of rows and columns in turn, highest first
+        keys = 2 * keys + (positions[:, axis] >> bit & 1)
+    order = np.argsort(keys, kind="stable")
     positions = positions[order]
-    model = _split_model()
+    model = AdaptiveModel(SPLIT_PRIOR, 4096)
     corners = np.zeros((1, 2), np.int64)  # of the boxes that hold centers: the lowest position
     counts = np.full(1, len(positions))
     depth = np.zeros(1, np.int64)
-    for level in range(levels):
-        axis = level % 2
-        bit = (levels - level - 1) // 2
+    for axis, bit in bits:
         in_first = ~(positions[:, axis] >> bit) & 1
         in_first = np.add.reduceat(in_first, np.cumsum(counts) - counts)
         second = corners.copy()
@@ -96,23 +99,6 @@ def code_positions(coder: Coder, positions: np.ndarray, height: int, width: int)
     return np.repeat(corners, counts, 0), np.repeat(depth, counts), order
 
 
-def _morton_keys(positions: np.ndarray, levels: int) -> np.ndarray:
-    """Interleave the bits of row and column, highest first."""
-    keys = np.zeros(len(positions), np.int64)
-    for level in range(levels):
-        bit = (levels - level - 1) // 2
-        keys = 2 * keys + (positions[:, level % 2] >> bit & 1)
-    return keys
-
-
-def _split_model() -> AdaptiveModel:
-    """Splits of 1 ... MODELLED_COUNT centers: less even than by chance, as centers cluster."""
-    count = np.arange(1, MODELLED_COUNT + 1)[:, None]
-    first = np.arange(MODELLED_COUNT + 1)
-    prior = binom(count, first) / 2.0**count + 0.3 / (count + 1)
-    return AdaptiveModel(np.where(first <= count, prior, 0), 4096)
-
-
 def _code_split(coder: Coder, model: AdaptiveModel, counts, divided, in_first):
     """Code how many centers lie in first halves: all, where the second is outside the picture."""
     result = counts.copy()
@@ -123,40 +109,36 @@ def _code_split(coder: Coder, model: AdaptiveModel, counts, divided, in_first):
     return np.minimum(result, counts)  # only a forged file says more
 
 
-def code_shapes(coder: Coder, depth: np.ndarray, shapes: np.ndarray) -> np.ndarray:
+def code_shapes(coder: Coder, depth, shapes):
     """Code m less what the depth predicts, then p and q, each by its own statistics."""
     predicted = np.rint((depth - depth.max()) * (log(2) / SHAPE_STEP) * 0.7).astype(np.int64)
     predicted = predicted[:, None] * [1, 0, 0]
-    contexts = np.zeros(len(depth), np.int64)
-    parts = [
-        coder.integers(AdaptiveModel.geometric([6.0]), contexts, part)
-        for part in (shapes - predicted).T
-    ]
+    parts = []
+    for part in (shapes - predicted).T:
+        parts.append(coder.integers(AdaptiveModel.geometric([6.0]), 0 * depth, part))
     return np.stack(parts, 1) + predicted
 
 
-def code_colours(coder: Coder, positions: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Code colours coarse to fine, channel after channel, as differences from predicted ones.
+def code_colours(coder: Coder, positions, colours):
+    """Code colours in ever finer subsets, channel after channel, as errors of a prediction.
 
-    How far the known neighbors differ tells how wrong luma may be, and luma's own error tells it
-    of chroma.
+    How far known neighbors differ is luma's context, and luma's own error that of chroma.
     """
-    means = [[1.0, 2.0, 3.0, 5.0, 8.0], [0.5, 1.0, 1.5, 2.0, 3.0], [0.5, 1.0, 1.5, 2.0, 3.0]]
-    models = [AdaptiveModel.geometric(row) for row in means]
+    models = [AdaptiveModel.geometric(means) for means in COLOUR_ERRORS[: colours.shape[1]]]
     result = np.zeros(colours.shape, np.int64)
     known = np.arange(0)
     stride = FIRST_STRIDE
     while stride:
-        every = np.arange(0, len(positions), stride)
-        new = np.setdiff1d(every, known, assume_unique=True)
+        subset = np.arange(0, len(positions), stride)
+        new = np.setdiff1d(subset, known, assume_unique=True)
         predicted, contexts = _predict_colours(positions, result, known, new)
-        for channel, model in enumerate(models[: colours.shape[1]]):
+        for channel, model in enumerate(models):
             error = colours[new, channel] - predicted[:, channel]
             error = coder.integers(model, contexts, error)
             result[new, channel] = predicted[:, channel] + error
             if channel == 0:
                 contexts = np.minimum(np.abs(error), 4)
-        known = every
+        known = subset
         stride //= 2
     return result
 

@@ -1,12 +1,12 @@
-"""Fit centers to a picture: placed where the error is, moved by gradient, quantized step by step."""
+"""Fit centers: placed where the error is, moved by gradient, quantized while the others adapt."""
 
 import torch
-from jaxtyping import Float
 from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from nnlib._common.runtime import make_generator
+from nnlib.image_codec.bitstream import rgb_to_opponent
 from nnlib.image_codec.center_coding import SHAPE_MAX, SHAPE_MIN, QuantizedCenters, quantize_centers
 from nnlib.image_codec.splatting import TileGrid, add_error_gradients, render, select_centers
 
@@ -22,12 +22,12 @@ class CenterFitter:
 
     Parameters
     ----------
-    picture : float tensor [H, W, C]
-        Opponent colours, as `rgb_to_opponent` gives them.
+    picture : float tensor [H, W, 3] (RGB) or [H, W, 1] in 0..1
     seed : int or None, default 0
-        Of the positions of new centers.
-    parts : list of 3 tensors, optional
-        Positions [M, 2] in pixels, shapes [M, 3] and colours [M, C] to begin with; none by default.
+
+    Attributes
+    ----------
+    parts : list of positions [M, 2] in pixels, shapes [M, 3] and opponent colours [M, C]
 
     Examples
     --------
@@ -38,20 +38,14 @@ class CenterFitter:
     torch.Size([16, 16, 1])
     """
 
-    def __init__(
-        self,
-        picture: Float[Tensor, "H W C"],
-        seed: int | None = 0,
-        parts: list[Tensor] | None = None,
-    ):
+    def __init__(self, picture: Tensor, seed: int | None = 0):
         height, width, channels = picture.shape
-        self.picture = picture
+        self.picture = rgb_to_opponent(picture)
         self.generator = make_generator(seed)
         self.grid = TileGrid(height, width, device=picture.device)
-        self.target = self.grid.split(picture)
+        self.target = self.grid.split(self.picture)
         self.inside = self.grid.split(torch.ones_like(picture[..., :1]))
-        parts = parts or [picture.new_zeros(0, size) for size in (2, 3, channels)]
-        self.parts = [part.clone().requires_grad_() for part in parts]
+        self.parts = [picture.new_zeros(0, size) for size in (2, 3, channels)]
 
     def add(self, count: int) -> None:
         """Place `count` more centers at random, more of them where `density` is higher."""
@@ -68,12 +62,11 @@ class CenterFitter:
             distances, _ = cKDTree(existing.numpy()).query(positions.numpy(), k=[neighbor])
             spacing = torch.from_numpy(distances[:, 0]).float().clamp(1.5, MAX_SPACING)
         shapes = torch.stack([-2 * spacing.log(), 0 * spacing, 0 * spacing], 1)
-        device = self.picture.device
-        new = (positions.to(device), shapes.to(device), self.picture[rows, columns])
-        both = zip(self.parts, new, strict=True)
+        new = [part.to(self.picture) for part in (positions, shapes)]
+        both = zip(self.parts, [*new, self.picture[rows, columns]], strict=True)
         self.parts = [torch.cat(parts).detach().requires_grad_() for parts in both]
 
-    def density(self) -> Float[Tensor, "H W"]:
+    def density(self) -> Tensor:
         """How many new centers each pixel wants: by the error around it, at first by contrast."""
         if len(self.parts[0]):
             error = (self.render() - self.picture).square().sum(2)
@@ -85,8 +78,8 @@ class CenterFitter:
         smooth = avg_pool2d(error[None], 9, 1, 4, count_include_pad=False)[0]
         return smooth + 0.3 * smooth.mean() + 1e-9
 
-    def render(self) -> Float[Tensor, "H W C"]:
-        """Render the centers as they are."""
+    def render(self) -> Tensor:
+        """Render the centers as they are, in opponent colours."""
         return render(self.grid, *self.parts)
 
     def move(self, steps: int, final_rate: float = 1.0, quantizing=False, callback=None) -> None:
@@ -95,7 +88,7 @@ class CenterFitter:
         `quantizing`, a growing random part of the centers is quantized, and all are in the end.
         """
         optimizer = torch.optim.Adam([{"params": [part]} for part in self.parts], betas=(0.9, 0.99))
-        turn = torch.rand(len(self.parts[0]), 1, generator=self.generator).to(self.picture.device)
+        turn = torch.rand(len(self.parts[0]), 1, generator=self.generator).to(self.picture)
         for step in range(steps):
             progress = step / steps
             for group, rate in zip(optimizer.param_groups, LEARNING_RATES, strict=True):
@@ -121,10 +114,6 @@ class CenterFitter:
         size = positions.new_tensor([self.grid.height, self.grid.width])
         positions.clamp_(min=0).clamp_(max=size)
         shapes.clamp_(shapes.new_tensor(SHAPE_MIN), shapes.new_tensor(SHAPE_MAX))
-
-    def snapshot(self) -> list[Tensor]:
-        """Copy positions, shapes and colours."""
-        return [part.detach().clone() for part in self.parts]
 
     def quantized(self) -> QuantizedCenters:
         """Quantize the centers."""

@@ -1,96 +1,67 @@
 """Pictures as centers in a file."""
 
-from collections.abc import Callable
-from contextlib import contextmanager
-
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from nnlib._common.runtime import full_precision
 from nnlib._common.validation import check, check_int, check_number
-from nnlib.attention import exact_products
-from nnlib.image_codec.bitstream import (
-    MAX_PIXELS,
-    opponent_to_rgb,
-    render_centers,
-    render_residual,
-    section_sizes,
-    unpack,
-)
+from nnlib.image_codec import bitstream
+from nnlib.image_codec.bitstream import MAX_PIXELS
 from nnlib.image_codec.rate_control import RateController
 
 MAX_SIDE = 65_535  # pixels
 MAX_ZOOM = 64  # as a tile's samples are rendered together
 
 
-def samples(image: UInt8[Tensor, "H W C"]) -> tuple[Float[Tensor, "N 2"], Float[Tensor, "N C"]]:
-    """Turn a picture into samples to which a DynamicRegressor can be fitted.
+def samples(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn pixels into samples for a DynamicRegressor: rows and columns, and colours in 0..1.
 
     Parameters
     ----------
     image : uint8 tensor [H, W, C]
 
-    Returns
-    -------
-    tuple of float tensors [H W, 2] and [H W, C]
-        Row and column of each pixel, and its colour in 0..1.
-
     Examples
     --------
-    >>> positions, colours = samples(torch.zeros(2, 3, 3, dtype=torch.uint8))
-    >>> positions.shape
+    >>> samples(torch.zeros(2, 3, 3, dtype=torch.uint8))[0].shape
     torch.Size([6, 2])
     """
     sides = [torch.arange(float(size), device=image.device) for size in image.shape[:2]]
     return torch.cartesian_prod(*sides), image.flatten(0, 1) / 255
 
 
-@contextmanager
-def _default_torch_state():
-    """Gradients and float32 at full precision, whatever the caller has set."""
-    with torch.inference_mode(False), torch.enable_grad(), exact_products():
-        yield
-
-
 def encode(
-    image: UInt8[Tensor, "H W *C"] | np.ndarray,
+    image: Tensor | np.ndarray,
     bits_per_pixel: float | None = None,
     quality: float | None = None,
     background: tuple[int, int, int] = (255, 255, 255),
     steps: int | None = None,
     seed: int | None = 0,
     device: str | torch.device = "cpu",
-    callback: Callable[[], object] | None = None,
+    callback=None,
 ) -> bytes:
-    """Encode a picture: the same arguments give the same bytes on the same machine.
+    """Encode a picture; the same arguments give the same bytes on the same machine.
 
     Parameters
     ----------
-    image : uint8 tensor or array [H, W], [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA)
-    bits_per_pixel : float, default 0.25
-        At most, unless the file can't be so small (tens of bytes).
-    quality : float, optional
-        From 0 to 100, instead of `bits_per_pixel`: as many bits as the picture needs for it.
-    background : 3 ints, default white
-        Under transparent pixels.
-    steps : int, default 600, fewer beyond a megapixel
-        Of gradient at the end; more are better and take longer.
-    seed : int or None, default 0
-    device : str or torch.device, default "cpu"
-    callback : callable, optional
-        Called after each step.
+    image : uint8 [H, W], [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA)
+    bits_per_pixel : float, at most (default 0.25), unless no file is so small (tens of bytes)
+    quality : float from 0 to 100, in as many bits as the picture needs for it
+    background : RGB under transparent pixels, default white
+    steps : int, of gradient (default 600, fewer beyond a megapixel): more are better and slower
+    seed : int or None
+    device : str or torch.device
+    callback : callable without arguments, called after each step
 
     Examples
     --------
-    >>> len(encode(torch.zeros(64, 64, 3, dtype=torch.uint8), bits_per_pixel=0.1, steps=2)) <= 51
-    True
+    >>> encode(torch.zeros(8, 9, 3, dtype=torch.uint8), steps=2)[:3]
+    b'nnc'
     """
-    _check_settings(bits_per_pixel, quality, steps)
     pixels = _to_pixels(image, background)
-    grey = bool((pixels == pixels[..., :1]).all())
-    with _default_torch_state():
-        picture = pixels[..., : 1 if grey else 3].to(device).float() / 255
+    _check_settings(bits_per_pixel, quality, steps)
+    with torch.inference_mode(False), torch.enable_grad(), full_precision():
+        picture = pixels.to(device).float() / 255
         controller = RateController(picture, np.ndim(image) == 2, steps, seed, callback)
         if quality is not None:
             return controller.encode_to_step(round(24 + 1.5 * quality))
@@ -99,19 +70,16 @@ def encode(
 
 def decode(
     data: bytes, zoom: int = 1, max_pixels: int = MAX_PIXELS, device: str | torch.device = "cpu"
-) -> UInt8[Tensor, "H W *C"]:
+) -> Tensor:
     """Decode a picture, `zoom` times as large along each side.
 
     Parameters
     ----------
     data : bytes
-        What `encode` returned.
-    zoom : int, default 1
-        From 1 to 64.
+    zoom : int from 1 to 64, default 1
     max_pixels : int, default 2^24
-        Refuse larger pictures, zoom included.
-    device : str or torch.device, default "cpu"
-        That computes.
+        Larger pictures are refused before memory is allocated, zoom included.
+    device : str or torch.device
 
     Returns
     -------
@@ -120,7 +88,7 @@ def decode(
     Raises
     ------
     CorruptError
-        For anything but a whole file within the limits, before memory is allocated.
+        For anything but a whole file within the limits.
 
     Examples
     --------
@@ -129,10 +97,11 @@ def decode(
     """
     check(zoom in range(1, MAX_ZOOM + 1), "zoom", zoom, f"a whole number from 1 to {MAX_ZOOM}")
     zoom = int(zoom)
-    with _default_torch_state():
-        coded = unpack(data, max_pixels, zoom)
-        picture = render_centers(coded, zoom, device) + render_residual(coded, zoom, device)
-        rgb = opponent_to_rgb(picture)
+    with full_precision():
+        coded = bitstream.unpack(data, max_pixels, zoom)
+        picture = bitstream.render_centers(coded, zoom, device)
+        picture = picture + bitstream.render_residual(coded, zoom, device)
+        rgb = bitstream.opponent_to_rgb(picture)
     pixels = (rgb * 255).round().clamp(0, 255).to(torch.uint8).cpu()
     return pixels[..., 0] if coded.no_channel_axis else pixels.expand(-1, -1, 3).contiguous()
 
@@ -143,68 +112,51 @@ def info(data: bytes, max_pixels: int = MAX_PIXELS) -> dict[str, float]:
     Parameters
     ----------
     data : bytes
-        What `encode` returned.
     max_pixels : int, default 2^24
-        Refuse larger pictures.
-
-    Returns
-    -------
-    dict of numbers by name
-
-    Raises
-    ------
-    CorruptError
-        As `decode` does.
+        Larger pictures are refused with a CorruptError, as what is no whole file.
 
     Examples
     --------
     >>> info(encode(torch.zeros(8, 9, dtype=torch.uint8), steps=2))["centers"]
     1
     """
-    coded = unpack(data, max_pixels)
+    coded = bitstream.unpack(data, max_pixels)
+    _, sizes = bitstream.pack(coded)
     return {
         "height": coded.height,
         "width": coded.width,
-        "channels": len(coded.coefficients),
+        "channels": len(coded.codes),
         "bytes": len(data),
         "bits_per_pixel": 8 * len(data) / coded.height / coded.width,
         "centers": len(coded.centers.positions),
-        "coefficients": int(np.count_nonzero(coded.coefficients)),
-        **section_sizes(coded),
+        "coefficients": int(np.count_nonzero(coded.codes)),
+        **sizes,
     }
 
 
 def _check_settings(bits_per_pixel, quality, steps) -> None:
-    given = f"bits_per_pixel={bits_per_pixel} and quality={quality}"
     if bits_per_pixel is not None and quality is not None:
+        given = f"bits_per_pixel={bits_per_pixel} and quality={quality}"
         raise ValueError(f"{given} are both given: give one of them")
-    if bits_per_pixel is not None:
-        check_number("bits_per_pixel", bits_per_pixel, "(0, inf)")
-    if quality is not None:
-        check_number("quality", quality, "[0, 100]")
-    if steps is not None:
-        check_int("steps", steps)
+    check_number("bits_per_pixel", 0.25 if bits_per_pixel is None else bits_per_pixel, "(0, inf)")
+    check_number("quality", 0 if quality is None else quality, "[0, 100]")
+    check_int("steps", 1 if steps is None else steps)
 
 
-def _to_pixels(image, background) -> UInt8[Tensor, "H W C"]:
-    """Grey or RGB pixels, on the background where they are transparent."""
+def _to_pixels(image, background) -> Tensor:
+    """Pixels [H, W, 3], or [H, W, 1] if all are grey, on the background where transparent."""
     pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
-    shape = tuple(pixels.shape)
-    if (
-        pixels.dtype != torch.uint8
-        or len(shape) not in (2, 3)
-        or shape[2:] not in ((), (1,), (3,), (4,))
-    ):
-        raise ValueError(
-            f"image is {pixels.dtype} {shape}: give uint8 [H, W], or [H, W, 1, 3 or 4]"
-        )
-    if not 0 < min(shape[:2]) <= max(shape[:2]) <= MAX_SIDE:
-        raise ValueError(f"image has {shape[:2]} pixels: give 1 to {MAX_SIDE} along each side")
-    if shape[2:] != (4,):
-        return pixels.reshape(*shape[:2], -1)
-    colour = torch.as_tensor(background)
-    fits = colour.shape == (3,) and 0 <= colour.min() and colour.max() <= 255
-    check(fits, "background", background, "R, G and B from 0 to 255")
-    opacity = pixels[..., 3:] / 255
-    colour = colour.to(pixels.device) * (1 - opacity)
-    return (pixels[..., :3] * opacity + colour).round().to(torch.uint8)
+    size = list(pixels.shape)
+    if pixels.dtype != torch.uint8 or len(size) not in (2, 3) or (size + [1])[2] not in (1, 3, 4):
+        raise ValueError(f"image is {pixels.dtype} {size}: give uint8 [H, W], or [H, W, 1, 3 or 4]")
+    if not 0 < min(size[:2]) <= max(size[:2]) <= MAX_SIDE:
+        raise ValueError(f"image has {size[:2]} pixels: give 1 to {MAX_SIDE} along each side")
+    pixels = pixels.reshape(*size[:2], -1)
+    if pixels.shape[2] == 4:
+        colour = torch.as_tensor(background)
+        fits = colour.shape == (3,) and 0 <= colour.min() and colour.max() <= 255
+        check(fits, "background", background, "R, G and B from 0 to 255")
+        opacity = pixels[..., 3:] / 255
+        colour = colour.to(pixels.device) * (1 - opacity)
+        pixels = (pixels[..., :3] * opacity + colour).round().to(torch.uint8)
+    return pixels[..., :1] if (pixels == pixels[..., :1]).all() else pixels

@@ -1,15 +1,15 @@
 """Centers on a lattice whose values are patches of cosines: what the free centers leave over.
 
-The weights are the softmax of -distance^2 / (SOFTNESS pitch^2) over the lattice: the same average,
-with fixed centers whose positions and shapes cost no bits. It is separable, and along each side
-only the next lattice lines weigh more than 1e-4 at a pixel.
+The weights are the softmax of -distance^2 / (SOFTNESS pitch^2): the same average, of centers whose
+positions and shapes cost no bits. It is separable, and along each side only the next lattice lines
+weigh more than 1e-4. Pictures are [H, W, C], coefficients [C, rows * pitch, columns * pitch]: a
+block, by frequency, for each lattice point.
 """
 
 from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int16
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,21 +19,19 @@ SLAB = 128  # samples along one side at a time: the basis is banded, and never h
 SOFTNESS = 1 / 16
 CONTEXTS = 20
 CONTEXT_BOUNDS = np.round(20 * (2 ** ((np.arange(CONTEXTS - 1) - 11.5) / 3) - 0.06)).astype(int)
-FEEDBACK = 0.8  # of the error that one round of quantization corrects in the next
 
 
 @lru_cache(maxsize=256)
-def basis(
-    length: int, pitch: int, start: int, stop: int, zoom: int
-) -> tuple[Float[Tensor, "R S"], slice]:
-    """Rows start...stop of the matrix from coefficients to samples, and the coefficients it needs."""
+def _basis(length: int, pitch: int, start: int, stop: int, zoom: int) -> tuple[Tensor, slice]:
+    """Rows start...stop of the matrix from coefficients to samples, and its nonzero columns."""
     first = max(start // zoom // pitch - 1, 0)
     last = min((stop - 1) // zoom // pitch + 2, -(-length // pitch))
-    x = (torch.arange(start, stop, dtype=torch.float64)[:, None] + 0.5) / zoom
     centers = (torch.arange(first, last) + 0.5) * pitch
-    weights = torch.softmax(-((x - centers) ** 2) / (SOFTNESS * pitch**2), 1)
+    positions = (torch.arange(start, stop, dtype=torch.float64) + 0.5) / zoom
+    offsets = positions[:, None] - centers
+    weights = torch.softmax(-(offsets**2) / (SOFTNESS * pitch**2), 1)
     frequency = torch.arange(pitch)
-    cosines = torch.cos(torch.pi / pitch * (x - centers + pitch / 2)[..., None] * frequency)
+    cosines = torch.cos(torch.pi / pitch * (offsets + pitch / 2)[..., None] * frequency)
     cosines = cosines * torch.where(frequency == 0, 1, 2) ** 0.5 / pitch**0.5
     rows = (weights[..., None] * cosines).flatten(1).float()
     return rows, slice(first * pitch, last * pitch)
@@ -42,40 +40,39 @@ def basis(
 def _slabs(length: int, pitch: int, zoom: int = 1):
     for start in range(0, length * zoom, SLAB):
         stop = min(start + SLAB, length * zoom)
-        yield slice(start, stop), *basis(length, pitch, start, stop, zoom)
+        yield slice(start, stop), *_basis(length, pitch, start, stop, zoom)
 
 
-def _to_samples(coefficients: Float[Tensor, "S *M"], length: int, pitch: int, zoom: int) -> Tensor:
+def _to_samples(coefficients: Tensor, length: int, pitch: int, zoom: int) -> Tensor:
     """Apply the basis along the first dimension."""
     rows = coefficients.flatten(1)
-    parts = [part.to(rows) @ rows[needed] for _, part, needed in _slabs(length, pitch, zoom)]
+    slabs = _slabs(length, pitch, zoom)
+    parts = [basis.to(rows) @ rows[columns] for _, basis, columns in slabs]
     return torch.cat(parts).unflatten(1, coefficients.shape[1:])
 
 
-def _to_coefficients(samples: Float[Tensor, "R *M"], pitch: int) -> Tensor:
+def _to_coefficients(samples: Tensor, pitch: int) -> Tensor:
     """Apply the transposed basis along the first dimension."""
     rows = samples.flatten(1)
     result = rows.new_zeros(-(-len(rows) // pitch) * pitch, rows.shape[1])
-    for some, part, needed in _slabs(len(rows), pitch):
-        result[needed] += part.to(rows).T @ rows[some]
+    for slab, basis, columns in _slabs(len(rows), pitch):
+        result[columns] += basis.to(rows).T @ rows[slab]
     return result.unflatten(1, samples.shape[1:])
 
 
-def synthesize(
-    coefficients: Float[Tensor, "C S R"], height: int, width: int, pitch: int, zoom: int = 1
-) -> Float[Tensor, "H W C"]:
-    """The picture of lapped cosine coefficients."""
+def synthesize(coefficients: Tensor, height: int, width: int, pitch: int, zoom: int = 1) -> Tensor:
+    """The picture of coefficients, with `zoom` samples a pixel along each side."""
     across = _to_samples(coefficients.permute(2, 0, 1), width, pitch, zoom)
     return _to_samples(across.permute(2, 0, 1), height, pitch, zoom)
 
 
-def analyze_adjoint(picture: Float[Tensor, "H W C"], pitch: int) -> Float[Tensor, "C S R"]:
+def analyze_adjoint(picture: Tensor, pitch: int) -> Tensor:
     """The transpose of `synthesize`: the dot product of each basis function with the picture."""
     down = _to_coefficients(picture, pitch)
     return _to_coefficients(down.transpose(0, 1), pitch).permute(2, 1, 0)
 
 
-def analyze(picture: Float[Tensor, "H W C"], pitch: int, rounds: int = 6) -> Float[Tensor, "C S R"]:
+def analyze(picture: Tensor, pitch: int, rounds: int = 6) -> Tensor:
     """Coefficients of a picture, in a few rounds, as the basis is nearly orthogonal."""
     coefficients = analyze_adjoint(picture, pitch)
     for _ in range(rounds):
@@ -84,16 +81,16 @@ def analyze(picture: Float[Tensor, "H W C"], pitch: int, rounds: int = 6) -> Flo
     return coefficients
 
 
-def quantize(picture, coefficients: Float[Tensor, "C S R"], pitch: int, step: float) -> Tensor:
+def quantize(picture: Tensor, coefficients: Tensor, pitch: int, step: float, rounds=3) -> Tensor:
     """Coefficients in steps, in rounds that compensate for each other's rounding errors.
 
     Small ones among zeros become zero, as they would cost more bits than they are worth.
     """
     codes = _round(coefficients / step, 0.35)
-    for _ in range(3):
+    for _ in range(rounds):
         error = picture - synthesize(codes * step, *picture.shape[:2], pitch)
         bias = (0.15 + 0.1 * _activity(codes, pitch)).clamp(max=0.45)
-        codes = _round(codes + FEEDBACK * analyze_adjoint(error, pitch) / step, bias)
+        codes = _round(codes + 0.8 * analyze_adjoint(error, pitch) / step, bias)
     return codes
 
 
@@ -101,17 +98,14 @@ def _round(values: Tensor, bias: Tensor | float) -> Tensor:
     return values.sign() * (values.abs() + bias).floor()
 
 
-def _activity(codes: Float[Tensor, "C S R"], pitch: int) -> Float[Tensor, "C S R"]:
+def _activity(codes: Tensor, pitch: int) -> Tensor:
     """Sum magnitudes of the next frequencies, and of the same one at the next lattice points."""
-    _, height, width = codes.shape
     padded = functional.pad(codes.abs(), (pitch,) * 4)
-    rows = padded.narrow(2, pitch, width)
-    columns = padded.narrow(1, pitch, height)
-    total = torch.zeros_like(codes)
-    for shift in (1, -1, pitch, -pitch):
-        total += rows.narrow(1, pitch + shift, height)
-        total += columns.narrow(2, pitch + shift, width)
-    return total
+    total = torch.zeros_like(padded)
+    for distance in (1, -1, pitch, -pitch):
+        total += padded.roll(distance, 1)
+        total += padded.roll(distance, 2)
+    return total[:, pitch:-pitch, pitch:-pitch]
 
 
 def dequantize(codes: Tensor, step: float) -> Tensor:
@@ -119,34 +113,30 @@ def dequantize(codes: Tensor, step: float) -> Tensor:
     return (codes.float() - 0.05 * codes.sign() * (codes.abs() == 1)) * step
 
 
-def to_file_order(codes: Float[Tensor, "C S R"], pitch: int) -> Int16[np.ndarray, "C U V Y X"]:
-    """Rearrange codes from blocks in a picture to frequencies (U, V) of blocks (Y, X)."""
-    blocks = codes.unflatten(2, (-1, pitch)).unflatten(1, (-1, pitch)).permute(0, 2, 4, 1, 3)
-    return blocks.clamp(-32767, 32767).to(torch.int16).cpu().numpy()
+def _by_frequency(codes: np.ndarray, pitch: int) -> np.ndarray:
+    """View coefficients as [C, U, V, rows, columns], by their frequencies U and V."""
+    channels, height, width = codes.shape
+    blocks = codes.reshape(channels, height // pitch, pitch, width // pitch, pitch)
+    return blocks.transpose(0, 2, 4, 1, 3)
 
 
-def from_file_order(codes: Int16[np.ndarray, "C U V Y X"]) -> Tensor:
-    """Undo `to_file_order`."""
-    return torch.from_numpy(codes).permute(0, 3, 1, 4, 2).flatten(3).flatten(1, 2)
-
-
-def count_diagonals(codes: Int16[np.ndarray, "C U V Y X"]) -> list[int]:
+def count_diagonals(codes: np.ndarray, pitch: int) -> list[int]:
     """How many diagonals of frequencies, lowest first, each channel uses."""
-    u, v = np.indices(codes.shape[1:3])
-    used = [(u + v)[part.any((2, 3))] for part in codes]
-    return [int(diagonals.max(initial=-1)) + 1 for diagonals in used]
+    diagonal = np.indices((pitch, pitch)).sum(0) + 1
+    used = _by_frequency(codes, pitch).any((3, 4))
+    return (diagonal * used).max((1, 2)).tolist()
 
 
-def code_residual(
-    coder: Coder, codes: Int16[np.ndarray, "C U V Y X"], diagonals: list[int]
-) -> Int16[np.ndarray, "C U V Y X"]:
-    """Code the lattice's quantized coefficients, a diagonal of frequencies at a time.
+def code_residual(coder: Coder, codes: np.ndarray, pitch: int, diagonals: list[int]) -> np.ndarray:
+    """Code 16-bit coefficients in steps, a diagonal of frequencies at a time.
 
     Blocks are coded in two halves, as the black and white fields of a chessboard. Known magnitudes
     of lower frequencies, neighboring blocks and earlier channels tell each coefficient's context.
     """
-    channels, pitch, _, rows, columns = codes.shape
-    result = np.zeros(codes.shape, np.int16)
+    all_coded = np.zeros(codes.shape, np.int16)
+    result = _by_frequency(all_coded, pitch)
+    codes = _by_frequency(codes, pitch)
+    channels, _, _, rows, columns = codes.shape
     padded = (channels, pitch + 2, pitch + 2, rows + 2, columns + 2)
     magnitudes = np.zeros(padded, np.int16)
     white = np.indices((rows, columns)).sum(0) % 2 > 0
@@ -155,33 +145,32 @@ def code_residual(
         for diagonal in range(diagonals[channel]):
             u = np.arange(max(0, diagonal - pitch + 1), min(diagonal, pitch - 1) + 1)
             v = diagonal - u
-            sums = _context_sums(magnitudes, channel, u, v)
+            sums = _context_sums(magnitudes, channel, u + 2, v + 2)
             values = codes[channel, u, v]
+            known = magnitudes[channel, u + 2, v + 2]
             for field in (~white, white):
                 contexts = np.searchsorted(CONTEXT_BOUNDS, sums[:, field].ravel())
                 contexts = np.clip(contexts - 3 * diagonal // (2 * pitch), 0, CONTEXTS - 1)
                 coded = coder.integers(model, contexts, values[:, field].ravel())
                 values[:, field] = coded.reshape(len(u), -1)
-                known = magnitudes[channel, u + 2, v + 2]
-                known[:, 1:-1, 1:-1][:, field] = np.abs(values[:, field])
-                magnitudes[channel, u + 2, v + 2] = known
+                known[:, 1:-1, 1:-1] = np.abs(values) * (field | ~white)  # not yet coded: 0
                 sums = sums * 3 // 5 + 6 * _neighbor_sums(known)
             result[channel, u, v] = values
-    return result
+            magnitudes[channel, u + 2, v + 2] = known
+    return all_coded
 
 
 def _context_sums(magnitudes, channel: int, u, v):
     """Weigh magnitudes of lower frequencies, around them too, and of earlier channels."""
     sums = 0
     for du, dv in ((1, 0), (0, 1)):
-        lower = magnitudes[channel, u + 2 - du, v + 2 - dv]
-        sums = sums + 10 * lower[:, 1:-1, 1:-1].astype(np.int64) + 2 * _neighbor_sums(lower)
+        lower = magnitudes[channel, u - du, v - dv].astype(np.int64)
+        sums = sums + 10 * lower[:, 1:-1, 1:-1] + 2 * _neighbor_sums(lower)
     for du, dv in ((1, 1), (2, 0), (0, 2)):
-        lower = magnitudes[channel, u + 2 - du, v + 2 - dv, 1:-1, 1:-1]
-        sums = sums + 5 * lower.astype(np.int64)
-    for other in range(channel):
-        # in 16 bits, although 8 times a magnitude above 4095 overflows: files depend on it
-        sums = sums + 8 * magnitudes[other, u + 2, v + 2, 1:-1, 1:-1]
+        lower = magnitudes[channel, u - du, v - dv].astype(np.int64)
+        sums = sums + 5 * lower[:, 1:-1, 1:-1]
+    for same in magnitudes[:channel, u, v, 1:-1, 1:-1]:
+        sums = sums + 8 * same  # in 16 bits: files depend on how magnitudes above 4095 overflow
     return sums
 
 

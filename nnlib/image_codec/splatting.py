@@ -1,15 +1,16 @@
 """The weighted average of centers at pixels: square tiles, and for each only its relevant centers.
 
-A center c with shape matrix A scores s(x) = -(x - c)^T A (x - c), which is a dot product of the
-pixel's monomials 1, y, x, y^2, yx, x^2 with six coefficients of the center. So a tile's scores are
-one matrix product, and `attend(monomials, coefficients, colours, DotProduct())` is the same average
-over all centers.
+A center c with shape matrix A scores -(x - c)^T A (x - c), the dot product of x's monomials 1, y,
+x, y^2, yx, x^2 with six coefficients of the center. So a tile's scores are one matrix product, and
+`attend(monomials, coefficients, values, DotProduct())` is the same average over all centers.
+
+Centers have positions [M, 2], shapes [M, 3] and values [M, V]; tiled pictures are [T, V, P] with P
+pixels a tile, selected centers [T, K].
 """
 
-from collections.abc import Iterator
+from functools import partial
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
@@ -36,68 +37,39 @@ class TileGrid:
         index = torch.cartesian_prod(torch.arange(self.rows), torch.arange(self.columns))
         self.middles = (index.to(device) + 0.5) * TILE  # [tiles, 2], in pixels
 
-    def split(self, picture: Float[Tensor, "H W V"]) -> Float[Tensor, "T V P"]:
-        """Cut a picture into tiles, padded with zeros."""
-        padding = (0, self.columns * self.side - self.width)
-        padding += (0, self.rows * self.side - self.height)
-        padded = functional.pad(picture.movedim(2, 0), padding)
+    def split(self, picture: Tensor) -> Tensor:
+        """Cut a picture [H, W, V] into tiles, padded with zeros."""
+        right = self.columns * self.side - self.width
+        bottom = self.rows * self.side - self.height
+        padded = functional.pad(picture.movedim(2, 0), (0, right, 0, bottom))
         tiles = functional.unfold(padded[None], self.side, stride=self.side)[0]
         return tiles.T.unflatten(1, (len(padded), -1)).contiguous()
 
-    def join(self, tiles: Float[Tensor, "T V P"]) -> Float[Tensor, "H W V"]:
-        """Put tiles together to a picture, without the padding."""
-        size = (self.rows * self.side, self.columns * self.side)
-        padded = functional.fold(tiles.flatten(1).T[None], size, self.side, stride=self.side)
-        return padded[0].movedim(0, 2)[: self.height, : self.width]
-
-    def regions(self) -> Iterator[Int64[Tensor, " T"]]:
-        """The indices of REGION x REGION tiles at a time."""
-        index = torch.arange(len(self.middles), device=self.middles.device)
-        for rows in index.reshape(self.rows, self.columns).split(REGION):
-            yield from (part.flatten() for part in rows.split(REGION, 1))
-
-    def weights(self, coefficients: Float[Tensor, "T K 6"]) -> Float[Tensor, "T K P"]:
-        """The centers' weights at all pixels of their tile."""
+    def weights(self, coefficients: Tensor) -> Tensor:
+        """Weights [T, K, P] at the pixels of tiles, of centers with coefficients [T, K, 6]."""
         scores = coefficients.flatten(0, 1) @ self.monomials
         return torch.softmax(scores.unflatten(0, coefficients.shape[:2]), 1)
 
 
-def monomials(x: Float[Tensor, "*B 2"]) -> Float[Tensor, "*B 6"]:
-    """1, y, x, y^2, yx and x^2 of each position."""
+def monomials(x: Tensor) -> Tensor:
+    """1, y, x, y^2, yx and x^2 of positions [..., 2]."""
     y, x = x.unbind(-1)
     return torch.stack([torch.ones_like(y), y, x, y * y, y * x, x * x], -1)
 
 
-def shape_matrix(shapes: Float[Tensor, "*M 3"]) -> tuple[Tensor, Tensor, Tensor]:
-    """A = exp([[m + p, q], [q, m - p]]), the matrix of a center's squared distance.
+def shape_matrix(shapes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A_yy, A_yx and A_xx of A = exp([[m + p, q], [q, m - p]]), positive definite for any shape.
 
-    Parameters
-    ----------
-    shapes : float tensor [..., 3]
-        m, the log of 1 / width^2 in pixels, and (p, q), how long the center is and which way. Any
-        three numbers give a positive definite matrix.
-
-    Returns
-    -------
-    tuple of tensors [...]
-        A_yy, A_yx and A_xx.
-
-    Examples
-    --------
-    >>> yy, yx, xx = shape_matrix(torch.zeros(3))
-    >>> float(yy), float(yx), float(xx)
-    (1.0, 0.0, 1.0)
+    m is the log of 1 / width^2 in pixels, (p, q) how long the center is and which way.
     """
     m, p, q = shapes.unbind(-1)
     k = (p * p + q * q + 1e-9).sqrt()
-    round_part = m.exp() * k.cosh()
-    long_part = m.exp() * k.sinh() / k
-    return round_part + long_part * p, long_part * q, round_part - long_part * p
+    isotropic = m.exp() * k.cosh()
+    directed = m.exp() * k.sinh() / k
+    return isotropic + directed * p, directed * q, isotropic - directed * p
 
 
-def coefficients(
-    positions: Float[Tensor, "*M 2"], shapes: Float[Tensor, "*M 3"]
-) -> Float[Tensor, "*M 6"]:
+def coefficients(positions: Tensor, shapes: Tensor) -> Tensor:
     """Coefficients whose dot product with x's monomials is -(x - position)^T A (x - position)."""
     yy, yx, xx = shape_matrix(shapes)
     y, x = positions.unbind(-1)
@@ -108,17 +80,18 @@ def coefficients(
 
 
 @torch.no_grad()
-def render(
-    grid: TileGrid, positions: Tensor, shapes: Tensor, values: Tensor
-) -> Float[Tensor, "H W V"]:
-    """The weighted average at every pixel, over the centers that its tile selects."""
+def render(grid: TileGrid, positions: Tensor, shapes: Tensor, values: Tensor) -> Tensor:
+    """The weighted average at every pixel, [H, W, V], over the centers that its tile selects."""
     selected = select_centers(grid, positions, shapes)
     block = max(BLOCK * TILE**2 // grid.side**2, 1)
     rendered = []
     for index, middles in zip(selected.split(block), grid.middles.split(block), strict=True):
         rows = coefficients(positions[index] - middles[:, None], shapes[index])
         rendered.append(values[index].transpose(1, 2) @ grid.weights(rows))
-    return grid.join(torch.cat(rendered))
+    tiles = torch.cat(rendered).flatten(1).T[None]
+    size = (grid.rows * grid.side, grid.columns * grid.side)
+    picture = functional.fold(tiles, size, grid.side, stride=grid.side)[0]
+    return picture.movedim(0, 2)[: grid.height, : grid.width]
 
 
 def add_error_gradients(grid: TileGrid, target, inside, positions, shapes, values, selected):
@@ -148,9 +121,7 @@ def add_error_gradients(grid: TileGrid, target, inside, positions, shapes, value
 
 
 @torch.no_grad()
-def select_centers(
-    grid: TileGrid, positions: Float[Tensor, "M 2"], shapes: Float[Tensor, "M 3"]
-) -> Int64[Tensor, "T K"]:
+def select_centers(grid: TileGrid, positions: Tensor, shapes: Tensor) -> Tensor:
     """The centers that weigh most in each tile, by their best score relative to the highest.
 
     Scores are taken at nine positions of the tile. All other centers have next to no weight in a
@@ -161,7 +132,9 @@ def select_centers(
     probes = double.new_tensor(PROBES) * TILE
     count = min(CENTERS_PER_TILE, len(positions))
     selected = double.new_empty((len(grid.middles), count), dtype=torch.int64)
-    for tiles in grid.regions():
+    index = torch.arange(len(selected), device=selected.device).reshape(grid.rows, grid.columns)
+    regions = [part for rows in index.split(REGION) for part in rows.split(REGION, 1)]
+    for tiles in map(torch.flatten, regions):
         middles = grid.middles[tiles].double()
         candidates = _candidates(middles, positions, rows)
         scores = _relative_scores(middles[:, None] + probes, rows[candidates])
@@ -169,26 +142,22 @@ def select_centers(
     return selected
 
 
-def _candidates(middles: Float[Tensor, "T 2"], positions, rows) -> Int64[Tensor, " C"]:
+def _candidates(middles: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
     """Centers in a region, and those outside that weigh most where a coarse grid meets it."""
     if len(rows) <= 4 * OUTSIDE_CANDIDATES:
         return torch.arange(len(rows), device=rows.device)
     low = middles.amin(0) - 2 * TILE
     high = middles.amax(0) + 2 * TILE
     inside = ((positions >= low) & (positions <= high)).all(1)
-    lines = [
-        torch.linspace(*ends, 6, dtype=rows.dtype, device=rows.device)
-        for ends in zip(low, high, strict=True)
-    ]
-    scores = _relative_scores(torch.cartesian_prod(*lines)[None], rows)[0]
+    line = partial(torch.linspace, steps=6, dtype=rows.dtype, device=rows.device)
+    probes = torch.cartesian_prod(line(low[0], high[0]), line(low[1], high[1]))
+    scores = _relative_scores(probes[None], rows)[0]
     strong = scores.topk(OUTSIDE_CANDIDATES).indices
     inside[strong] = False
     return torch.cat([strong, inside.nonzero()[:INSIDE_CANDIDATES, 0]])
 
 
-def _relative_scores(
-    probes: Float[Tensor, "T S 2"], rows: Float[Tensor, "C 6"]
-) -> Float[Tensor, "T C"]:
-    """How far each center's score is below the highest, at the best of some positions."""
+def _relative_scores(probes: Tensor, rows: Tensor) -> Tensor:
+    """How far each center's score [T, C] is below the highest, at the best of probes [T, S, 2]."""
     scores = monomials(probes) @ rows.T
     return scores.sub_(scores.amax(2, keepdim=True)).amax(1)

@@ -1,4 +1,4 @@
-"""The codec: its average against the core, its numbers through the coder, whole and forged files."""
+"""The codec: its average against the core, numbers through the coder, whole and forged files."""
 
 import inspect
 import struct
@@ -150,16 +150,17 @@ def test_coefficients_give_any_picture(pitch, height, width):
 
 
 def test_coefficients_come_back():
-    codes = np.random.default_rng(0).integers(-2, 3, (3, 8, 8, 5, 9)).astype(np.int16)
-    codes[:, 4:] = 0
-    codes[1] = 0
-    codes[2, 0, 0, 2, 3] = 20_000
-    diagonals = lapped_cosine.count_diagonals(codes)
+    blocks = np.random.default_rng(0).integers(-2, 3, (3, 8, 8, 5, 9)).astype(np.int16)
+    blocks[:, 4:] = 0
+    blocks[1] = 0
+    blocks[2, 0, 0, 2, 3] = 20_000
+    codes = blocks.transpose(0, 3, 1, 4, 2).reshape(3, 40, 72)
+    diagonals = lapped_cosine.count_diagonals(codes, 8)
     assert diagonals[1] == 0
     writer = Coder()
-    lapped_cosine.code_residual(writer, codes, diagonals)
+    lapped_cosine.code_residual(writer, codes, 8, diagonals)
     reader = Coder(writer.to_bytes())
-    assert (lapped_cosine.code_residual(reader, 0 * codes, diagonals) == codes).all()
+    assert (lapped_cosine.code_residual(reader, 0 * codes, 8, diagonals) == codes).all()
 
 
 @pytest.fixture(scope="module")
@@ -383,4 +384,4 @@ def test_the_command_line_says_what_is_wrong(tmp_path, file, capsys):
 def test_nothing_is_allocated_for_a_forged_size(file):
     forged = resealed(file[:9] + struct.pack("<HH", 8000, 8000) + file[13:])
     coded, _, _ = bitstream._read_header(forged, 1 << 26)
-    assert coded.coefficients.base.nbytes <= 8 and coded.centers.positions.base.nbytes <= 8
+    assert coded.codes.base.nbytes <= 8 and coded.centers.positions.base.nbytes <= 8
