@@ -7,8 +7,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
+from nnlib._common.runtime import full_precision
 from nnlib._common.validation import check_int, check_number
-from nnlib.attention import blockwise_nearest, exact_products, working_dtype
+from nnlib.attention import blockwise_nearest, working_dtype
 from nnlib.distances import NegativeDotProduct
 from nnlib.nca.distributed import all_gather_rows, all_reduce_sum, own_rows
 from nnlib.nca.memory_bank import MemoryBank, view_bank
@@ -31,25 +32,16 @@ def knn_predict(
 
     Parameters
     ----------
-    features : tensor [B, D] of any lengths: only directions count
-    bank : MemoryBank, or rows [N, D] with bank_labels int64 [N]
-    k : number of neighbors, default 30; 1 takes the nearest one's class
-    temperature : of the votes, default 0.05
+    features : [B, D], of which only directions count
+    bank, bank_labels : MemoryBank, or rows [N, D] with int64 [N]
+    k, temperature : number of neighbors, and T of their weights
     exclude : int64 [B], the sample whose own row a feature may not take, -1 for none
     top : return so many first classes, -1 where fewer have a vote
-    sharded : whether features and plain rows are this process's part; all processes call at once
+    sharded : features and plain rows are this process's part, and all processes call at once
 
     Returns
     -------
-    int64 tensor [B], or [B, top]
-
-    Raises
-    ------
-    ValueError : shapes, labels or settings don't fit.
-
-    References
-    ----------
-    Wu, Efros, Yu. Improving Generalization via Scalable Neighborhood Component Analysis. ECCV 2018.
+    int64 [B], or [B, top]
 
     Examples
     --------
@@ -62,9 +54,7 @@ def knn_predict(
     return classes[:, 0] if top is None else classes
 
 
-def _nearest(
-    features, bank, bank_labels, k: int, exclude=None, sharded: bool = False
-) -> tuple[Float[Tensor, "B k"], Int64[Tensor, "B k"]]:
+def _nearest(features, bank, bank_labels, k, exclude, sharded) -> tuple[Tensor, Tensor]:
     """Return cosines and labels of the nearest rows, nearest first; labels of -1 for none."""
     check_int("k", k)
     bank = view_bank(bank, bank_labels, sharded)
@@ -77,7 +67,7 @@ def _nearest(
     if exclude is not None:
         everyone = all_gather_rows(exclude) if bank.sharded else [exclude]
         exclude = bank.local_rows(torch.cat(everyone))
-    with exact_products():
+    with full_precision():
         x = torch.cat(parts)
         distances, rows = blockwise_nearest(x, bank.memory, k, NegativeDotProduct(), exclude)
     cosines = -distances
@@ -117,9 +107,7 @@ def _vote(cosines, labels, temperature: float, top: int) -> Int64[Tensor, "B top
 
 
 @torch.no_grad()
-def embed(
-    network: nn.Module | Callable, batches: Iterable, device: str | torch.device | None = None
-) -> tuple[Float[Tensor, "N D"], Int64[Tensor, " N"]]:
+def embed(network: nn.Module | Callable, batches: Iterable, device=None) -> tuple[Tensor, Tensor]:
     """Return unit features and labels of batches, by a network in evaluation mode.
 
     Parameters
@@ -130,28 +118,24 @@ def embed(
 
     Returns
     -------
-    features [N, D] and labels [N]
-
-    Raises
-    ------
-    ValueError : there is no batch.
+    features [N, D], labels [N]
 
     Examples
     --------
     >>> embed(torch.nn.Identity(), [(torch.tensor([[3.0, 4.0]]), torch.tensor([1]))])
     (tensor([[0.6000, 0.8000]]), tensor([1]))
     """
-    is_module = isinstance(network, nn.Module)
-    if device is None and is_module:
-        device = next((weight.device for weight in network.parameters()), None)
-    training = is_module and network.training
+    module = network if isinstance(network, nn.Module) else nn.Identity()
+    if device is None:
+        device = next((weight.device for weight in module.parameters()), None)
+    training = module.training
     if training:
-        network.eval()
+        module.eval()
     try:
         pairs = [(network(batch[0].to(device)), batch[1].to(device)) for batch in batches]
     finally:
         if training:
-            network.train()
+            module.train()
     if not pairs:
         raise ValueError("batches is empty: give at least one batch of (images, labels)")
     features, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
@@ -163,13 +147,8 @@ def knn_evaluate(network: nn.Module | Callable, queries: Iterable, gallery: Iter
 
     Parameters
     ----------
-    network : module or function from images [B, ...] to features [B, D]
-    queries, gallery : iterables of (images, labels, ...), as DataLoaders give them
+    network, queries, gallery : as for `embed`
     settings : k, temperature and sharded, as for `knn_accuracy`
-
-    Returns
-    -------
-    dict of knn_top1, knn_top5 and nearest_top1
 
     Examples
     --------
@@ -181,13 +160,7 @@ def knn_evaluate(network: nn.Module | Callable, queries: Iterable, gallery: Iter
 
 
 def knn_accuracy(
-    features: Float[Tensor, "B D"],
-    labels: Int64[Tensor, " B"],
-    bank: Bank,
-    bank_labels: Int64[Tensor, " N"] | None = None,
-    k: int = 30,
-    temperature: float = 0.05,
-    sharded: bool = False,
+    features, labels, bank: Bank, bank_labels=None, k=30, temperature=0.05, sharded=False
 ) -> dict[str, float]:
     """Return the fractions of features whose class the k-NN finds.
 
@@ -198,7 +171,7 @@ def knn_accuracy(
 
     Returns
     -------
-    dict of knn_top1, knn_top5 (among the first five) and nearest_top1 (the nearest row alone)
+    dict of knn_top1, knn_top5 (among the first five), nearest_top1 (by the nearest row alone)
 
     Examples
     --------

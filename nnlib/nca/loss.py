@@ -14,12 +14,12 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
+from nnlib._common.runtime import full_precision
 from nnlib._common.validation import check_number
 from nnlib.attention import (
     DotProduct,
     OnlineWeightedMean,
     average_of,
-    exact_products,
     finite,
     mask_excluded,
     with_ones,
@@ -44,30 +44,23 @@ def nca_loss(
 ) -> Float[Tensor, ""]:
     """Return the mean of -log p(own class), each feature's neighbors being the whole bank.
 
-    Over a sharded bank all processes call it at once, each with features of its own; the mean of
-    their losses is that of all features, as DistributedDataParallel takes the mean of gradients.
+    Over a sharded bank all processes call it at once, and the mean of their losses is that of all.
 
     Parameters
     ----------
-    features : tensor [B, D] of any lengths: only directions count
+    features : [B, D], of which only directions count; the loss is once differentiable in them
     labels : int64 [B]; a feature without another sample of its class carries no loss
-    bank : MemoryBank, or rows [N, D] with bank_labels int64 [N]; no gradient goes to it
-    exclude : int64 [B], the sample that a feature is of, whose row is left out; -1 for none
-    temperature : of exp(cos/temperature), default 0.05
-    margin : by how much, in cosines, the own class has to lead, default 0
+    bank, bank_labels : MemoryBank, or rows [N, D] with int64 [N]
+    exclude : int64 [B], the sample whose own row a feature leaves out, -1 for none
+    temperature, margin : T of exp(cos/T); lead in cosines that the own class has to have
 
     Returns
     -------
-    scalar tensor, once differentiable in features
-
-    Raises
-    ------
-    ValueError : shapes, labels or settings don't fit.
+    scalar tensor
 
     References
     ----------
-    Wu, Efros, Yu. Improving Generalization via Scalable Neighborhood Component Analysis. ECCV 2018;
-    there without the softplus form, which keeps the digits of classes far apart.
+    As MemoryBank's; there without this form, which keeps the digits of classes far apart.
 
     Examples
     --------
@@ -113,7 +106,7 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, labels, bank, exclude, temperature, margin):
-        with exact_products():
+        with full_precision():
             others, own = _sum_both_sides(x, labels, bank, exclude, temperature)
         log_odds = _log_odds(own, others) - margin / temperature
         alone = own.sums[:, -1] == 0  # not where a feature is NaN, whose loss is NaN too
@@ -146,10 +139,10 @@ def _sum_both_sides(
     sides = _sweep_bank(torch.cat(parts) / -temperature, labels, bank, row)
     if bank.sharded:
         for side in sides:
-            nearest = side.near.clone()
+            nearest = side.nearest.clone()
             dist.all_reduce(nearest, dist.ReduceOp.MIN)
-            sums = all_reduce_sum(side.sums * torch.exp(finite(nearest) - side.near)[:, None])
-            side.near = own_rows(nearest, parts)
+            sums = all_reduce_sum(side.sums * torch.exp(finite(nearest) - side.nearest)[:, None])
+            side.nearest = own_rows(nearest, parts)
             side.sums = own_rows(sums, parts)
     return sides
 
@@ -191,13 +184,13 @@ def _sweep_bank(
 def _add_pairs(mean: OnlineWeightedMean, distance, memory, query, row) -> None:
     """Take some pairs of a query and a row alone into the mean."""
     pairs = distance[query, row]
-    nearest = mean.near.scatter_reduce(0, query, pairs, "amin")
-    mean.sums.mul_(torch.exp(finite(nearest) - mean.near)[:, None])
+    nearest = mean.nearest.scatter_reduce(0, query, pairs, "amin")
+    mean.sums.mul_(torch.exp(finite(nearest) - mean.nearest)[:, None])
     weights = torch.exp(finite(nearest)[query] - pairs)[:, None]
     mean.sums.index_add_(0, query, with_ones(memory[row]).mul_(weights))
-    mean.near = nearest
+    mean.nearest = nearest
 
 
 def _log_odds(a: OnlineWeightedMean, b: OnlineWeightedMean) -> Float[Tensor, " B"]:
     """Return log of a's total weight over b's; far but similar distances cancel first."""
-    return (finite(b.near) - a.near) + a.sums[:, -1].log() - b.sums[:, -1].log()
+    return (finite(b.nearest) - a.nearest) + a.sums[:, -1].log() - b.sums[:, -1].log()

@@ -24,16 +24,12 @@ class MemoryBank(nn.Module):
 
     Parameters
     ----------
-    labels : int64 tensor [N], classes from 0
-    dim : length of a row, default 128
-    momentum : fraction of a row that an update keeps, default 0.5
-    sharded : whether each process of torch.distributed holds only its part of the rows; then all
+    labels : int64 [N], classes from 0
+    dim : length of a row
+    momentum : fraction of a row that an update keeps
+    sharded : whether each process of torch.distributed holds its part of the rows alone; then all
         processes make, update and read the bank at once
     seed : of the random first rows, which don't depend on the number of processes
-
-    Raises
-    ------
-    ValueError : labels, dim or momentum can't be used.
 
     References
     ----------

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from nnlib._common.validation import check_choice, check_int, check_number
+from nnlib.nca import distributed
 from nnlib.training.encoders import ARCHITECTURES
 from nnlib.training.objectives import LOSSES
 
@@ -42,7 +43,7 @@ class TrainingConfig:
     margin: float = option(0.0, "lead of the own class, in cosines", interval=NOT_NEGATIVE)
     memory_momentum: float = option(0.5, "fraction of a bank row that is kept", interval="[0, 1)")
     start: str = option("auto", "the bank's first rows", choices=("auto", "random", "embedded"))
-    batch_size: int = option(256, "pictures a batch, of all processes together", "-b", least=2)
+    batch_size: int = option(256, "pictures a batch, of all processes together", "-b")
     iter_size: int = option(1, "batches a step", least=1)
     epochs: int = option(130, "passes over the pictures", least=1)
     lr: float = option(0.1, "learning rate", interval=POSITIVE)
@@ -76,6 +77,7 @@ class TrainingConfig:
                 check_int(setting.name, value, limits["least"])
             if "interval" in limits:
                 check_number(setting.name, value, limits["interval"])
+        check_int("batch_size", self.batch_size, 2 * distributed.world_size())
         return self
 
     def of_pictures(self) -> tuple:
@@ -85,6 +87,14 @@ class TrainingConfig:
     def folder(self) -> Path:
         """Return the folder that the run is written to."""
         return Path(self.out or f"runs/{Path(self.data).resolve().name}-{self.arch}-{self.loss}")
+
+    def count_steps(self, pictures: int) -> int:
+        """Return the steps of an epoch; the few pictures left over are others each time."""
+        wanted = self.batch_size * self.iter_size
+        if pictures < wanted:
+            given = f"batch_size x iter_size is {wanted}"
+            raise ValueError(f"{given}, for {pictures} pictures: give less")
+        return pictures // wanted
 
     def lr_at(self, epoch: float) -> float:
         """Return the rate at a moment: a tenth after every 40 of 130 epochs, or half a cosine."""

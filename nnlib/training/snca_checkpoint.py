@@ -8,7 +8,6 @@ import pickle
 import tarfile
 import warnings
 from collections import OrderedDict
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +32,8 @@ class SNCACheckpoint(NamedTuple):
 def load_snca(path: str | Path) -> SNCACheckpoint:
     """Read snca_resnet18.pth.tar, or one of its kin, onto the CPU.
 
-    The bank holds the training images' embeddings in their order; it is None where the file has no
-    `lemniscate`. Raises ModelError, naming the file, for one that is missing, truncated or foreign.
+    The bank holds the training images' embeddings in their order, None without a `lemniscate`.
+    Raises ModelError, naming the file, for one that is missing, truncated or foreign.
     """
     try:
         _refuse_programs(path)
@@ -45,11 +44,8 @@ def load_snca(path: str | Path) -> SNCACheckpoint:
         return _parse(state)
     except Exception as error:  # a foreign file can fail in any way that its reader knows
         cause = " ".join(f"{type(error).__name__}: {error}".split()).strip(": ")
-        wanted = (
-            "give a whole file as scalable NCA published it, a dict with arch, epoch, state_dict"
-        )
-        message = f"path={str(path)!r} can't be read as a published checkpoint ({cause}): {wanted}"
-        raise ModelError(message) from None
+        problem = f"path={str(path)!r} can't be read as a published checkpoint ({cause})"
+        raise ModelError(f"{problem}: give a whole file as scalable NCA published it") from None
 
 
 def _refuse_programs(path: str | Path) -> None:
@@ -69,26 +65,23 @@ def _check(holds: bool, problem: str) -> None:
 
 def _parse(state) -> SNCACheckpoint:
     _check(isinstance(state, dict), "it holds no dict")
-    arch = state.get("arch")
-    epoch = state.get("epoch")
-    tensors = state.get("state_dict")
-    best = state.get("best_prec1")
+    names = ("arch", "epoch", "state_dict", "best_prec1", "lemniscate")
+    arch, epoch, tensors, best, lemniscate = (state.get(name) for name in names)
     _check(isinstance(tensors, dict) and len(tensors) > 0, "it has no state_dict")
     given = repr(arch[:40]) if isinstance(arch, str) else f"of type {type(arch).__name__}"
     known = isinstance(arch, str) and arch in ARCHITECTURES
     _check(known, f"its arch is {given}, not one of {', '.join(ARCHITECTURES)}")
     _check(type(epoch) is int and epoch >= 0, "its epoch is no whole number")
-    weights = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         _check(isinstance(tensor, Tensor), f"{name!r:.60} is no tensor of a known type")
+    weights = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     _check(len(weights) == len(tensors), "it names a weight both with and without 'module.'")
     best = float(best) if isinstance(best, float | int | Tensor) else None
-    return SNCACheckpoint(arch, epoch, weights, _find_bank(state.get("lemniscate"), weights), best)
+    bank = None if lemniscate is None else _find_bank(lemniscate, weights)
+    return SNCACheckpoint(arch, epoch, weights, bank, best)
 
 
-def _find_bank(lemniscate, weights: dict[str, Tensor]) -> Tensor | None:
-    if lemniscate is None:
-        return None
+def _find_bank(lemniscate, weights: dict[str, Tensor]) -> Tensor:
     state = getattr(lemniscate, "state", None)
     buffers = state.get("_buffers") if isinstance(state, dict) else None
     bank = buffers.get("memory") if isinstance(buffers, dict) else None
@@ -116,10 +109,6 @@ class _Inert:
     extend = add = __setitem__ = append
 
 
-def _rebuild_tensor(storage, offset, size, stride, *_) -> Tensor:
-    return torch._utils._rebuild_tensor(storage, offset, size, stride)
-
-
 class _RestrictedPickle:
     """What torch.load takes for the pickle module."""
 
@@ -127,10 +116,8 @@ class _RestrictedPickle:
         def find_class(self, module, name):
             """Return a new object each time, for a pickle can change what it finds."""
             if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-                return partial(_rebuild_tensor)
-            if (module, name) == ("collections", "OrderedDict"):
-                return OrderedDict
-            return _Inert
+                return lambda *args: torch._utils._rebuild_tensor(*args[:4])
+            return OrderedDict if (module, name) == ("collections", "OrderedDict") else _Inert
 
     @classmethod
     def load(cls, file, **options):

@@ -99,7 +99,7 @@ class Trainer:
         self.best_weights: dict[str, Tensor] | None = None
         self.unread: dict[str, None] = {}  # names, in the order in which they were met
         self.unread_numbers: set[int] = set()  # among the training pictures
-        self.steps = 0 if only_tests else self._count_steps()
+        self.steps = 0 if only_tests else settings.count_steps(len(self.pictures.train))
         self._make_learner()
         self._resume(only_tests)
         if distributed.rank() == 0:
@@ -108,20 +108,6 @@ class Trainer:
         if distributed.world_size() > 1:
             devices = [self.device] if self.device.type == "cuda" else None
             self.parallel = DistributedDataParallel(self.learner, devices)
-
-    def _count_steps(self) -> int:
-        """Return the steps of an epoch; the few pictures left over are others each time."""
-        s = self.settings
-        pictures = len(self.pictures.train)
-        processes = distributed.world_size()
-        wanted = s.batch_size * s.iter_size
-        if pictures < wanted:
-            given = f"batch_size x iter_size is {wanted}"
-            raise ValueError(f"{given}, for {pictures} pictures: give less")
-        if s.batch_size < 2 * processes:
-            given = f"batch_size={s.batch_size}"
-            raise ValueError(f"{given} for {processes} processes: give 2 for each")
-        return pictures // wanted
 
     def _make_learner(self) -> None:
         s = self.settings
