@@ -13,8 +13,11 @@ from nnlib._common.validation import as_tensor, check, check_int, check_number
 
 BATCH = 4096  # images at a time
 
+Images = Shaped[Tensor, "N H W *C"]
+Grey = Float[Tensor, "N H W"]
 
-def deskew(images: Shaped[Tensor, "N H W"]) -> Float[Tensor, "N H W"]:
+
+def deskew(images: Images) -> Grey:
     """Shear and move grey images until their mass is upright and centered.
 
     Parameters
@@ -37,7 +40,7 @@ def deskew(images: Shaped[Tensor, "N H W"]) -> Float[Tensor, "N H W"]:
     return torch.cat([_upright(part.float()) for part in images.split(BATCH)])
 
 
-def _upright(images: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
+def _upright(images: Grey) -> Grey:
     """Shear by least squares: the covariance of rows and columns over the rows' variance."""
     height, width = images.shape[1:]
     rows = torch.linspace(-1, 1, height, device=images.device)
@@ -56,7 +59,7 @@ def _upright(images: Float[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
     return grid_sample(images[:, None], grid, align_corners=True)[:, 0]
 
 
-def blur(images: Shaped[Tensor, "N H W"], sigma: float = 1.0) -> Float[Tensor, "N H W"]:
+def blur(images: Images, sigma: float = 1.0) -> Grey:
     """Blur grey images, so that small shifts change distances little.
 
     Parameters
@@ -80,12 +83,12 @@ def blur(images: Shaped[Tensor, "N H W"], sigma: float = 1.0) -> Float[Tensor, "
 
 
 def shifted_copies(
-    images: Shaped[Tensor, "N H W *C"],
-    labels: Shaped[Tensor | np.ndarray, " N"],
+    images: Images,
+    labels: Tensor | np.ndarray,
     pixels: int = 1,
     copies: int | None = None,
     seed: int | None = 0,
-) -> tuple[Shaped[Tensor, "K H W *C"], Shaped[Tensor | np.ndarray, " K"]]:
+) -> tuple[Images, Tensor | np.ndarray]:
     """Add copies of images, moved by up to `pixels` each way over a ground of 0.
 
     Parameters
@@ -102,30 +105,42 @@ def shifted_copies(
     >>> len(images), labels[:4].tolist()
     (18, [3, 4, 3, 4])
     """
-    side = 2 * check_int("pixels", pixels, 0) + 1
+    last = 2 * check_int("pixels", pixels, 0)
     images = _check_images(images, (3, 4))
     check_consistent_length(images, labels)
-    padded = pad(images, [0, 0] * (images.ndim - 3) + [pixels] * 4)
-    windows = padded.unfold(1, images.shape[1], 1).unfold(2, images.shape[2], 1)
-    windows = windows.movedim(3, -1) if images.ndim == 4 else windows
-    count = side**2
-    shifts = [shift for shift in range(count) if shift != count // 2]  # which moves nothing
+    windows = _windows(images, pixels)
+    still = (last + 1) ** 2 // 2  # the number of the shift that moves nothing
     rows = slice(None)
-    if copies is not None:
-        generator = make_generator(seed)
+    if copies is None:
+        shifts = [*range(still), *range(still + 1, 2 * still + 1)]
+    else:
         rows = torch.arange(len(images))
-        limit = max(1, count - 1)
-        draws = range(check_int("copies", copies) - 1)
-        shifts = [torch.randint(limit, rows.shape, generator=generator) for _ in draws]
-        shifts = [shift + (shift >= count // 2) for shift in shifts]
-    last = side - 1
+        shifts = _draw_shifts(len(images), still, check_int("copies", copies) - 1, seed)
+    side = last + 1
     moved = [windows[rows, last - shift // side, last - shift % side] for shift in shifts]
-    times = 1 + len(moved)
-    repeated = labels.repeat(times) if isinstance(labels, Tensor) else np.tile(labels, times)
-    return torch.cat([images, *moved]), repeated
+    repeat = torch.tile if isinstance(labels, Tensor) else np.tile
+    return torch.cat([images, *moved]), repeat(labels, (1 + len(moved),))
 
 
-def mirrored_copies(images: Shaped[Tensor, "N H W *C"]) -> Shaped[Tensor, "N H W *C"]:
+def _windows(images: Images, pixels: int) -> Tensor:
+    """Return a view [N, top, left, ...] of all crops out of the padded images."""
+    height, width = images.shape[1:3]
+    padded = pad(images, [0, 0] * (images.ndim - 3) + [pixels] * 4)
+    windows = padded.unfold(1, height, 1).unfold(2, width, 1)
+    return windows.movedim(3, -1) if images.ndim == 4 else windows
+
+
+def _draw_shifts(images: int, still: int, copies: int, seed: int | None) -> list[Tensor]:
+    """Draw each image's shift for each copy, never the one that moves nothing."""
+    generator = make_generator(seed)
+    shifts = []
+    for _ in range(copies):
+        shift = torch.randint(max(1, 2 * still), (images,), generator=generator)
+        shifts.append(shift + (shift >= still))
+    return shifts
+
+
+def mirrored_copies(images: Images) -> Images:
     """Mirror images left to right.
 
     Parameters
@@ -140,7 +155,7 @@ def mirrored_copies(images: Shaped[Tensor, "N H W *C"]) -> Shaped[Tensor, "N H W
     return _check_images(images, (3, 4)).flip(2)
 
 
-def _check_images(images, dimensions: tuple[int, ...]) -> Shaped[Tensor, "N H W *C"]:
+def _check_images(images, dimensions: tuple[int, ...]) -> Images:
     images = as_tensor(images)
     if images.ndim not in dimensions:
         shapes = " or ".join(["[N, H, W]", "[N, H, W, C]"][: len(dimensions)])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
@@ -20,7 +20,7 @@ from nnlib._common.validation import (
     like_input,
 )
 from nnlib.attention import MATMUL_DTYPES
-from nnlib.features.augment import mirrored_copies
+from nnlib.features.augment import Images, mirrored_copies
 
 SAMPLED_PATCHES = 100_000  # to measure the whitening on
 BLOCK_NUMBERS = 1 << 23  # responses at a time
@@ -135,7 +135,7 @@ class PatchFeatures(
                 parts += [above - least, -below - least]
         return torch.cat(parts, 1) * (self.pool**2 / (patches.shape[1] * patches.shape[2]))
 
-    def _whiten(self, images: Shaped[Tensor, "B H W *C"]) -> Float[Tensor, "B H W S"]:
+    def _whiten(self, images: Images) -> Float[Tensor, "B H W S"]:
         """Whiten all patches by one convolution, over the contrasts, less the mean."""
         planes = _planes(images)
         numbers = self.mean_.numel()
@@ -143,26 +143,24 @@ class PatchFeatures(
         centered = centered.contiguous(memory_format=torch.channels_last)
         kernels = self.whitening_ - self.whitening_.mean(1, keepdim=True)  # blind to brightness
         white = conv2d(centered, kernels.view(-1, planes.shape[1], self.size, self.size))
-        mean, square = (
-            avg_pool2d(part.mean(1, keepdim=True), self.size, 1)[:, 0]
-            for part in (centered, centered.square())
-        )
+        mean = avg_pool2d(centered.mean(1, keepdim=True), self.size, 1)[:, 0]
+        square = avg_pool2d(centered.square().mean(1, keepdim=True), self.size, 1)[:, 0]
         unbiased = numbers / max(1, numbers - 1)
-        contrast = (square - mean.square()).clamp_(min=0) * unbiased + self.softening
-        return white.movedim(1, -1) / contrast.sqrt()[..., None] - self.mean_ @ self.whitening_
+        variance = (square - mean.square()).clamp_(min=0) * unbiased
+        contrast = (variance + self.softening).sqrt()
+        return white.movedim(1, -1) / contrast[..., None] - self.mean_ @ self.whitening_
 
     def _draw(self, images: Tensor, generator: torch.Generator) -> Float[Tensor, "K S"]:
         """Draw patches from anywhere in any images."""
         sides = [side - self.size + 1 for side in images.shape[1:3]]
         drawn = (SAMPLED_PATCHES, 1, 1)
-        image, top, left = (
-            torch.randint(n, drawn, generator=generator) for n in (len(images), *sides)
-        )
-        step = torch.arange(self.size)
-        places = (part.to(images.device) for part in (image, top + step[:, None], left + step))
-        return _planes(images[*places]).flatten(1)
+        image = torch.randint(len(images), drawn, generator=generator).to(images.device)
+        top = torch.randint(sides[0], drawn, generator=generator).to(images.device)
+        left = torch.randint(sides[1], drawn, generator=generator).to(images.device)
+        step = torch.arange(self.size, device=images.device)
+        return _planes(images[image, top + step[:, None], left + step]).flatten(1)
 
-    def _check(self, X) -> Shaped[Tensor, "N H W *C"]:
+    def _check(self, X) -> Images:
         for name in ("count", "size", "pool"):
             check_int(name, getattr(self, name))
         for name, interval in (("threshold", "["), ("softening", "["), ("floor", "(")):
@@ -181,5 +179,5 @@ class PatchFeatures(
         return images
 
 
-def _planes(images: Shaped[Tensor, "B H W *C"]) -> Float[Tensor, "B C H W"]:
+def _planes(images: Images) -> Float[Tensor, "B C H W"]:
     return images.float().movedim(3, 1) if images.ndim == 4 else images.float()[:, None]

@@ -71,10 +71,8 @@ def test_so_many_copies_are_moved_each_by_a_shift_of_its_own():
     assert torch.equal(found[:300], images) and torch.equal(owner, labels.repeat(3))
     assert torch.equal(found, shifted_copies(images, labels, 1, copies=3, seed=4)[0])
     every, source = shifted_copies(images, labels, 1)
-    moved = [
-        {bytes(image.numpy()): n // 300 for n, image in enumerate(every) if source[n] == i}
-        for i in range(300)
-    ]
+    assert torch.equal(source, labels.repeat(9))
+    moved = [{bytes(every[300 * n + i].numpy()): n for n in range(9)} for i in range(300)]
     shifts = torch.tensor([moved[i % 300][bytes(image.numpy())] for i, image in enumerate(found)])
     assert shifts[300:].min() == 1 and shifts.bincount(minlength=9)[1:].min() > 40  # of 75 each
     assert torch.equal(shifted_copies(images, labels, copies=1)[0], images)
