@@ -82,8 +82,8 @@ class PatchFeatures(
         contrast = float(patches.var(1).mean())
         if 0 < contrast < 0.1 * self.softening:
             raise ValueError(
-                f"X's patches vary by {contrast:.2g} grey levels squared, little beside "
-                f"softening={self.softening!r}: give images in 0..255, or less softening"
+                f"X's patches vary by {contrast:.2g} grey levels squared, which "
+                f"softening={self.softening!r} blots out: give images in 0..255, or less softening"
             )
         patches = patches - patches.mean(1, keepdim=True)
         patches = patches / (patches.var(1, keepdim=True) + self.softening).sqrt()

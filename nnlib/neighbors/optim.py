@@ -56,7 +56,7 @@ def minimize_adam(
 
 
 def _one_cycle(rates: list[tuple[Tensor, float]], steps: int):
-    """Return an optimizer and a scheduler, whose rates rise to the given ones and fall again."""
+    """Return an optimizer and a scheduler, whose rates rise to these and fall again."""
     groups = [{"params": [parameter], "lr": rate} for parameter, rate in rates]
     optimizer = torch.optim.Adam(groups, fused=rates[0][0].device.type in ("cpu", "cuda"))
     steps = max(6, steps)  # a fifth of five steps would be a rise of no length

@@ -74,11 +74,11 @@ class BaseStack(ProbabilisticClassifier, SafetensorsMixin, BaseEstimator, torch.
 
     def _set_layers(self, layers: list[CenterClassifier], splits: int):
         for before, layer in pairwise(layers):
-            given = splits * len(before.classes_)
-            taken = layer.n_features_in_
-            if given != taken or not np.array_equal(before.classes_, layer.classes_):
+            outputs = splits * len(before.classes_)
+            inputs = layer.n_features_in_
+            if outputs != inputs or not np.array_equal(before.classes_, layer.classes_):
                 raise ValueError(
-                    f"a layer gives {given} features and the next takes {taken}, "
+                    f"a layer gives {outputs} features and the next takes {inputs}, "
                     "or their classes differ"
                 )
         self.layers_ = torch.nn.ModuleList(layers)
@@ -240,7 +240,7 @@ class StackedClassifier(BaseStack):
     progress: bool = True
 
     def __setattr__(self, name: str, value) -> None:
-        """Keep estimators given as settings out of the module, which would save and move them."""
+        """Hold estimators that are settings outside the module, which would save and move them."""
         owner = object if name in ("first", "later") else torch.nn.Module
         owner.__setattr__(self, name, value)
 

@@ -1,7 +1,7 @@
 """What the centers so far predict for a block of samples, some of which become centers meanwhile.
 
 The centers before the block are compared with all of it in one product; those that it adds join
-the sums of the samples still to come. How sums may be kept depends on the kernel.
+the sums of the samples still to come. What may be cached depends on the kernel.
 """
 
 from collections.abc import Callable
@@ -175,7 +175,7 @@ class CachedDistanceVotes(_BlockVotes):
 
 
 class GridVotes(CachedDistanceVotes):
-    """The same where only centers in reach weigh: earlier ones are searched, new ones measured."""
+    """The same within a support radius: earlier centers are searched, new ones measured."""
 
     def _compare(self, centers, rule):
         encoded = LazyValues(centers.y, rule.values)
@@ -190,7 +190,7 @@ class GridVotes(CachedDistanceVotes):
 
 
 class UniformKNNVotes(_BlockVotes):
-    """Means over the k nearest centers: all distances are kept and sorted anew."""
+    """Means over the k nearest centers: all distances are cached and sorted anew."""
 
     def average(self, rows):
         distances = self.distances[rows]
@@ -202,7 +202,7 @@ class UniformKNNVotes(_BlockVotes):
 
 
 class RecomputedVotes:
-    """Averages over all centers anew in every round, for batches too large to keep anything of."""
+    """Averages over all centers anew in every round, for batches too large to cache."""
 
     def __init__(self, x, values, centers, rule):
         self.x = x
