@@ -20,28 +20,29 @@ def write(reports: Path, a: str, b: str) -> Path:
 
     Raises UsageError for a run that isn't there.
     """
-    runs = [{chapter.name: chapter for chapter in find(reports, name)} for name in (a, b)]
-    names = [next(iter(run.values())).run.get("run") for run in runs]
-    names = [name or Path(path).stem for name, path in zip(names, (a, b), strict=True)]
+    left = {chapter.name: chapter for chapter in find(reports, a)}
+    right = {chapter.name: chapter for chapter in find(reports, b)}
+    names = [_name(left, a), _name(right, b)]
     if names[0] == names[1]:
         names = [str(Path(path).with_suffix("")) for path in (a, b)]
-    common = sorted(runs[0].keys() & runs[1].keys())
-    pairs = [[run[name] for run in runs] for name in common]
-    missing = sorted((name, int(name in runs[0])) for name in runs[0].keys() ^ runs[1].keys())
-    if len(missing) == 2 and a.endswith(".ipynb") and b.endswith(".ipynb"):
-        pairs = [[chapter for run in runs for chapter in run.values()]]  # whatever they are called
-        missing = []
     target = reports / "compare" / f"{safe(names[0])}--{safe(names[1])}.html"
-    compared = [
-        {
-            "chapters": pair,
-            "links": [_link(chapter, target.parent) for chapter in pair],
-            "pictures": _picture_pairs(*pair),
-        }
-        for pair in pairs
-    ]
-    values = {"pairs": compared, "missing": missing, "names": names, "difference": difference}
-    return write_html(target, "comparison.html.j2", **values)
+    pairs = []
+    for name in sorted(left.keys() & right.keys()):
+        chapters = [left[name], right[name]]
+        links = [_link(chapter, target.parent) for chapter in chapters]
+        pairs.append({"chapters": chapters, "links": links, "pictures": _picture_pairs(*chapters)})
+    return write_html(
+        target,
+        "comparison.html.j2",
+        names=names,
+        pairs=pairs,
+        missing=sorted((name, int(name in left)) for name in left.keys() ^ right.keys()),
+        difference=difference,
+    )
+
+
+def _name(run: dict[str, Chapter], path: str) -> str:
+    return next(iter(run.values())).run.get("run") or Path(path).stem
 
 
 def _link(chapter: Chapter, folder: Path) -> str:
@@ -53,12 +54,13 @@ def _link(chapter: Chapter, folder: Path) -> str:
 
 def difference(metric: str, one: dict[str, Any] | None, other: dict[str, Any] | None) -> list[str]:
     """Return the second figure less the first, and that relative to the first if it makes sense."""
-    known = [figure is not None and figure["value"] is not None for figure in (one, other)]
-    if not all(known) or one["unit"] != other["unit"]:
+    if not one or not other or None in (one["value"], other["value"]):
         return ["—", "—"]
     unit = one["unit"]
     change = other["value"] - one["value"]
     sign = "+" if change > 0 else "−" if change < 0 else ""
+    if unit != other["unit"]:
+        return ["—", "—"]
     if PERCENT.search(LAYER.sub("", metric)) and unit == "1":
         return [f"{sign}{100 * abs(change):.2f} points", "—"]
     text = sign + shown("", abs(change), unit)
@@ -69,9 +71,11 @@ def difference(metric: str, one: dict[str, Any] | None, other: dict[str, Any] | 
 
 def _picture_pairs(one: Chapter, other: Chapter) -> list[tuple[str, Picture, Picture]]:
     """Return the pictures of the same cells in pairs, with the heading that they stand under."""
-    cells = zip_longest(_drawn(one), _drawn(other), fillvalue=("", []))
-    both = [(heading, zip_longest(left, right)) for (heading, left), (_, right) in cells]
-    return [(heading, *pair) for heading, pairs in both for pair in pairs]
+    pairs = []
+    for (heading, left), (_, right) in zip_longest(_drawn(one), _drawn(other), fillvalue=("", [])):
+        for both in zip_longest(left, right):
+            pairs.append((heading, *both))
+    return pairs
 
 
 def _drawn(chapter: Chapter) -> list[tuple[str, list[Picture]]]:

@@ -1,4 +1,4 @@
-"""The library's reference: pages of the public packages, offline, and a book also where one can't be read."""
+"""The library's reference: pages of the public packages, offline; some may fail."""
 
 import os
 import re

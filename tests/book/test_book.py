@@ -45,8 +45,10 @@ display(HTML('''<script src="https://x.example/a.js">run()</script><link rel="st
 <style>@import url(https://x.example/a.css); p { background: url(https://x.example/b.png) }</style>
 <meta http-equiv="refresh" content="0;url=https://x.example"><a href="java
 script:run()" onclick="run()">x</a>
-<img src="https://x.example/a.png" alt="a far picture"><iframe src="//x.example"></iframe><b>kept</b>'''))
-display({"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "WIDGET"}, raw=True)"""
+<img src="https://x.example/a.png" alt="a far picture"><iframe src="//x.example"></iframe>
+<b>kept</b>'''))
+widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "WIDGET"}
+display(widget, raw=True)"""
 FIGURES = """from nnbook import record
 record(train_accuracy=0.99, test_accuracy=0.9685, published_test_accuracy=0.9688, knn_top1=None,
        published_knn_top1=0.7059, fit_seconds=exponent, speedup=(2.5, "times"))"""
@@ -72,7 +74,7 @@ AFTER = ["# Comes after", ("seed = 0  # of the generator", "parameters"), "print
 
 
 def notebook(path: Path, cells: list) -> None:
-    """Cells are sources, or (source, tag); those that begin with # and those of plain words are prose."""
+    """Write cells, which are sources or (source, tag); those that begin with # are prose."""
     made = []
     for cell in cells:
         source, *tags = (cell,) if isinstance(cell, str) else cell
@@ -98,7 +100,7 @@ def as_opened(page: Path) -> str:
 
 
 def without_our_script(text: str) -> tuple[str, list[str]]:
-    """A page without the script of ours that ends it, if there is one, and the hash that lets that one run."""
+    """Return a page without our script at its end, if it has one, and the hash that lets it run."""
     script = (ROOT / "nnbook" / "site" / "static" / "toggle.js").read_text()
     hashed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     rest = text.removesuffix(f"<script>{script}</script></body></html>")
@@ -111,7 +113,7 @@ def rows(reports: Path) -> list[dict]:
 
 
 def interruptible() -> None:
-    """Let Ctrl-C reach a process also where the tests run in the background, whose processes ignore it."""
+    """Let Ctrl-C reach a process also where tests run in the background, which ignores it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -390,7 +392,8 @@ def test_a_parameter_goes_to_the_chapters_that_have_it(notebooks):
 def test_chapters_go_by_number_stem_or_path(notebooks):
     one, two = notebooks / "01_good.ipynb", notebooks / "02_other.ipynb"
     assert notebooks_module.find_chapters(notebooks, []) == [one, two]
-    assert notebooks_module.find_chapters(notebooks, ["02", "1", "02_other", str(two)]) == [two, one]
+    names = ["02", "1", "02_other", str(two)]
+    assert notebooks_module.find_chapters(notebooks, names) == [two, one]
     with pytest.raises(
         notebooks_module.UsageError, match="chapter='3' isn't there: give one of 01_good, 02_other"
     ):
@@ -438,7 +441,8 @@ def test_report_shows_a_notebook_that_was_run_by_hand(notebooks):
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_no_kernel_and_nothing_half_written(tmp_path):
-    waits = f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()) + '.')\ntime.sleep(60)"
+    file = str(tmp_path / "pid")
+    waits = f"import os, time\nopen({file!r}, 'w').write(f'{{os.getpid()}}.')\ntime.sleep(60)"
     notebook(tmp_path / "notebooks" / "01_waits.ipynb", ["# Waits", waits])
     where = ["--notebooks", tmp_path / "notebooks", "--reports", tmp_path / "reports"]
     command = [sys.executable, "-m", "nnbook", "run", *where]

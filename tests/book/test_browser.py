@@ -67,7 +67,7 @@ def test_a_fast_drag_doesnt_freeze(chromium, lab):
 
 @pytest.fixture(scope="module")
 def site(importable, tmp_path_factory) -> Path:
-    """Every page that the book can have: chapters, a sweep with a failed point, a comparison, the reference."""
+    """Every page there is: chapters, a sweep with a failed point, a comparison, the reference."""
     folder = tmp_path_factory.mktemp("site")
     reports, notebooks = folder / "reports", folder / "notebooks"
     notebook(
@@ -134,7 +134,8 @@ def test_what_goes_on_to_the_right_fades_until_it_is_scrolled_there(opened, site
     opened.set_viewport_size({"width": 390, "height": 844})
     opened.goto((site / driver.CHAPTERS[2].name).with_suffix(".html").as_uri())
     fades = """() => [...document.querySelectorAll('.plate, .scroll')].map((box) =>
-      [box.scrollWidth > box.clientWidth, parseFloat(getComputedStyle(box).getPropertyValue('--more')) > 0])"""
+      [box.scrollWidth > box.clientWidth,
+       parseFloat(getComputedStyle(box).getPropertyValue('--more')) > 0])"""
     boxes = opened.evaluate(fades)
     assert {wider for wider, _ in boxes} == {True, False} and all(
         wider == faded for wider, faded in boxes
@@ -147,7 +148,8 @@ def test_what_goes_on_to_the_right_fades_until_it_is_scrolled_there(opened, site
 
 def test_code_is_folded_until_it_is_asked_for(opened, site):
     opened.goto((site / driver.CHAPTERS[0].name).with_suffix(".html").as_uri())
-    shown = "() => [...document.querySelectorAll('.code .highlight')].filter((code) => code.checkVisibility()).length"
+    shown = """() => [...document.querySelectorAll('.code .highlight')]
+      .filter((code) => code.checkVisibility()).length"""
     assert opened.evaluate(shown) == 0
     opened.click("#toggle")
     assert opened.evaluate(shown) > 10
@@ -162,7 +164,8 @@ def test_a_sweep_can_be_sorted_and_filtered(opened, site):
         number = opened.eval_on_selector_all(
             "#points th", "(all) => all.map((th) => th.dataset.name)"
         ).index(name)
-        rows = "(rows, n) => rows.filter((row) => !row.hidden).map((row) => row.cells[n].dataset.value)"
+        rows = """(rows, n) => rows.filter((row) => !row.hidden)
+          .map((row) => row.cells[n].dataset.value)"""
         return opened.eval_on_selector_all("#points tbody tr", rows, number)
 
     opened.click("#points th[data-name=test_accuracy] button")

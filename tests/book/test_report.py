@@ -1,4 +1,4 @@
-"""The report: what its pages show of a chapter, and what they say of two runs and of pages that are large."""
+"""The report: what pages show of a chapter and of two runs, and what is taken out of them."""
 
 import base64
 import io
@@ -22,6 +22,7 @@ from nnbook import execution
 from nnbook.notebooks import Chapter
 from nnbook.plotting import figures
 from nnbook.site import images, report
+from nnbook.site.prose import sanitize
 
 WORDS = """two < "three" & 'four'"""
 DRAWN = f"""import matplotlib.pyplot as plt
@@ -31,7 +32,13 @@ figure, axis = plt.subplots(figsize=(9, 4))
 axis.plot([1, 2, scale])
 axis.scatter(range(50), range(50), rasterized=True)
 plots.show(figure, {WORDS!r})"""
-PHOTO = "figure, axis = plt.subplots()\naxis.imshow([[0, 1], [1, 0]])\nplots.show(figure, 'a photo', vector=False)"
+PHOTO = """figure, axis = plt.subplots()
+axis.imshow([[0, 1], [1, 0]])
+plots.show(figure, 'a photo', vector=False)"""
+RECORD = """from nnbook import record
+record(test_accuracy=0.9 + scale / 100, fit_seconds=scale, psnr_db=scale, gone=None)"""
+BARE = """svg = '<svg xmlns="http://www.w3.org/2000/svg" width="10" height="5px"/>'
+display({'image/svg+xml': svg}, raw=True)"""
 WIDGET = "'application/vnd.jupyter.widget-view+json': {'model_id': '1'}, 'text/plain': 'WIDGET'"
 CELLS = [
     "# 1 · What $y(x)$ is\n\nOf $x$, for $5 and *more*.\n\n| a | b |\n|---|---|\n| $|x|$ | `$x$` |",
@@ -40,11 +47,12 @@ CELLS = [
     (DRAWN, "headline"),
     "## Other",
     PHOTO,
-    f"display({{{WIDGET}, 'text/html': '<b>still</b>'}}, raw=True)\ndisplay({{{WIDGET}}}, raw=True)",
+    f"display({{{WIDGET}, 'text/html': '<b>still</b>'}}, raw=True)"
+    f"\ndisplay({{{WIDGET}}}, raw=True)",
     (f"display({{{WIDGET}, 'text/html': 'HID' + 'DEN'}}, raw=True)", "hide-in-report"),
     "## Other\n\n### Below",
-    "from nnbook import record\nrecord(test_accuracy=0.9 + scale / 100, fit_seconds=scale, psnr_db=scale, gone=None)",
-    'display({\'image/svg+xml\': \'<svg xmlns="http://www.w3.org/2000/svg" width="10" height="5px"/>\'}, raw=True)',
+    RECORD,
+    BARE,
 ]
 OTHER = ["# 2 · Other", ("seed = 0", "parameters"), "print(seed)"]
 
@@ -54,7 +62,7 @@ pytestmark = pytest.mark.usefixtures("importable")
 
 @pytest.fixture(scope="module")
 def ran(importable, tmp_path_factory) -> SimpleNamespace:
-    """Two chapters, and the first of them once more with another parameter and a name that no file can have."""
+    """Run two chapters, and the first once more with another parameter and an odd name."""
     folder = tmp_path_factory.mktemp("report")
     notebook(folder / "notebooks" / "01_drawn.ipynb", CELLS)
     notebook(folder / "notebooks" / "02_other.ipynb", OTHER)
@@ -90,7 +98,7 @@ def test_a_figure_is_the_same_each_time_and_closed(capsys):
         for _ in range(2):
             figure, axis = figures.plt.subplots()
             axis.plot([1, 2])
-            files.append(figures._drawn(figure, True)[1])
+            files.append(figures._encoded(figure, True)[0]["image/svg+xml"])
             figures.show(figure, "a line")  # outside of a notebook
             assert not figures.plt.fignum_exists(figure.number)
     assert files[0] == files[1] and "<dc:date>" not in files[0] and capsys.readouterr().out == ""
@@ -270,6 +278,42 @@ def test_runs_have_folders_of_their_own():
     )
     assert all(re.fullmatch(r"[\w=+,-][\w=+,.-]*", folder, re.ASCII) for folder in folders)
     assert folders[0] == "a" and folders[11] == "exponent=-6.0"
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<script>run()</script>",
+        "<img src=x onerror=run()>",
+        "<svg onload=run()><script>run()</script></svg>",
+        "<math><mi onclick=run() xlink:href='javascript:run()'>x</mi></math>",
+        "<math><mtext><table><mglyph><style><img src=x onerror=run()>",
+        "<a href='java\nscript:run()'>x</a>",
+        "<a href=' data:text/html,<script>run()</script>'>x</a>",
+        "<form action='javascript:run()'><button formaction='javascript:run()'>x</button></form>",
+        "<p style='background: url(https://x.example/run())'>x</p>",
+        "<style>p { background: u\\72l(https://x.example/run()) }</style>",
+        "<style>@import 'https://x.example/run()';</style>",
+        "<noscript><p title='</noscript><img src=x onerror=run()>'>",
+        "<img src='https://x.example/run()' srcset='https://x.example/run() 2x'>",
+        "<template><script>run()</script></template><base href='https://x.example/run()'>",
+    ],
+)
+def test_what_runs_or_loads_is_taken_out(html):
+    assert not BeautifulSoup(sanitize(html), "html.parser").find(
+        lambda tag: (
+            tag.name in {"script", "base"} or any("run" in str(a) for a in tag.attrs.values())
+        )
+    )
+    assert "x.example" not in sanitize(html)
+
+
+def test_what_only_shows_is_left():
+    html = (
+        "<style>td { color: red; }</style><p style='background: rgba(0, 1, 2, 0.5);'><b>a</b></p>"
+    )
+    assert sanitize(html).replace('"', "'") == html
+    assert sanitize('<img src="data:image/png;base64,aa" alt="a">').count("aa") == 1
 
 
 def by_hand(reports: Path, outputs: list) -> Path:
