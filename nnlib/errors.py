@@ -6,7 +6,7 @@ class ModelError(OSError):
 
 
 class DataError(OSError):
-    """A data set, photo or text that is missing, can't be fetched, or isn't what its name promises."""
+    """A data set, photo or text that is missing, can't be fetched, or isn't what it should be."""
 
 
 class CorruptError(ValueError):

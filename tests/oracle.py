@@ -74,7 +74,7 @@ def condense(
     max_neighbors=100_000,
     **settings,
 ):
-    """The published training rule, a plain loop in float64: the indices that became centers, in order."""
+    """The published training rule, a plain float64 loop: the indices that became centers."""
     chosen = batches[0].tolist()
 
     def wrong(batch):

@@ -1,4 +1,4 @@
-"""The checker that holds calls to the shapes in nnlib's signatures; whole numbers pass for floats, as Python has it."""
+"""The checker of shapes in nnlib's signatures; whole numbers pass for floats, as in Python."""
 
 from beartype import BeartypeConf, beartype
 

@@ -28,10 +28,8 @@ OLD_SETTINGS = {  # None: gone, and of no use to a fitted model
     "UniformKNN": {"count": "k", "by": "base"},
 }
 COLUMNS = "feature_names_in_"  # where it was fitted on a frame
-UNREADABLE = (
-    *(SafetensorError, OSError, ValueError, KeyError),
-    *(TypeError, AttributeError, RuntimeError),
-)
+FOREIGN = (ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+UNREADABLE = (SafetensorError, OSError, *FOREIGN)
 
 
 class Registered:
@@ -194,14 +192,13 @@ def _current_settings(kind: str, settings: dict) -> dict:
 
 
 def _check_header(header: dict, kind: str, path: str | Path) -> None:
-    found, form = header.get("class"), header.get("format")
-    wrong = None
-    if form not in (FORMAT, OLD_FORMAT):
-        wrong = f"the format {form!r}, not {FORMAT!r}"
+    found = header.get("class")
+    version = header.get("format")
+    if version not in (FORMAT, OLD_FORMAT):
+        wrong = f"the format {version!r}, not {FORMAT!r}"
     elif OLD_CLASSES.get(found, found) != kind:
         wrong = f"the class {found!r}, not {kind!r}"
-    if wrong:
-        raise ModelError(
-            f"path={str(path)!r} has {wrong}: "
-            "give a file that save() of this class and version wrote"
-        )
+    else:
+        return
+    wanted = "give a file that save() of this class and version wrote"
+    raise ModelError(f"path={str(path)!r} has {wrong}: {wanted}")

@@ -23,6 +23,10 @@ TINY = torch.finfo(torch.float32).tiny
 
 Block = Float[Tensor, "B M"]
 Values = Float[Tensor, "M V"]
+Averages = Float[Tensor, "B V"]
+Sums = Float[Tensor, "B W"]
+Indices = Int64[Tensor, "B K"]
+PerQuery = Float[Tensor, " B"]
 Exclude = Int64[Tensor, " B"] | None
 
 
@@ -31,15 +35,12 @@ class Labels:
 
     Parameters
     ----------
-    labels : Tensor [M], int64
-        0 ... classes - 1.
-    classes : int
-        How many columns the matrix has.
+    labels : Tensor [M], int64 in 0 ... classes - 1
+    classes : int, the columns of the matrix
 
     Raises
     ------
-    ValueError
-        For other types, shapes or labels.
+    ValueError, for other types, shapes or labels.
 
     Examples
     --------
@@ -95,7 +96,7 @@ class OnlineWeightedMean:
         if not isinstance(rows, slice):  # which would have been a view
             self.sums[rows] = sums
 
-    def value(self, rows: slice = slice(None)) -> Float[Tensor, "B V"]:
+    def value(self, rows: slice = slice(None)) -> Averages:
         """The average so far; 0 for a query without any weight."""
         return average_of(self.sums[rows])
 
@@ -136,7 +137,7 @@ def blockwise_average(
 
 def uniform_knn_average(
     queries, centers, values, kernel: Kernel, distance_fn: Distance, exclude=None
-) -> Float[Tensor, "B V"]:
+) -> Averages:
     """The plain mean over each query's `kernel.k` nearest centers."""
     _, index = blockwise_nearest(queries, centers, kernel.k, distance_fn, exclude)
     dtype = working_dtype(queries, centers)
@@ -144,7 +145,7 @@ def uniform_knn_average(
     return torch.cat(parts)
 
 
-def mean_of_rows(values, index: Int64[Tensor, "B K"], dtype: torch.dtype) -> Float[Tensor, "B V"]:
+def mean_of_rows(values, index: Indices, dtype: torch.dtype) -> Averages:
     """The plain mean of the rows of these numbers, without those of -1."""
     present = index >= 0
     rows = values[index.clamp(min=0).flatten()].to(dtype).unflatten(0, index.shape)
@@ -170,9 +171,7 @@ def blockwise_nearest(
     return nearest, index.masked_fill_(nearest.isinf(), -1)
 
 
-def merge_topk(
-    nearest: Float[Tensor, "B K"], index: Int64[Tensor, "B K"], key: Block, start: int
-) -> None:
+def merge_topk(nearest: Float[Tensor, "B K"], index: Indices, key: Block, start: int) -> None:
     """Merge a block's smallest keys into those so far: after some blocks, few queries have any."""
     count = nearest.shape[1]
     low = key.amin(1)
@@ -302,7 +301,7 @@ def mask_excluded(distance: Block, exclude: Exclude, cols: slice) -> Block:
     return distance
 
 
-def finite(nearest: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+def finite(nearest: PerQuery) -> PerQuery:
     """The nearest distances, 0 where there is no center yet."""
     return nearest.masked_fill(nearest == torch.inf, 0)
 
@@ -312,7 +311,7 @@ def with_ones(values: Values) -> Float[Tensor, "M W"]:
     return torch.cat([values, values.new_ones(len(values), 1)], 1)
 
 
-def add_products(sums: Float[Tensor, "B W"], weights: Block, values: Values) -> None:
+def add_products(sums: Sums, weights: Block, values: Values) -> None:
     """Add weights @ values to the sums, and the weights' own sum to their last column."""
     if values.shape[1] < WIDE_VALUES:
         sums += weighted_sums(weights, with_ones(values))
@@ -321,7 +320,7 @@ def add_products(sums: Float[Tensor, "B W"], weights: Block, values: Values) -> 
     sums[:, -1] += weights.sum(1)
 
 
-def weighted_sums(weights: Block, values: Values) -> Float[Tensor, "B V"]:
+def weighted_sums(weights: Block, values: Values) -> Averages:
     """weights @ values, on a processor some centers at a time, in full lanes."""
     width = values.shape[1]
     if values.device.type != "cpu" or weights.numel() < FEW_WEIGHTS:
@@ -335,6 +334,6 @@ def weighted_sums(weights: Block, values: Values) -> Float[Tensor, "B V"]:
     return result[:, :width]
 
 
-def average_of(sums: Float[Tensor, "B W"]) -> Float[Tensor, "B V"]:
+def average_of(sums: Sums) -> Averages:
     """The sums over the last of their columns; 0 for a query without any weight."""
     return sums[:, :-1] / torch.where(sums[:, -1:] > 0, sums[:, -1:], 1)

@@ -44,7 +44,7 @@ SDPA_WIDTH = 256  # features, and columns of values, that PyTorch's attention ta
 SDPA_LANES = 8  # whose widths are multiples of it
 TRITON_FEATURES = 16  # what a GPU's cores can hold the differences of
 TRITON_WIDTH = 128  # and the sums of
-SEARCH_QUERIES = 64  # from which sorting the centers first is quicker than measuring all distances
+SEARCH_QUERIES = 64  # from which sorting the centers first is quicker
 SEARCH_PAIRS = 1 << 18
 SEARCH_CENTERS = 32  # are measured in the time that a tree takes for one of the nearest
 SEARCH_TABLE = 1 << 23  # numbers in a sorted copy of the values, at most
@@ -264,7 +264,7 @@ def _takes_search(queries, centers, values, kernel: Kernel, backend: str) -> boo
     sizes = (len(queries), len(centers), width)
     if backend == "auto" and not is_worthwhile(*sizes, kernel.k):
         return False
-    tensors = [part for part in (queries, centers, values) if isinstance(part, Tensor)]
+    tensors = (part for part in (queries, centers, values) if isinstance(part, Tensor))
     reason = unsupported_reason(kernel, centers, *tensors)
     if reason and backend == "search":
         raise ValueError(f"backend='search' {reason}, or backend='auto'")

@@ -8,13 +8,18 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64, Shaped
+from jaxtyping import Float, Int, Shaped
 from scipy.spatial import cKDTree
 from torch import Tensor
 
 from nnlib._common.runtime import single_thread
 from nnlib.attention.blockwise import (
     SUM_CENTERS,
+    Averages,
+    Exclude,
+    Indices,
+    PerQuery,
+    Sums,
     average_of,
     mean_of_rows,
     with_ones,
@@ -29,6 +34,9 @@ LAST_AXIS_FACTOR = 4  # times as many lines along a row of cells, where they cos
 MARGIN = 1 + 1e-5  # covers the rounding of a radius to float32
 QUERIES = 1 << 17  # at a time
 VALUES = 1 << 21  # gathered at a time
+
+Queries = Float[Tensor, "B D"]
+Centers = Float[Tensor, "M D"]
 
 
 def unsupported_reason(kernel: Kernel, centers, *others: Tensor) -> str | None:
@@ -55,8 +63,8 @@ def tree_average(
     centers: Shaped[Tensor, "M D"],
     values,
     kernel: InfluenceCone | UniformKNN,
-    exclude: Int64[Tensor, " B"] | None = None,
-) -> Float[Tensor, "B V"]:
+    exclude: Exclude = None,
+) -> Averages:
     """The averages that `attend` gives."""
     dtype = working_dtype(queries, centers)
     x = queries.detach().to(dtype)
@@ -94,13 +102,13 @@ def tree_nearest(
 class KDTreeIndex:
     """The nearest of fixed centers, by a k-d tree."""
 
-    def __init__(self, centers: Float[Tensor, "M D"], preconditioner: Preconditioner):
+    def __init__(self, centers: Centers, preconditioner: Preconditioner):
         self.preconditioner = preconditioner
         self.tree = cKDTree(preconditioner(centers.double()).numpy())
 
     def nearest(
-        self, x: Float[Tensor, "B D"], count: int, exclude: Int64[Tensor, " B"] | None = None
-    ) -> tuple[Float[Tensor, "B K"], Int64[Tensor, "B K"]]:
+        self, x: Queries, count: int, exclude: Exclude = None
+    ) -> tuple[Float[Tensor, "B K"], Indices]:
         """Preconditioned float64 distances, and indices; inf and -1 where none is left."""
         ranks = np.arange(1, 1 + count + (exclude is not None))
         points = self.preconditioner(x.double()).numpy()
@@ -119,7 +127,7 @@ class QuantileGrid:
 
     def __init__(
         self,
-        centers: Float[Tensor, "M D"],
+        centers: Centers,
         values,
         kernel: InfluenceCone,
         preconditioner: Preconditioner,
@@ -141,9 +149,7 @@ class QuantileGrid:
         self.points = points[self.order].T.copy()
         self.table = with_ones(values[torch.from_numpy(self.order)].to(centers.dtype))
 
-    def nearest(
-        self, x: Float[Tensor, "B D"], exclude: Int64[Tensor, " B"] | None = None
-    ) -> Float[Tensor, " B"]:
+    def nearest(self, x: Queries, exclude: Exclude = None) -> PerQuery:
         """The nearest center's distance, rounded as by blocks; inf where there is none."""
         index = self.tree.nearest(x, 1, exclude)[1][:, 0]
         difference = self.preconditioner(x) - self.preconditioner(self.centers[index])
@@ -152,10 +158,10 @@ class QuantileGrid:
     @single_thread()
     def sums(
         self,
-        x: Float[Tensor, "B D"],
-        nearest: Float[Tensor, " B"],
-        exclude: Int64[Tensor, " B"] | None = None,
-    ) -> Float[Tensor, "B W"]:
+        x: Queries,
+        nearest: PerQuery,
+        exclude: Exclude = None,
+    ) -> Sums:
         """Sums of weights times values, and of the weights in the last column.
 
         nearest [B]: the distance of the nearest center there is, be it one of these or not.

@@ -70,10 +70,8 @@ class InverseDistance(Kernel):
 
     Parameters
     ----------
-    exponent : float, default -4
-        Negative; the further below 0, the more the nearest centers decide.
-    epsilon : float, default 1e-6
-        Keeps weights finite at distance 0.
+    exponent : float, negative; the further below 0, the more the nearest centers decide
+    epsilon : float, keeps weights finite at distance 0
 
     References
     ----------
@@ -117,10 +115,8 @@ class CosineInverseDistance(InverseDistance):
 
     Parameters
     ----------
-    exponent, epsilon : float
-        As `InverseDistance` has them.
-    signed : bool, default False
-        Whether opposite directions are far apart; published work takes them for one.
+    exponent, epsilon : as in InverseDistance
+    signed : bool, whether opposite directions are far apart; as published they are one
 
     Examples
     --------
@@ -142,10 +138,8 @@ class EuclideanPyramid(InverseDistance):
 
     Parameters
     ----------
-    exponent, epsilon : float
-        As `InverseDistance` has them.
-    scales : int, default 4
-        Each has half the features of the one before.
+    exponent, epsilon : as in InverseDistance
+    scales : int, each of half the features of the one before
 
     Examples
     --------
@@ -178,10 +172,8 @@ class InfluenceCone(Kernel):
 
     Parameters
     ----------
-    influence_cone_factor : float, default 2
-        Above 1; centers so many times as far as the nearest have no weight.
-    epsilon : float, default 1e-6
-        Added to distances.
+    influence_cone_factor : float above 1; centers so many times as far as the nearest weigh nothing
+    epsilon : float, added to distances
 
     Examples
     --------
@@ -222,8 +214,7 @@ class CosineSoftmax(Kernel):
 
     Parameters
     ----------
-    temperature : float, default 0.05
-        The lower, the more the nearest centers decide.
+    temperature : float; the lower, the more the nearest centers decide
 
     Examples
     --------
@@ -278,10 +269,8 @@ class UniformKNN(Kernel):
 
     Parameters
     ----------
-    k : int, default 1
-        How many.
-    base : Kernel, default InverseDistance()
-        By whose distance they are nearest.
+    k : int
+    base : Kernel, by whose distance they are nearest
 
     Examples
     --------
@@ -316,15 +305,12 @@ def make_kernel(
 
     Parameters
     ----------
-    kernel_type : str or Kernel
-        A Kernel is returned as it is.
-    exponent, epsilon, influence_cone_factor, scales, temperature
-        The kernels' settings, of which each takes its own.
+    kernel_type : str, or a Kernel, which is returned as it is
+    exponent, epsilon, influence_cone_factor, scales, temperature : as the kernels have them
 
     Raises
     ------
-    ValueError
-        For an unknown name, or settings that make no sense.
+    ValueError, for an unknown name, or settings that make no sense.
 
     Examples
     --------

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from jaxtyping import Float, Int64
 from torch import Tensor
+from triton.language import constexpr
 
 from nnlib.attention.kernels import InfluenceCone, Kernel
 
@@ -17,11 +18,16 @@ POWER, CONE, NEAREST = 0, 1, 2
 
 
 @triton.jit
-def _distances(x, c, skip, rows, cols, B, M, D: tl.constexpr):
+def _load(pointer, index, size):
+    return tl.load(pointer + index, mask=index < size, other=0)
+
+
+@triton.jit
+def _distances(x, c, skip, rows, cols, B, M, D: constexpr):
     squares = tl.zeros((rows.shape[0], cols.shape[0]), tl.float32)
     for f in tl.static_range(D):
-        xf = tl.load(x + f * B + rows, mask=rows < B, other=0.0)
-        cf = tl.load(c + f * M + cols, mask=cols < M, other=0.0)
+        xf = _load(x + f * B, rows, B)
+        cf = _load(c + f * M, cols, M)
         difference = xf[:, None] - cf[None, :]
         squares += difference * difference
     excluded = tl.load(skip + rows, mask=rows < B, other=-1)
@@ -30,19 +36,19 @@ def _distances(x, c, skip, rows, cols, B, M, D: tl.constexpr):
 
 
 @triton.jit
-def _add_differences(sums, x, c, weight, rows, cols, B, M, D: tl.constexpr, AXIS: tl.constexpr):
+def _add_differences(sums, x, c, weight, rows, cols, B, M, D: constexpr, AXIS: constexpr):
     """Add sums of weight_ij (x_i - c_j) over an axis, a feature a column."""
     feature = tl.arange(0, sums.shape[1])
     for f in tl.static_range(D):
-        xf = tl.load(x + f * B + rows, mask=rows < B, other=0.0)
-        cf = tl.load(c + f * M + cols, mask=cols < M, other=0.0)
+        xf = _load(x + f * B, rows, B)
+        cf = _load(c + f * M, cols, M)
         column = tl.sum(weight * (xf[:, None] - cf[None, :]), AXIS)
         sums += tl.where(feature == f, column[:, None], 0.0)
     return sums
 
 
 @triton.jit
-def _weights(distance, near, exponent, epsilon, factor, KIND: tl.constexpr):
+def _weights(distance, near, exponent, epsilon, factor, KIND: constexpr):
     closest = (tl.where(near == float("inf"), 0.0, near) + epsilon)[:, None]
     if KIND == 0:
         return tl.exp2(-exponent * tl.log2(closest / (distance + epsilon)))
@@ -52,7 +58,7 @@ def _weights(distance, near, exponent, epsilon, factor, KIND: tl.constexpr):
 
 
 @triton.jit
-def _values(v, cols, M, V: tl.constexpr, W: tl.constexpr, LABELS: tl.constexpr):
+def _values(v, cols, M, V: constexpr, W: constexpr, LABELS: constexpr):
     column = tl.arange(0, W)
     if LABELS:
         label = tl.load(v + cols, mask=cols < M, other=-1)
@@ -65,13 +71,13 @@ def _values(v, cols, M, V: tl.constexpr, W: tl.constexpr, LABELS: tl.constexpr):
 @triton.jit
 def _forward(
     x, c, v, skip, result, nearest, total, index, exponent, epsilon, factor, B, M,
-    D: tl.constexpr, V: tl.constexpr, W: tl.constexpr, LABELS: tl.constexpr,
-    KIND: tl.constexpr, BLOCK: tl.constexpr,
+    D: constexpr, V: constexpr, W: constexpr, LABELS: constexpr,
+    KIND: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     near = tl.full((BLOCK,), float("inf"), tl.float32)
     if KIND == 1:
-        near = tl.load(nearest + rows, mask=rows < B, other=0.0)
+        near = _load(nearest, rows, B)
     which = tl.full((BLOCK,), -1, tl.int64)
     weight = tl.zeros((BLOCK,), tl.float32)
     sums = tl.zeros((BLOCK, W), tl.float32)
@@ -105,16 +111,16 @@ def _forward(
 
 
 @triton.jit
-def _queries(gradient, mean, nearest, rows, B, V: tl.constexpr, W: tl.constexpr):
+def _queries(gradient, mean, nearest, rows, B, V: constexpr, W: constexpr):
     column = tl.arange(0, W)
     inside = (rows < B)[:, None] & (column < V)[None, :]
     g = tl.load(gradient + rows[:, None] * V + column[None, :], mask=inside, other=0.0)
-    m = tl.load(mean + rows, mask=rows < B, other=0.0)
-    return g, m, tl.load(nearest + rows, mask=rows < B, other=0.0)
+    m = _load(mean, rows, B)
+    return g, m, _load(nearest, rows, B)
 
 
 @triton.jit
-def _slopes(distance, values, g, m, near, exponent, epsilon, factor, KIND: tl.constexpr):
+def _slopes(distance, values, g, m, near, exponent, epsilon, factor, KIND: constexpr):
     """The weights, and the gradient to each distance."""
     weights = _weights(distance, near, exponent, epsilon, factor, KIND)
     toward = tl.dot(g, tl.trans(values), input_precision="ieee") - m[:, None]
@@ -128,8 +134,8 @@ def _slopes(distance, values, g, m, near, exponent, epsilon, factor, KIND: tl.co
 @triton.jit
 def _to_queries(
     x, c, v, skip, gradient, mean, nearest, to_x, to_near, exponent, epsilon, factor, B, M,
-    D: tl.constexpr, P: tl.constexpr, V: tl.constexpr, W: tl.constexpr, LABELS: tl.constexpr,
-    KIND: tl.constexpr, BLOCK: tl.constexpr,
+    D: constexpr, P: constexpr, V: constexpr, W: constexpr, LABELS: constexpr,
+    KIND: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     feature = tl.arange(0, P)
@@ -152,8 +158,8 @@ def _to_queries(
 @triton.jit
 def _to_centers(
     x, c, v, skip, gradient, mean, nearest, to_c, to_v, exponent, epsilon, factor, B, M,
-    D: tl.constexpr, P: tl.constexpr, V: tl.constexpr, W: tl.constexpr, LABELS: tl.constexpr,
-    KIND: tl.constexpr, BLOCK: tl.constexpr,
+    D: constexpr, P: constexpr, V: constexpr, W: constexpr, LABELS: constexpr,
+    KIND: constexpr, BLOCK: constexpr,
 ):  # fmt: skip
     cols = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     column = tl.arange(0, W)

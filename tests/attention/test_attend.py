@@ -1,4 +1,4 @@
-"""attend against the naive float64 oracle: every kernel, every kind of data that breaks a careless distance."""
+"""attend against a naive float64 oracle: every kernel, on data that breaks careless distances."""
 
 import inspect
 import subprocess
@@ -79,7 +79,7 @@ def seed():
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Several blocks in both directions, so that the running maximum and the seams are what is tested."""
+    """Several blocks in both directions, so that running maxima and seams are tested."""
     monkeypatch.setitem(blockwise.BLOCK_SHAPE, "cpu", (32, 96))
 
 
@@ -325,7 +325,8 @@ def test_the_newer_precision_switches_are_respected_and_restored():
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"
         x, c = torch.randn(40, 64), torch.randn(90, 64)
         given = attend(x, c, torch.eye(90), InverseDistance())
-        wanted = torch.softmax(-4 * torch.log((x.double()[:, None] - c.double()).norm(dim=2) + 1e-6), 1)
+        distance = (x.double()[:, None] - c.double()).norm(dim=2)
+        wanted = torch.softmax(-4 * torch.log(distance + 1e-6), 1)
         assert (given - wanted).abs().max() < 1e-5
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
         assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"

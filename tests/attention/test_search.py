@@ -1,4 +1,4 @@
-"""The search for the centers that matter, against the naive float64 oracle and against all distances."""
+"""The search for the centers that matter, against a naive oracle and against all distances."""
 
 import inspect
 
