@@ -15,7 +15,8 @@ from sklearn.model_selection import cross_val_predict
 
 from nnbook.benchmarks import recorded as records
 from nnbook.benchmarks.recorded import SEEDS
-from nnlib.datasets import DataError, load
+from nnlib.datasets import load
+from nnlib.errors import DataError
 from nnlib.neighbors import (
     DeepClassifier,
     DynamicClassifier,

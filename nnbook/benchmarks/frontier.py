@@ -13,7 +13,7 @@ from nnbook.benchmarks import recorded
 from nnbook.benchmarks.recorded import SEEDS
 from nnbook.benchmarks.references import SOFTMAX, references, scores, voters
 from nnbook.benchmarks.tracks import TRACKS, Splits, Track
-from nnlib.datasets import DataError
+from nnlib.errors import DataError
 from nnlib.neighbors import NCATransformer, PrototypeClassifier
 
 

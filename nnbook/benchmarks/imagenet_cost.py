@@ -1,16 +1,16 @@
 """What training on ImageNet takes, from a network's layers, and timed against a full-size bank."""
 
-import time
 from typing import NamedTuple
 
 import torch
 from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 
+from nnbook.benchmarks.speed import DIM, PICTURES, seconds
 from nnlib.nca import MemoryBank, knn_predict, nca_loss
 from nnlib.training import Embedding
 
-PICTURES, CLASSES, DIM = 1_281_167, 1000, 128
+CLASSES = 1000
 
 
 class Cost(NamedTuple):
@@ -72,11 +72,5 @@ def trial(
         lambda: (x.detach() @ bank.memory.T) @ bank.memory,
         lambda: knn_predict(rows, bank),
     )
-    loss, bare, knn = (min(_seconds(work) for _ in range(repeats)) for work in works)
+    loss, bare, knn = (min(seconds(work) for _ in range(repeats)) for work in works)
     return Trial(loss, bare, knn / queries)
-
-
-def _seconds(work) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started

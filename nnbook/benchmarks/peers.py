@@ -21,14 +21,11 @@ EPSILON, EXPONENT = InverseDistance.epsilon, InverseDistance.exponent
 
 def averages(features: int) -> dict[str, Callable | None]:
     """(queries, centers, values) -> averages by inverse fourth powers of distances, by name."""
-    keops = _has("pykeops") and features <= FEW
     return {
         "nnlib": _by_attend,
-        "cdist + softmax": lambda x, c, v: torch.cat(
-            [softmax_averages(part, c, v) for part in x.split(CHUNK)]
-        ),
+        "cdist + softmax": _in_chunks(softmax_averages),
         "scikit-learn": None if torch.cuda.is_available() else _by_sklearn,
-        "KeOps": _by_keops if keops else None,
+        "KeOps": _by_keops if _has("pykeops") and features <= FEW else None,
     }
 
 
@@ -36,7 +33,7 @@ def neighbors(features: int) -> dict[str, Callable | None]:
     """(queries, centers, count) -> indices of the nearest centers, by name."""
     return {
         "nnlib": lambda x, c, k: nearest(x, c, k, InverseDistance(), backend="blocks")[1],
-        "product + topk": lambda x, c, k: torch.cat([_topk(part, c, k) for part in x.split(CHUNK)]),
+        "product + topk": _in_chunks(_topk),
         "FAISS": _by_faiss if _has("faiss") else None,
     }
 
@@ -54,7 +51,11 @@ def _has(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _by_attend(x: Tensor, c: Tensor, v: Tensor) -> Tensor:
+def _in_chunks(peer: Callable) -> Callable:
+    return lambda x, *others: torch.cat([peer(part, *others) for part in x.split(CHUNK)])
+
+
+def _by_attend(x, c, v):
     return attend(x, c, v, InverseDistance(), backend="blocks" if x.is_cpu else "auto")
 
 
@@ -68,7 +69,7 @@ def softmax_averages(x: Tensor, c: Tensor, v: Tensor) -> Tensor:
     return torch.softmax(scores, 1) @ v
 
 
-def _by_sklearn(x: Tensor, c: Tensor, v: Tensor) -> Tensor:
+def _by_sklearn(x, c, v):
     def reduced(distance, start):
         weights = (distance + EPSILON) ** EXPONENT
         return weights @ v.numpy() / weights.sum(1, keepdims=True)
@@ -78,7 +79,7 @@ def _by_sklearn(x: Tensor, c: Tensor, v: Tensor) -> Tensor:
     return torch.cat([torch.from_numpy(part) for part in parts])
 
 
-def _by_keops(x: Tensor, c: Tensor, v: Tensor) -> Tensor:
+def _by_keops(x, c, v):
     """Sums of powers, without the running maximum for which a softmax takes four times as long."""
     os.environ.setdefault("PYKEOPS_VERBOSE", "0")
     from pykeops.torch import LazyTensor
@@ -89,18 +90,18 @@ def _by_keops(x: Tensor, c: Tensor, v: Tensor) -> Tensor:
     return sums[:, :-1] / sums[:, -1:]
 
 
-def _topk(x: Tensor, c: Tensor, count: int) -> Tensor:
+def _topk(x, c, count):
     squares = torch.addmm((c * c).sum(1).expand(len(x), -1), x, c.T, alpha=-2)
     return squares.topk(count, largest=False).indices
 
 
-def _by_faiss(x: Tensor, c: Tensor, count: int) -> Tensor:
+def _by_faiss(x, c, count):
     import faiss
 
     return torch.from_numpy(faiss.knn(x.cpu().numpy(), c.cpu().numpy(), count)[1])
 
 
-def _published_loss(x: Tensor, y: Tensor, bank: Tensor, labels: Tensor, own: Tensor) -> Tensor:
+def _published_loss(x, y, bank, labels, own):
     """Whole rows of scores, as published: exponentials, a mask of the own class, a quotient."""
     weights = torch.exp(torch.nn.functional.normalize(x) @ bank.T / 0.05)
     weights = weights.scatter(1, own[:, None], 0)
@@ -108,7 +109,7 @@ def _published_loss(x: Tensor, y: Tensor, bank: Tensor, labels: Tensor, own: Ten
     return -(same / weights.sum(1)).log().mean()
 
 
-def _metric_learning_loss(x: Tensor, y: Tensor, bank: Tensor, labels: Tensor, own: Tensor):
+def _metric_learning_loss(x, y, bank, labels, own):
     """Its own loss, of squared distances; it can't leave out a feature's own row."""
     from pytorch_metric_learning.losses import NCALoss
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import chain
 from operator import truediv
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from nnlib.neighbors import DynamicClassifier
 STATUS = Path("/proc/self/status")
 PICTURES, DIM, BATCH = 1_281_167, 128, 256  # of ImageNet's bank
 NOTHING = "not measured"
+WIDTHS = (2, 3, 10, 128, 784)
 TABLES = ("attend", "growth", "nearest", "nca", "fit")
 
 
@@ -226,29 +228,24 @@ def products_of(model: DynamicClassifier, x: Tensor, block: int = 2048) -> None:
 def table(name: str, quick: bool = False) -> pd.DataFrame:
     """All rows of a table; `quick`: smaller sizes, fewer runs."""
     n, runs = (20_000, 3) if quick else (100_000, 5)
-    widths = (2, 3, 10, 128, 784)
-    rows = []
+    parts = []
     match name:
         case "attend":
-            for features in (*widths, 3072):
-                rows += forward(n // 50, n, features, runs)
-            for features in widths:
-                rows += backward(n // 50, n, features, runs)
+            parts = [forward(n // 50, n, features, runs) for features in (*WIDTHS, 3072)]
+            parts += [backward(n // 50, n, features, runs) for features in WIDTHS]
         case "growth":
             for features, last in ((3, 7), (128, 6), (784, 4)):
                 for power in range(3, last + 1 - (quick and last > 4)):
                     queries = max(1000, 10 ** (7 - power))
-                    rows += growth(queries, 10**power, features, runs)
+                    parts.append(growth(queries, 10**power, features, runs))
         case "nearest":
-            for features in (10, 128, 784):
-                rows += nearest(n // 50, n, features, runs)
+            parts = [nearest(n // 50, n, features, runs) for features in WIDTHS[2:]]
         case "nca":
-            rows = loss(n if quick else PICTURES, runs)
-        case "fit":
-            rows = fit("cosine", runs)
-            for kernel in () if quick else ("euclidean", "influence_cone"):
-                rows += fit(kernel)  # a pyramid's loop takes a quarter of an hour
-    return pd.DataFrame(rows)
+            parts = [loss(n if quick else PICTURES, runs)]
+        case "fit":  # a pyramid's loop takes a quarter of an hour
+            slow = () if quick else ("euclidean", "influence_cone")
+            parts = [fit("cosine", runs), *map(fit, slow)]
+    return pd.DataFrame(chain.from_iterable(parts))
 
 
 def recorded(name: str) -> pd.DataFrame:
