@@ -269,11 +269,8 @@ def _count_all(contexts, codes, queries: range, adapt: bool = False) -> Iterator
 def _check_text(name: str, text: str, least: int = 0) -> None:
     check(isinstance(text, str), name, text, "a str")
     check(len(text) >= least, name, text, "one of a character or more")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"{name} holds half a surrogate pair at {error.start}, which is no character: "
-                "read files as UTF-8, with nnlib.datasets.load_text"
-            ) from None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        problem = f"{name} holds half a surrogate pair at {error.start}, which is no character"
+        raise ValueError(f"{problem}: read files as UTF-8, as load_text does") from None

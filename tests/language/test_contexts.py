@@ -1,4 +1,4 @@
-"""Contexts and what they count: the sorted text, one context at a time and in bulk, against a plain search."""
+"""What matching contexts count, one at a time and in bulk, against a plain search."""
 
 import re
 from collections import Counter
@@ -26,26 +26,28 @@ LETTERS = st.text("ab \n", min_size=1, max_size=60)
 MARKS = st.text("aB'. \n", min_size=1, max_size=60)
 STRANGE = st.text("aÉéİ漢😀.\t \n", min_size=1, max_size=40)
 TEXTS = st.one_of(LETTERS, MARKS, STRANGE)
-PASTS = st.text("abB'É漢 \nz", max_size=40)
+CONTEXTS = st.text("abB'É漢 \nz", max_size=40)
 ALICE = shipped("alice").replace("\r\n", "\n")
 
 
-def key(view: int, slot: int, past: str):
-    """What neighbors in a slot share with a past, said plainly; None where the past is too short."""
-    if CONTEXT_ORDERS[view] is Characters:
-        length = (0, 1, 2, 3, 4, 5, 6, 8, 11, 15, 20)[slot]
-        return None if length > len(past) else past[len(past) - length :]
-    if CONTEXT_ORDERS[view] is Words:
-        return back_to_words(slot, past)
-    if len(past) < slot + 1:
+def key(order: int, level: int, context: str):
+    """What matches at a level share with a context; None where the context is too short."""
+    if CONTEXT_ORDERS[order] is Characters:
+        length = (0, 1, 2, 3, 4, 5, 6, 8, 11, 15, 20)[level]
+        return None if length > len(context) else context[len(context) - length :]
+    if CONTEXT_ORDERS[order] is Words:
+        return back_to_words(level, context)
+    if len(context) < level + 1:
         return None
-    return min(len(past.split("\n")[-1]), 127), past[-slot - 1 :]
+    return min(len(context.split("\n")[-1]), 127), context[-level - 1 :]
 
 
-def back_to_words(slot: int, past: str) -> str | None:
-    plain = re.sub(r"[\n\r\t]", " ", "".join(c.lower() if len(c.lower()) == 1 else c for c in past))
+def back_to_words(level: int, context: str) -> str | None:
+    plain = re.sub(
+        r"[\n\r\t]", " ", "".join(c.lower() if len(c.lower()) == 1 else c for c in context)
+    )
     starts = [match.start() for match in re.finditer(r"[\w'’]+", plain)]
-    number = slot + bool(re.search(r"[\w'’]$", plain))  # how many words back
+    number = level + bool(re.search(r"[\w'’]$", plain))  # how many words back
     if number == 0:
         start = len(plain) - 2
     else:
@@ -57,22 +59,22 @@ def back_to_words(slot: int, past: str) -> str | None:
 
 
 class Plain:
-    """A text and all that stands before its places: what the places say that `votes` lets vote, by looking at each."""
+    """A text, and counts of what followed the places that `votes` accepts, by a look at each."""
 
     def __init__(self, text: str):
         self.text = text
         self.keys = {
-            (view, slot): [key(view, slot, text[:place]) for place in range(len(text))]
-            for view, kind in enumerate(CONTEXT_ORDERS)
-            for slot in range(len(kind.level_names))
+            (order, level): [key(order, level, text[:place]) for place in range(len(text))]
+            for order, kind in enumerate(CONTEXT_ORDERS)
+            for level in range(len(kind.level_names))
         }
 
-    def counts(self, past: str, votes=lambda place: True) -> list[Counter]:
+    def counts(self, context: str, votes=lambda place: True) -> list[Counter]:
         """How often each character followed, for each expert."""
         places, counts = [place for place in range(len(self.text)) if votes(place)], []
         for order, level, continuations in EXPERTS:
-            asked, keys = key(order, level, past), self.keys[order, level]
-            alike = [place for place in places if asked is not None and keys[place] == asked]
+            wanted, keys = key(order, level, context), self.keys[order, level]
+            alike = [place for place in places if wanted is not None and keys[place] == wanted]
             if (
                 continuations
             ):  # each context once, and one that the text's beginning cuts off by itself
@@ -86,12 +88,12 @@ class Plain:
                 counts.append(Counter(self.text[place] for place in alike))
         return counts
 
-    def counts_of_queries(self, asked: range, adapt: bool) -> np.ndarray:
+    def counts_of_queries(self, queries: range, adapt: bool) -> np.ndarray:
         """What `expert_counts` gives, [E, M, 3]."""
         counted = []
-        for at in asked:
+        for at in queries:
             counts = self.counts(
-                self.text[:at], lambda place, at=at: place not in asked or (adapt and place < at)
+                self.text[:at], lambda place, at=at: place not in queries or (adapt and place < at)
             )
             counted.append([[c.total(), len(c), c[self.text[at]]] for c in counts])
         return np.array(counted).swapaxes(0, 1)
@@ -114,7 +116,7 @@ def as_rows(counts: list[Counter], alphabet: list[str]) -> np.ndarray:
 
 
 @settings(max_examples=30, deadline=None)
-@given(TEXTS, PASTS, st.integers(0, 60))
+@given(TEXTS, CONTEXTS, st.integers(0, 60))
 @example("it's a bb\nit's a bb", "\nIt's a b", 12)
 @example("ab" * 100 + "\nab" * 2, "ab" * 90, 130)  # columns beyond the last that counts
 @example(
@@ -124,25 +126,25 @@ def as_rows(counts: list[Counter], alphabet: list[str]) -> np.ndarray:
 )
 def test_counts_are_those_of_a_plain_search(text, other, place):
     known, plain = SuffixIndex(text), Plain(text)
-    for past in ("", other, text[:place], text[-place:], text):
+    for context in ("", other, text[:place], text[-place:], text):
         np.testing.assert_array_equal(
-            known.counts(past), as_rows(plain.counts(past), known.alphabet)
+            known.counts(context), as_rows(plain.counts(context), known.alphabet)
         )
-        for count, matches in zip(known.counts(past), known.matches(past), strict=True):
+        for count, matches in zip(known.counts(context), known.matches(context), strict=True):
             assert [sum(text[at] == c for at in matches) for c in known.alphabet] == count.tolist()
 
 
 @settings(max_examples=30, deadline=None)
-@given(TEXTS, TEXTS, PASTS)
+@given(TEXTS, TEXTS, CONTEXTS)
 @example("a", "bcbcabc", "ab")  # what the text's beginning cuts off
-def test_what_is_read_later_counts_like_what_was_known(text, more, past):
+def test_what_is_read_later_counts_like_what_was_known(text, more, context):
     reader, plain = SuffixIndex(text), Plain(text + more)
     other = reader.fork()
     for character in more:
         reader.append(character)
-    for asked in ("", past, more, text + more):
+    for query in ("", context, more, text + more):
         np.testing.assert_array_equal(
-            reader.counts(asked), as_rows(plain.counts(asked), reader.alphabet)
+            reader.counts(query), as_rows(plain.counts(query), reader.alphabet)
         )
     assert (
         other.appended == "" and len(other.alphabet) == len(set(text)) and not other.appended_counts
@@ -172,9 +174,9 @@ def test_counts_in_bulk_is_what_reading_on_counts(text, more, adapt):
 @example("ab" * 20, 0, 40, False)  # nobody is left to vote
 @example("ab" * 20, 0, 40, True)
 def test_counts_in_the_middle_of_a_text(text, start, length, adapt):
-    asked = range(min(start, len(text) - 1), min(start + length, len(text)))
+    queries = range(min(start, len(text) - 1), min(start + length, len(text)))
     np.testing.assert_array_equal(
-        bulk(text, asked, adapt), Plain(text).counts_of_queries(asked, adapt)
+        bulk(text, queries, adapt), Plain(text).counts_of_queries(queries, adapt)
     )
 
 
@@ -182,9 +184,9 @@ def test_counts_in_the_middle_of_a_text(text, start, length, adapt):
 @pytest.mark.parametrize("kinds", [254, 255, 256, 257])
 def test_many_kinds_of_characters(kinds, adapt):
     once = "".join(chr(0x3041 + n) for n in range(kinds))
-    text, asked = once + once[::2] + once[5:60], range(kinds + 20, kinds + 24)
+    text, queries = once + once[::2] + once[5:60], range(kinds + 20, kinds + 24)
     np.testing.assert_array_equal(
-        bulk(text, asked, adapt), Plain(text).counts_of_queries(asked, adapt)
+        bulk(text, queries, adapt), Plain(text).counts_of_queries(queries, adapt)
     )
     known = SuffixIndex(text)
     np.testing.assert_array_equal(
@@ -202,21 +204,21 @@ def test_work_in_pieces_is_the_same(monkeypatch, adapt):
 def test_large_groups_are_counted_the_same_each_time():
     text = ALICE[:1000]
     known, plain = SuffixIndex(text), Plain(text)
-    for past in (text[:500], text[:499], text[:500], "e"):
-        counts = known.counts(past)
-        np.testing.assert_array_equal(counts, as_rows(plain.counts(past), known.alphabet))
+    for context in (text[:500], text[:499], text[:500], "e"):
+        counts = known.counts(context)
+        np.testing.assert_array_equal(counts, as_rows(plain.counts(context), known.alphabet))
     assert counts.sum(1)[0] == 1000 > LARGE_GROUP
 
 
 @pytest.mark.parametrize("kind", CONTEXT_ORDERS)
 def test_contexts_are_sorted(kind):
-    view = kind(ALICE[:60_000])  # of so many that ranks squared are beyond 32 bits
-    order = view.sort()
-    keys = [view.key(place, view.max_length) for place in order]
+    contexts = kind(ALICE[:60_000])  # of so many that ranks squared are beyond 32 bits
+    order = contexts.sort()
+    keys = [contexts.key(place, contexts.max_length) for place in order]
     assert all(a <= b for a, b in pairwise(keys))
     assert (np.sort(order) == np.arange(60_000)).all()
     alike = [len(commonprefix(pair)) for pair in pairwise(keys)]
-    assert view.common_prefix(order[:-1], order[1:]).tolist() == alike
+    assert contexts.common_prefix(order[:-1], order[1:]).tolist() == alike
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=20), st.booleans())

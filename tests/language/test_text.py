@@ -1,4 +1,4 @@
-"""The language model: probabilities, what they cost, who votes, reading on, coding, writing, bad input, files."""
+"""The language model: probabilities, bits, weights, appended text, coding, bad input, files."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from sklearn.exceptions import NotFittedError
 
-from nnlib.datasets import load_text as shipped
 from nnlib._common import serialization
+from nnlib.datasets import load_text as shipped
 from nnlib.errors import CorruptError, ModelError
 from nnlib.language import coding
-
 from nnlib.language.coding import decode, encode
 from nnlib.language.context_model import ContextModel
 from nnlib.language.gating import GatingNetwork
@@ -86,16 +85,16 @@ def test_weights_are_the_prediction(model, context):
         votes = weights[:-1][[c == character for c in text]].sum() + weights[-1] / len(p)
         assert votes == pytest.approx(p[character], abs=1e-9)
     assert p["others"] == pytest.approx(weights[-1] / len(p), abs=1e-9)
-    trust = list(model.expert_weights(context).values())
-    assert len(trust) == len(EXPERTS) + 1 and sum(trust) == pytest.approx(1, abs=1e-6)
-    assert trust[-1] == pytest.approx(weights[-1], rel=1e-5)
+    by_expert = list(model.expert_weights(context).values())
+    assert len(by_expert) == len(EXPERTS) + 1 and sum(by_expert) == pytest.approx(1, abs=1e-6)
+    assert by_expert[-1] == pytest.approx(weights[-1], rel=1e-5)
 
 
 def test_passages_stand_where_they_say(model):
-    told = model.explain("said Alice, who was ", top=7, around=25)
+    passages = model.explain("said Alice, who was ", top=7, around=25)
     weights, text = model.weights("said Alice, who was "), model.text_
-    assert [passage.weight for passage in told] == sorted(weights[:-1], reverse=True)[:7]
-    for weight, place, before, character, after in told:
+    assert [passage.weight for passage in passages] == sorted(weights[:-1], reverse=True)[:7]
+    for weight, place, before, character, after in passages:
         assert text[place - 25 : place + 26] == before + character + after and len(before) == 25
         assert weight == weights[place] and before.endswith(" ")
     assert knowing("ab", model.gating_).explain("a", top=9)[0].character == "b"
@@ -217,7 +216,7 @@ def test_writing(model):
 
 
 @pytest.mark.parametrize(
-    "given",
+    "options",
     [
         {"length": -1},
         {"length": 1.5},
@@ -227,9 +226,9 @@ def test_writing(model):
         {"prompt": 3},
     ],
 )
-def test_settings_without_sense_are_named(model, given):
-    with pytest.raises(ValueError, match=next(iter(given))):
-        model.generate(**given)
+def test_settings_without_sense_are_named(model, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        model.generate(**options)
 
 
 @pytest.mark.parametrize("text", ["", b"bytes", None, "half \ud83d a pair"])

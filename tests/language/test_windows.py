@@ -30,11 +30,11 @@ def naive(model, text):
     codes, width = [min(ord(c), 127) for c in text], model.num_features
     x = torch.tensor([codes[i : i + width] for i in range(len(codes) - width)])
     layer = model.stack_.layers_[0]
-    share = torch.zeros(len(x), 128, dtype=torch.float64)
+    p = torch.zeros(len(x), 128, dtype=torch.float64)
     labels = torch.from_numpy(model.stack_.classes_)[layer.values_]
-    return share.index_add_(
-        1, labels, oracle.weights(x, layer.centers_, "euclidean")
-    ), torch.tensor(codes[width:])
+    return p.index_add_(1, labels, oracle.weights(x, layer.centers_, "euclidean")), torch.tensor(
+        codes[width:]
+    )
 
 
 def test_windows_are_the_codes_before_a_character(model):
@@ -45,15 +45,19 @@ def test_windows_are_the_codes_before_a_character(model):
 
 
 def test_accuracy_bits_and_probabilities_are_the_naive_ones(model):
-    share, codes = naive(model, TEST)
+    p, codes = naive(model, TEST)
     assert model.accuracy(TEST) == pytest.approx(
-        (share.argmax(1) == codes).double().mean().item(), abs=1e-9
+        (p.argmax(1) == codes).double().mean().item(), abs=1e-9
     )
-    mixed = (1 - 128 * 2**-20) * share[torch.arange(len(codes)), codes] + 2**-20
+    mixed = (1 - 128 * 2**-20) * p[torch.arange(len(codes)), codes] + 2**-20
     assert model.bits_per_character(TEST) == pytest.approx(-mixed.log2().mean().item(), abs=1e-4)
-    found = model.predict_proba(TEST[:10])
-    assert found.shape == (128,) and found.dtype == np.float64 and abs(found.sum() - 1) < 1e-12
-    assert np.allclose(found, share[0].numpy(), atol=1e-5)
+    predicted = model.predict_proba(TEST[:10])
+    assert (
+        predicted.shape == (128,)
+        and predicted.dtype == np.float64
+        and abs(predicted.sum() - 1) < 1e-12
+    )
+    assert np.allclose(predicted, p[0].numpy(), atol=1e-5)
 
 
 def test_long_texts_are_taken_in_batches(model, monkeypatch):
@@ -108,8 +112,8 @@ def test_generation_draws_from_the_probabilities(model):
 
 
 def test_generation_is_repeatable_and_goes_on_where_it_was(model):
-    told = model.generate("Alice was ", 30, seed=3)
-    assert len(told) == 30 and told == model.generate("Alice was ", 30, seed=3) != model.generate(
+    text = model.generate("Alice was ", 30, seed=3)
+    assert len(text) == 30 and text == model.generate("Alice was ", 30, seed=3) != model.generate(
         "Alice was ", 30
     )
     likely = model.generate("Alice was ", 12, temperature=0)
@@ -120,9 +124,9 @@ def test_generation_is_repeatable_and_goes_on_where_it_was(model):
 
 
 def test_temperature_is_a_power(model, monkeypatch):
-    share = np.zeros(128)
-    share[97:99] = 0.8, 0.2
-    monkeypatch.setattr(model, "predict_proba", lambda context: share, raising=False)
+    p = np.zeros(128)
+    p[97:99] = 0.8, 0.2
+    monkeypatch.setattr(model, "predict_proba", lambda context: p, raising=False)
     hot = model.generate("", 4000, temperature=2.0)
     assert hot.count("a") / 4000 == pytest.approx(2 / 3, abs=0.03) and set(hot) == {"a", "b"}
 
