@@ -9,8 +9,6 @@ the quickest that is exact.
 
 import importlib.util
 import math
-import os
-import shutil
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -28,22 +26,13 @@ from nnlib.attention.blockwise import (
     working_dtype,
 )
 from nnlib.attention.kdtree import tree_average, tree_nearest, unsupported_reason
-from nnlib.attention.kernels import (
-    CosineSoftmax,
-    DotProduct,
-    InfluenceCone,
-    InverseDistance,
-    Kernel,
-    UniformKNN,
-)
+from nnlib.attention.kernels import CosineSoftmax, DotProduct, Kernel, UniformKNN
 from nnlib.distances import normalize_rows
 
 BACKENDS = ("auto", "blocks", "search", "fused")
 MATMUL_DTYPES = ("float32", "bfloat16")
 SDPA_WIDTH = 256  # features, and columns of values, that PyTorch's attention takes
 SDPA_LANES = 8  # whose widths are multiples of it
-TRITON_FEATURES = 16  # what a GPU's cores can hold the differences of
-TRITON_WIDTH = 128  # and the sums of
 SEARCH_QUERIES = 64  # from which sorting the centers first is quicker
 SEARCH_PAIRS = 1 << 18
 SEARCH_CENTERS = 32  # are measured in the time that a tree takes for one of the nearest
@@ -85,6 +74,7 @@ def attend(
 
     Examples
     --------
+    >>> from nnlib.attention import InverseDistance
     >>> centers, values = torch.tensor([[0.0], [3.0]]), torch.tensor([[0.0], [9.0]])
     >>> attend(torch.tensor([[1.0]]), centers, values, InverseDistance(exponent=-2.0))
     tensor([[1.8000]])
@@ -141,6 +131,7 @@ def class_log_probabilities(
 
     Examples
     --------
+    >>> from nnlib.attention import InverseDistance
     >>> centers, labels = torch.tensor([[0.0], [3.0]]), torch.tensor([0, 1])
     >>> kernel = InverseDistance(exponent=-2.0)
     >>> class_log_probabilities(torch.tensor([[1.0]]), centers, labels, 2, kernel).exp()
@@ -172,6 +163,7 @@ def nearest(
 
     Examples
     --------
+    >>> from nnlib.attention import InverseDistance
     >>> nearest(torch.tensor([[1.0]]), torch.tensor([[0.0], [3.0]]), 2, InverseDistance())
     (tensor([[1., 2.]]), tensor([[0, 1]]))
     """
@@ -283,32 +275,15 @@ def _takes_triton(queries, centers, values, kernel: Kernel, backend: str) -> boo
     on_gpu = queries.device.type == "cuda"
     if backend not in ("auto", "fused") or (backend == "auto" and not on_gpu):
         return False
-    reason = _triton_unsupported(queries, centers, values, kernel)
+    if importlib.util.find_spec("triton") is None:
+        reason = "needs Triton, which is not installed: install it"
+    else:
+        from nnlib.attention import triton_backend
+
+        reason = triton_backend.unsupported_reason(queries, centers, values, kernel)
     if reason and backend == "fused":
         raise ValueError(f"backend='fused' {reason}, or backend='auto'")
     return reason is None
-
-
-def _triton_unsupported(queries, centers, values, kernel: Kernel) -> str | None:
-    device = queries.device.type
-    features = queries.shape[1]
-    width = values.shape[1]
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    compilers = (os.environ.get("CC", "cc"), "gcc", "clang")
-    largest = max(len(queries), centers.shape[0]) * max(features, width)
-    if importlib.util.find_spec("triton") is None or not (device == "cuda" or interpreted):
-        return f"runs on CUDA, by Triton, and queries lie on {device}: use a GPU"
-    if not interpreted and not any(map(shutil.which, compilers)):
-        return "needs a C compiler, and finds none: install gcc"
-    if type(kernel) not in (InverseDistance, InfluenceCone):
-        wanted = "InverseDistance or InfluenceCone, or CosineSoftmax with matmul_dtype='bfloat16'"
-        return f"with {kernel}: give {wanted}"
-    if features > TRITON_FEATURES or width > TRITON_WIDTH:
-        wanted = f"give at most {TRITON_FEATURES} and {TRITON_WIDTH}"
-        return f"with {features} features and {width} columns of values: {wanted}"
-    if working_dtype(queries, centers) != torch.float32 or largest >= 2**31:
-        return "computes in float32, and counts to 2^31: give smaller tensors, none in float64"
-    return None
 
 
 def _sharpened(kernel: Kernel, sharpness: Tensor, backend: str) -> Kernel:

@@ -4,6 +4,9 @@ Distances are direct differences, weights are relative to that of the nearest ce
 backward pass measures again. Runs on CUDA, or in Triton's interpreter (TRITON_INTERPRET=1).
 """
 
+import os
+import shutil
+
 import torch
 import triton
 import triton.language as tl
@@ -11,10 +14,36 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from triton.language import constexpr
 
-from nnlib.attention.kernels import InfluenceCone, Kernel
+from nnlib.attention.blockwise import working_dtype
+from nnlib.attention.kernels import InfluenceCone, InverseDistance, Kernel
 
 BLOCK = 64  # queries, and centers, at a time
+FEATURES = 16  # whose differences a GPU's cores can hold
+WIDTH = 128  # columns of values whose sums they can hold
 POWER, CONE, NEAREST = 0, 1, 2
+
+
+def unsupported_reason(queries, centers, values, kernel: Kernel) -> str | None:
+    """Why the kernels can't run, and what would do; None where they can."""
+    device = queries.device.type
+    features = queries.shape[1]
+    width = values.shape[1]
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    compilers = (os.environ.get("CC", "cc"), "gcc", "clang")
+    largest = max(len(queries), centers.shape[0]) * max(features, width)
+    if device != "cuda" and not interpreted:
+        return f"runs on CUDA, by Triton, and queries lie on {device}: use a GPU"
+    if not interpreted and not any(map(shutil.which, compilers)):
+        return "needs a C compiler, and finds none: install gcc"
+    if type(kernel) not in (InverseDistance, InfluenceCone):
+        wanted = "InverseDistance or InfluenceCone, or CosineSoftmax with matmul_dtype='bfloat16'"
+        return f"with {kernel}: give {wanted}"
+    if features > FEATURES or width > WIDTH:
+        wanted = f"give at most {FEATURES} and {WIDTH}"
+        return f"with {features} features and {width} columns of values: {wanted}"
+    if working_dtype(queries, centers) != torch.float32 or largest >= 2**31:
+        return "computes in float32, and counts to 2^31: give smaller tensors, none in float64"
+    return None
 
 
 @triton.jit

@@ -184,6 +184,7 @@ def test_coarse_products_are_coarse_and_near_pairs_are_not(kernel):
         attend(x, c, v, KERNELS[kernel][0], matmul_dtype="float8")
 
 
+@pytest.mark.slow
 def test_kernels_compile_for_gpus_that_are_not_here():
     """The interpreter takes what a compiler does not: compile for two generations of GPUs."""
     calls = "[print(*compiled(*each)) for each in ((80, 0), (90, 1))]"
