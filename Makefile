@@ -34,7 +34,7 @@ browser: $(STAMP)  ## the book in Chromium: JupyterLab with every slider, the si
 	$(BIN)/python -m pytest -m browser
 
 claims: $(STAMP)  ## every stated figure, measured: make claims TAGS=test, slow, data or gpu
-	@$(BIN)/python -m pytest tests/figures --tags $(TAGS) --tb=short
+	@$(BIN)/python -m pytest tests/figures --tags $(TAGS) --tb=short -rN
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab notebooks
