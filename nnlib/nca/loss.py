@@ -2,8 +2,9 @@
 
     loss = -log p(own class) = softplus(lse_others - lse_own + margin/T)
 
-over p ~ exp(cos(f(x), m)/T), the sample's own row left out. Both sums, and with them the gradient,
-gather in one sweep over the bank; nothing larger than a block of it is made.
+over p ~ exp(cos(f(x), m)/T), the sample's own row left out: as MemoryBank's reference has it, in a
+form that keeps the digits of classes far apart. Both sums, and with them the gradient, gather in
+one sweep over the bank; nothing larger than a block of it is made.
 """
 
 from collections.abc import Iterator
@@ -58,10 +59,6 @@ def nca_loss(
     -------
     scalar tensor
 
-    References
-    ----------
-    As MemoryBank's; there without this form, which keeps the digits of classes far apart.
-
     Examples
     --------
     >>> rows, classes = torch.eye(2), torch.tensor([0, 1])
@@ -75,10 +72,10 @@ def nca_loss(
     x = normalize(features.to(working_dtype(features)), dim=1)
     if len(x) == 0 and not bank.sharded:
         return x.sum()
-    losses = _Losses.apply(x, labels, bank, exclude, temperature, margin)
+    total = _Losses.apply(x, labels, bank, exclude, temperature, margin).sum()
     if not bank.sharded:
-        return losses.sum() * (1 / len(x))
-    return losses.sum() * (world_size() / all_reduce_sum(torch.tensor(len(x), device=x.device)))
+        return total * (1 / len(x))
+    return total * (world_size() / all_reduce_sum(torch.tensor(len(x), device=x.device)))
 
 
 def _check_batch(bank: BankView, features, labels, exclude) -> None:

@@ -46,6 +46,15 @@ def prepare_folder(folder: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+def refuse_other_run(folder: Path, resume: str) -> None:
+    """Raise ValueError where training would write over a run that isn't resumed."""
+    last = folder / LAST
+    own = resume == "auto" or Path(resume).resolve() in (folder.resolve(), last.resolve())
+    if last.exists() and not (resume and own):
+        advice = "give resume='auto' to go on with it, or another out"
+        raise ValueError(f"out={str(folder)!r} has a run in it: {advice}")
+
+
 def write_checkpoint(folder: Path, state: dict) -> None:
     """Write the state of a run to the folder's last.pt."""
     with atomic_write(folder / LAST) as part:
@@ -75,6 +84,7 @@ def read_any(path: Path) -> dict | SNCACheckpoint | Embedding:
     if "best_weights" not in state:  # once they were in a file of their own
         best = last.with_name("best.pt")
         state["best_weights"] = torch.load(best, weights_only=True) if best.is_file() else None
+        state["best"] = state["best"] if best.is_file() else -1.0
     return state
 
 

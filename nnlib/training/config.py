@@ -1,8 +1,11 @@
 """What a training run is made of: every setting with its default, its limits and its help."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+
+import torch
 
 from nnlib._common.validation import check_choice, check_int, check_number
 from nnlib.nca import distributed
@@ -95,6 +98,13 @@ class TrainingConfig:
             given = f"batch_size x iter_size is {wanted}"
             raise ValueError(f"{given}, for {pictures} pictures: give less")
         return pictures // wanted
+
+    def autocast(self, device: torch.device) -> AbstractContextManager:
+        """Return the context in which the network computes by the precision."""
+        automatic = self.precision == "auto" and device.type == "cuda"
+        if automatic or self.precision == "bfloat16":
+            return torch.autocast(device.type, torch.bfloat16)
+        return nullcontext()
 
     def lr_at(self, epoch: float) -> float:
         """Return the rate at a moment: a tenth after every 40 of 130 epochs, or half a cosine."""

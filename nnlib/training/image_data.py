@@ -222,7 +222,7 @@ def _identity(batch: Batch) -> Batch:
 
 
 class Splits(NamedTuple):
-    """All training pictures (the gallery), those learned from, chosen on, and tested on once."""
+    """All training pictures, those learned from and chosen on, and those tested on once."""
 
     gallery: Pictures
     train: Pictures
@@ -244,19 +244,14 @@ def open_pictures(
     ----------
     data : name of a set; a folder of train/CLASS/*.jpg and val/CLASS/*.jpg; or one of CLASS/*.jpg,
         of which a fifth of each class is put aside to test on
-    size : side that files are brought to, in pixels
+    size, least : side that files are brought to; least fraction of their area to train on
     validation : fraction of each class of the training pictures to choose on
     flip : whether mirrored pictures are as good, by default True but for digits
-    least : smallest fraction of a file's area that is trained on
     seed : draws what is put aside
 
     Returns
     -------
     gallery, train, validation, test : Pictures
-
-    Raises
-    ------
-    DataError : a folder has fewer than two classes, or no pictures.
 
     Examples
     --------

@@ -1,8 +1,7 @@
 """Training an embedding for nearest neighbors: the same in a notebook, on a GPU, or on many.
 
-What a run does follows from its settings alone: the order of the pictures, their augmentation and
-the bank's first rows are drawn from the seed, the epoch and the picture. So a run that was killed
-goes on as if it had not been.
+What a run does follows from its settings alone: all that is drawn follows from the seed, the epoch
+and the picture. So a run that was killed goes on as if it had not been.
 """
 
 import math
@@ -45,16 +44,14 @@ class Result(NamedTuple):
 def train(settings: TrainingConfig) -> Result:
     """Train, choose the epoch on validation pictures, and look at the test pictures once.
 
-    settings.folder() is left with last.pt, from which resume="auto" goes on, weights.safetensors
-    and features.safetensors.
-
     Parameters
     ----------
-    settings : what to train on, and how
+    settings : what to train on, and how; its folder() is left with last.pt, from which
+        resume="auto" goes on, weights.safetensors and features.safetensors
 
     Returns
     -------
-    history, test (figures of the k-NN), trained (network, features, ...) and unread
+    history, test (figures of the k-NN), trained (network, features, ...), unread
 
     Examples
     --------
@@ -126,7 +123,7 @@ class Trainer:
     def fit(self) -> "Trainer":
         """Train the epochs that are left; validate and save each."""
         s = self.settings
-        self._refuse_other_run()
+        checkpoints.refuse_other_run(self.folder, s.resume)
         if self.epoch == self.step == 0:
             self._start_bank()
         while self.epoch < s.epochs:
@@ -165,10 +162,9 @@ class Trainer:
 
     def _start_bank(self) -> None:
         """Embed the first rows where wanted: without labels, random ones teach nothing."""
-        start = self.settings.start
-        if start == "auto":
-            start = "embedded" if self.settings.loss == "instance" else "random"
-        if self.bank is not None and start == "embedded":
+        s = self.settings
+        wanted = s.start == "embedded" or (s.start == "auto" and s.loss == "instance")
+        if self.bank is not None and wanted:
             features, _, index = self._embed(self.pictures.train)
             self.bank.update(index, features, 0.0)
 
@@ -207,7 +203,6 @@ class Trainer:
                 self.bank.update(index, features, s.bank_momentum_at(self.epoch))
 
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Add a batch's gradients; return its numbers and features."""
         s = self.settings
         self._note_unread(batch)
         self.unread_numbers |= batch.unread.keys()
@@ -215,7 +210,7 @@ class Trainer:
             first = next(iter(self.unread))
             raise DataError(f"data={s.data!r}: no picture of a batch can be read, as {first}")
         images, labels, index = (part.to(self.device) for part in batch[:3])
-        with self._autocast():
+        with self.settings.autocast(self.device):
             features, scores = self.parallel(images)
         loss = self.objective(features, scores, labels, index)
         (loss / s.iter_size).backward()
@@ -237,7 +232,6 @@ class Trainer:
         return torch.cat(distributed.all_gather_rows(numbers))
 
     def _validate(self) -> dict[str, float]:
-        """Return the k-NN's figures on the validation pictures."""
         if len(self.pictures.validation) == 0:
             return {}
         if self.settings.watch == "stale" and self.settings.loss == "nca":
@@ -262,7 +256,7 @@ class Trainer:
                 numbers.append(batch.index)
                 yield batch
 
-        with self._autocast():
+        with self.settings.autocast(self.device):
             features, labels = embed(self.learner.network, readable(), self.device)
         if not distributed.all_reduce_sum(torch.tensor(len(labels), device=self.device)):
             none = f"none of {len(pictures)} pictures can be read, as {pictures.files[0]}"
@@ -275,13 +269,6 @@ class Trainer:
             if name not in self.unread:
                 self.unread[name] = None
                 tqdm.write(f"left out: {name}")
-
-    def _autocast(self):
-        precision = self.settings.precision
-        on_gpu = self.device.type == "cuda"
-        if precision == "bfloat16" or (precision == "auto" and on_gpu):
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
 
     def state_dict(self) -> dict:
         """Return all that the run goes on from; all processes call it at once."""
@@ -313,8 +300,6 @@ class Trainer:
             self.bank.fill(state["bank"])
         for name in PROGRESS:
             setattr(self, name, state[name])
-        if self.best_weights is None:
-            self.best = -1.0
         if distributed.rank() == 0:
             self.sums = state["sums"]  # those of all processes
         self.unread = dict.fromkeys(state["unread"])
@@ -325,15 +310,6 @@ class Trainer:
         state = self.state_dict()
         if distributed.rank() == 0:
             checkpoints.write_checkpoint(self.folder, state)
-
-    def _refuse_other_run(self) -> None:
-        """Raise ValueError where training would write over another run."""
-        last = self.folder / LAST
-        resume = self.settings.resume
-        own = resume == "auto" or Path(resume).resolve() in (self.folder.resolve(), last.resolve())
-        if last.exists() and not (resume and own):
-            advice = "give resume='auto' to go on with it, or another out"
-            raise ValueError(f"out={str(self.folder)!r} has a run in it: {advice}")
 
     def _resume(self, only_tests: bool) -> None:
         """Start where settings.resume says: "auto" is the run's own folder, "" anew."""
