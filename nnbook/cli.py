@@ -95,7 +95,7 @@ def sweep(args: argparse.Namespace) -> int:
     return sweep(args)
 
 
-KEPT = {  # of a command that is interrupted
+INTERRUPTED = {  # what is left of a command that is
     run: "; chapters that had ended are kept, and `nnbook report` shows them;"
     " of the one under way nothing is",
     sweep: "; points that had ended are kept, and the same command goes on from there",
@@ -170,5 +170,5 @@ def main(argv: list[str] | None = None) -> int:
         print(f"nnbook: {error}", file=sys.stderr)
         return getattr(error, "code", 1)
     except KeyboardInterrupt:
-        print(f"\nnnbook: interrupted{KEPT.get(args.command, '')}", file=sys.stderr)
+        print(f"\nnnbook: interrupted{INTERRUPTED.get(args.command, '')}", file=sys.stderr)
         return 130

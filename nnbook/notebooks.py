@@ -1,4 +1,4 @@
-"""Chapters: where they lie, what parameters they take, and what is told by one that ran."""
+"""Chapters: where they lie, what parameters they take, and what is known of one that ran."""
 
 import ast
 import difflib

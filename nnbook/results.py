@@ -176,12 +176,13 @@ def add_results(path: Path, chapter: str, notebook, columns: list[str] = COLUMNS
     """Put a chapter's figures into a table, in place of those of the same chapter and run."""
     import pandas as pd
 
-    told = notebook.metadata["nnbook"]
-    values = told["origin"] | {"chapter": chapter, "run": told["run"], "command": told["command"]}
-    values["parameters"] = json.dumps(told["parameters"], default=str)
+    metadata = notebook.metadata["nnbook"]
+    values = {name: metadata[name] for name in ("run", "command")} | {"chapter": chapter}
+    values |= metadata["origin"]
+    values["parameters"] = json.dumps(metadata["parameters"], default=str)
     rows = [values | {"metric": name} | each for name, each in figures_of(notebook).items()]
     table = read_results(path, columns)
-    others = table[(table["chapter"] != chapter) | (table["run"] != told["run"])]
+    others = table[(table["chapter"] != chapter) | (table["run"] != metadata["run"])]
     table = pd.concat([others, pd.DataFrame(rows, columns=columns, dtype=object)])
     with atomic_write(path) as part:
         table.sort_values(["chapter", "run"], kind="stable").to_csv(
@@ -194,11 +195,11 @@ def origin(folder: Path) -> dict[str, str]:
     versions = [f"Python {platform.python_version()}", f"nnlib {nnlib.__version__}"]
     for package in ("torch", "torchvision", "numpy", "scikit-learn"):
         versions.append(f"{package} {importlib.metadata.version(package)}")
-    gpus = _output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    gpus = output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     git = ["git", "-C", str(folder)]
-    commit = _output_of(*git, "rev-parse", "--short", "HEAD")
+    commit = output_of(*git, "rev-parse", "--short", "HEAD")
     # what a run writes to reports/ changes nothing of what it ran
-    changes = _output_of(*git, "status", "--porcelain", "--", ":/", ":(top,exclude)reports")
+    changes = output_of(*git, "status", "--porcelain", "--", ":/", ":(top,exclude)reports")
     return {
         "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         "versions": ", ".join(versions),
@@ -214,10 +215,10 @@ def _processor() -> str:
     name = re.search(r"^model name\s*:\s*(.+)$", info.read_text() if info.exists() else "", re.M)
     if name:
         return name[1].strip()
-    return _output_of("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
+    return output_of("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
 
 
-def _output_of(*command: str) -> str:
+def output_of(*command: str) -> str:
     """Return what a program prints, "" where it isn't there or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)

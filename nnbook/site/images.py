@@ -44,8 +44,10 @@ def picture_of(output, heading: str) -> Picture | None:
         text = base64.b64encode(data[SVG].encode()).decode()
         return Picture(f"data:{SVG};base64,{text}", alt, *_svg_size(data[SVG]))
     address, size = _embedded(kind, "".join(data[kind].split()))
-    told = metadata.get("width"), metadata.get("height")
-    return Picture(address, alt, *(told if all(isinstance(side, int) for side in told) else size))
+    stated = metadata.get("width"), metadata.get("height")
+    if all(isinstance(side, int) for side in stated):
+        size = stated
+    return Picture(address, alt, *size)
 
 
 def _svg_size(svg: str) -> tuple[int, int]:
