@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nnbook.plotting import figures
 from nnlib.attention import attend
-from nnlib.image_codec import opponent_to_rgb, shape_matrix
+from nnlib.image_codec import opponent_to_rgb
 
 STEP = 4  # pixels between those that are computed while a slider moves
 
@@ -43,10 +43,10 @@ def draw_ellipses(
     colours: Float[Tensor, "M C"],
 ) -> None:
     """Draw the codec's free centers as ellipses at half a width; colours: opponent ones."""
-    yy, yx, xx = shape_matrix(shapes)
-    matrices = torch.stack([yy, yx, yx, xx], 1).reshape(-1, 2, 2)
-    lengths, directions = torch.linalg.eigh(matrices.double())
-    diameters = (lengths.clamp(min=1e-9) ** -0.5).clamp(max=200)
+    m, p, q = shapes.double().unbind(1)
+    log_metrics = torch.stack([m + p, q, q, m - p], 1).reshape(-1, 2, 2)
+    log_lengths, directions = torch.linalg.eigh(log_metrics)
+    diameters = torch.exp(-log_lengths / 2).clamp(max=200)
     angles = torch.rad2deg(torch.atan2(directions[:, 0, 0], directions[:, 1, 0]))
     rgb = opponent_to_rgb(colours[:, None])[:, 0].expand(-1, 3)
     ellipses = plt.matplotlib.collections.EllipseCollection(

@@ -1,4 +1,4 @@
-"""What the first chapter draws of learned centers: where they were and went, and accuracy against their number."""
+"""Figures of learned centers: how they moved, accuracy against their number, and by layer."""
 
 from collections.abc import Sequence
 
@@ -17,98 +17,90 @@ NAMES = {
     "cifar_geometry": "CIFAR-10, patches",
     "cifar_embedding": "CIFAR-10, an embedding",
 }
-SETS, ACROSS = {"mnist": "MNIST", "cifar10": "CIFAR-10"}, 3
-MARKS = "s^Dv"  # of methods beside, where colours run out
+SETS = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
+STACKS = {
+    "published": "from its own answers, as published",
+    "left out": "from answers for pictures left out",
+}
+COLUMNS = 3
+MARKERS = "s^Dv"  # of other methods, where colours run out
 
 
 def recorded() -> dict[str, pd.DataFrame]:
-    """The tracks that were recorded: the mean over seeds of each method and number of centers, with their spread."""
-    paths = {name: RECORDED / f"frontier_{name}.csv" for name in NAMES}
-    return {name: _means(pd.read_csv(path)) for name, path in paths.items() if path.exists()}
+    """Return the recorded tracks: means over seeds by method and number of centers, and spread."""
+    tables = {}
+    for name in NAMES:
+        path = RECORDED / f"frontier_{name}.csv"
+        if path.exists():
+            groups = pd.read_csv(path).groupby(["method", "centers"], sort=False)
+            means = groups[["validation", "test", "seconds"]].mean()
+            means = means.assign(spread=groups.test.std(), seeds=groups.seed.nunique())
+            tables[name] = means.reset_index()
+    return tables
 
 
-def _means(table: pd.DataFrame) -> pd.DataFrame:
-    groups = table.groupby(["method", "centers"], sort=False)
-    means = groups[["validation", "test", "seconds"]].mean()
-    return means.assign(spread=groups.test.std(), seeds=groups.seed.nunique()).reset_index()
-
-
-def front(tables: dict[str, pd.DataFrame]):
-    """Test accuracy against the number of centers, a panel a track; other methods are marks, networks are lines."""
-    down = -(-len(tables) // ACROSS)
+def front(tables: dict[str, pd.DataFrame]) -> plt.Figure:
+    """Plot test accuracy against the number of centers, a panel a track, networks as lines."""
+    down = -(-len(tables) // COLUMNS)
     across = -(-len(tables) // down)
     shape = (4.2 * across, 3.4 * down + 0.9)
     figure, axes = plt.subplots(down, across, figsize=shape, squeeze=False, layout="constrained")
     for axis in axes.flat[len(tables) :]:
         axis.axis("off")
-    looks, shown = _looks(tables), {}
+    styles = _styles(tables)
+    legend = {}
     for axis, (name, table) in zip(axes.flat, tables.items(), strict=False):
-        line = table[table.method == "learned centers"]
-        shown["learned centers"] = axis.errorbar(
-            line.centers,
-            100 * line.test,
-            100 * line.spread.fillna(0),
-            fmt="o-",
-            color=figures.COLOURS[0],
-        )
-        for row in table[table.method != "learned centers"].itertuples():
-            if row.centers:
-                (shown[row.method],) = axis.plot(row.centers, 100 * row.test, **looks[row.method])
+        for method, rows in table.groupby("method", sort=False):
+            percent = 100 * rows.test
+            if method == "learned centers":
+                spread = 100 * rows.spread.fillna(0)
+                style = {"fmt": "o-", "color": figures.COLOURS[0]}
+                legend[method] = axis.errorbar(rows.centers, percent, spread, **style)
+            elif rows.centers.all():
+                (legend[method],) = axis.plot(rows.centers, percent, **styles[method])
             else:
-                shown[row.method] = axis.axhline(100 * row.test, color="grey", linestyle=":")
+                legend[method] = axis.axhline(percent.iloc[0], color="grey", linestyle=":")
         axis.set(xscale="log", xlabel="centers, or samples carried along", title=NAMES[name])
     for row in axes:
         row[0].set_ylabel("test accuracy, %")
-    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
-def _looks(tables: dict[str, pd.DataFrame]) -> dict[str, dict]:
-    """A colour and a mark for each method, the same in all panels."""
-    methods = dict.fromkeys(method for table in tables.values() for method in table.method)
-    others, colours = (
-        [method for method in methods if method != "learned centers"],
-        figures.COLOURS[1:],
-    )
-    return {
-        method: {
-            "color": colours[at % len(colours)],
-            "marker": MARKS[at // len(colours)],
-            "linestyle": "",
-        }
-        for at, method in enumerate(others)
-    }
+def _styles(tables: dict[str, pd.DataFrame]) -> dict[str, dict]:
+    """Return a colour and a marker for each method, the same in all panels."""
+    methods = pd.concat(tables.values()).method.unique()
+    colours = figures.COLOURS[1:]
+    styles = {}
+    for number, method in enumerate(each for each in methods if each != "learned centers"):
+        row, column = divmod(number, len(colours))
+        styles[method] = {"color": colours[column], "marker": MARKERS[row], "linestyle": ""}
+    return styles
 
 
-def layers(table: pd.DataFrame):
-    """Test accuracy by layer of both stacks of `nnbook.depth`, a panel a set; bars are deviations over seeds."""
-    names = {
-        "published": "from its own answers, as published",
-        "left out": "from answers for pictures left out",
-    }
+def layers(table: pd.DataFrame) -> plt.Figure:
+    """Plot test accuracy by layer of both stacks of `nnbook.benchmarks.depth`, a panel a set."""
     sets = table["set"].unique()
-    figure, axes = plt.subplots(
-        1, len(sets), figsize=(4.2 * len(sets), 3.3), squeeze=False, layout="constrained"
-    )
+    shape = (4.2 * len(sets), 3.3)
+    figure, axes = plt.subplots(1, len(sets), figsize=shape, squeeze=False, layout="constrained")
     for axis, name in zip(axes[0], sets, strict=True):
-        for stack, label in names.items():
-            kept = table[(table["set"] == name) & (table["stack"] == stack)].dropna(subset="test")
-            found = 100 * kept.groupby("layer").test.agg(["mean", "std"]).fillna(0)
-            axis.errorbar(found.index, found["mean"], found["std"], fmt="o-", label=label)
+        for stack, label in STACKS.items():
+            rows = table[(table["set"] == name) & (table["stack"] == stack)].dropna(subset="test")
+            percent = 100 * rows.groupby("layer").test.agg(["mean", "std"]).fillna(0)
+            axis.errorbar(percent.index, percent["mean"], percent["std"], fmt="o-", label=label)
         axis.set(title=SETS[name], xlabel="layer", xticks=range(1, 1 + int(table.layer.max())))
     axes[0][0].set_ylabel("test accuracy, %")
     axes[0][0].legend(fontsize=7)
     return figure
 
 
-def moved(before: Tensor, after: Tensor, shape: Sequence[int], shown: int = 30):
-    """Some centers where they started, above, and where learning took them, below."""
-    figure, (above, below) = plt.subplots(2, 1, figsize=(9, 3.1), layout="constrained")
-    step = max(1, len(before) // shown)
-    for axis, rows, title in (
-        (above, before, "means of clusters"),
-        (below, after, "after learning"),
-    ):
-        figures.strip(axis, rows[::step][:shown].clamp(0, 1).unflatten(1, shape), columns=15)
+def moved(before: Tensor, after: Tensor, shape: Sequence[int], n_shown: int = 30) -> plt.Figure:
+    """Draw some centers where they started, above, and where learning took them, below."""
+    figure, axes = plt.subplots(2, 1, figsize=(9, 3.1), layout="constrained")
+    step = max(1, len(before) // n_shown)
+    titles = {"means of clusters": before, "after learning": after}
+    for axis, (title, centers) in zip(axes, titles.items(), strict=True):
+        pictures = centers[::step][:n_shown].clamp(0, 1).unflatten(1, shape)
+        figures.strip(axis, pictures, columns=15)
         axis.set_title(title)
     return figure

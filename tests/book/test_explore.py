@@ -8,7 +8,7 @@ import pytest
 from ipywidgets import Dropdown, IntSlider
 from PIL import Image
 
-from nnbook.plotting.explorer import Explorer
+from nnbook.plotting import Explorer
 
 
 class Drawing:
@@ -33,11 +33,11 @@ def slider():
 def test_the_picture_follows_and_html_too(slider):
     kind = Dropdown(options=["picture", "page"])
     explorer = Explorer(Drawing(), "a bar", width=slider, kind=kind)
-    first = explorer._picture.value
+    first = explorer.picture.value
     slider.value = 7
-    assert explorer._picture.value != first and slider.description == "width"
+    assert explorer.picture.value != first and slider.description == "width"
     kind.value = "page"
-    assert explorer._page.value == "<p>7</p>"
+    assert explorer.page.value == "<p>7</p>"
 
 
 def test_moves_that_wait_are_drawn_once_and_the_last_counts(slider):
@@ -52,19 +52,17 @@ def test_moves_that_wait_are_drawn_once_and_the_last_counts(slider):
 
     asyncio.run(drag())
     assert draw.asked[-1] == 59 and 3 <= len(draw.asked) < 15, draw.asked
-    assert (
-        explorer._picture.value == Explorer(Drawing(), "a bar", width=IntSlider(59))._picture.value
-    )
+    assert explorer.picture.value == Explorer(Drawing(), "a bar", width=IntSlider(59)).picture.value
 
 
 def test_what_makes_no_sense_is_said_and_the_picture_stays(slider):
     explorer = Explorer(Drawing(), "a bar", width=slider)
-    before = explorer._picture.value
+    before = explorer.picture.value
     slider.value = 95
-    assert explorer._said.value == "<b>Not drawn:</b> width=95 is &lt; too wide &gt;"
-    assert explorer._picture.value == before
+    assert explorer.message.value == "<b>Not drawn:</b> width=95 is &lt; too wide &gt;"
+    assert explorer.picture.value == before
     slider.value = 9
-    assert explorer._said.value == "" and explorer._picture.value != before
+    assert explorer.message.value == "" and explorer.picture.value != before
 
 
 def test_the_first_picture_stands_in_where_no_kernel_runs(slider):
@@ -84,5 +82,5 @@ def test_a_figure_is_closed_when_it_was_drawn(slider):
         return figure
 
     open_before = plt.get_fignums()
-    assert bytes(Explorer(draw, "a line", width=slider)._picture.value).startswith(b"\x89PNG")
+    assert bytes(Explorer(draw, "a line", width=slider).picture.value).startswith(b"\x89PNG")
     assert plt.get_fignums() == open_before

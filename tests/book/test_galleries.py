@@ -5,10 +5,17 @@ import pytest
 import torch
 from PIL import Image
 
-from nnbook.plotting import trees
-from nnbook.plotting.galleries import Features, effective_neighbors, features, raw
-from nnlib.datasets import DataError
-from nnlib.training.image_data import open_pictures
+from nnbook.plotting import (
+    Features,
+    all_pixels,
+    copy_classes,
+    effective_neighbors,
+    extract_features,
+    flatten_pixels,
+    write_tree,
+)
+from nnlib.errors import DataError
+from nnlib.training import open_pictures
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +32,9 @@ def folder(tmp_path_factory):
 
 
 def test_a_small_copy_keeps_every_class_and_names_what_is_broken(folder, tmp_path):
-    unread = trees.grown(str(folder), tmp_path / "all", 0, 0, 10, 0)
+    unread = write_tree(str(folder), tmp_path / "all", 0, 0, 10, 0)
     assert len(unread) == 1 and unread[0].startswith(str(folder / "many" / "7.jpg"))
-    trees.grown(str(folder), tmp_path / "few", 8, 2, 10, 0)
+    write_tree(str(folder), tmp_path / "few", 8, 2, 10, 0)
     few, whole = (open_pictures(tmp_path / name, 10, 0.0) for name in ("few", "all"))
     assert few.gallery.classes == whole.gallery.classes == ("many", "rare", "some")
     assert (torch.bincount(few.gallery.labels) >= 2).all() and len(few.gallery) < len(whole.gallery)
@@ -37,12 +44,12 @@ def test_a_small_copy_keeps_every_class_and_names_what_is_broken(folder, tmp_pat
 
 
 def test_a_set_is_written_out_as_it_is(tmp_path):
-    assert trees.grown("mnist", tmp_path / "tree", 60, 30, 28, 0) == []
+    assert write_tree("mnist", tmp_path / "tree", 60, 30, 28, 0) == []
     found = open_pictures(tmp_path / "tree", 28, 0.0)
     assert found.gallery.classes == tuple("0123456789") and abs(len(found.gallery) - 60) <= 5
-    part = trees.only(tmp_path / "tree", ["3", "5"], tmp_path / "part")
+    part = copy_classes(tmp_path / "tree", ["3", "5"], tmp_path / "part")
     assert open_pictures(part, 28, 0.0).gallery.classes == ("3", "5")
-    assert trees.pixels(found.test).shape == (len(found.test), 28, 28, 3)
+    assert all_pixels(found.test).shape == (len(found.test), 28, 28, 3)
 
 
 def test_what_cannot_be_copied_is_named(folder, tmp_path):
@@ -52,9 +59,9 @@ def test_what_cannot_be_copied_is_named(folder, tmp_path):
         ((0, 0, 3), "image_size=3"),
     ):
         with pytest.raises(ValueError, match=word):
-            trees.grown(str(folder), tmp_path / "none", *change, 0)
+            write_tree(str(folder), tmp_path / "none", *change, 0)
     with pytest.raises(DataError, match="no folder"):
-        trees.grown(str(tmp_path / "missing"), tmp_path / "none", 0, 0, 10, 0)
+        write_tree(str(tmp_path / "missing"), tmp_path / "none", 0, 0, 10, 0)
 
 
 def test_features_of_some_classes_and_shots():
@@ -63,7 +70,7 @@ def test_features_of_some_classes_and_shots():
     found = Features(
         torch.randn(50, 6, generator=g), labels, torch.randn(20, 6, generator=g), asked
     )
-    some = found.of([1, 3], shots=2)
+    some = found.select([1, 3], shots=2)
     assert torch.bincount(some.gallery_labels).tolist() == [0, 2, 0, 2]
     for label in (1, 3):
         first = found.gallery[labels == label][:2]
@@ -71,10 +78,8 @@ def test_features_of_some_classes_and_shots():
     assert set(some.query_labels.tolist()) == {1, 3} and len(some.queries) == int(
         ((asked == 1) | (asked == 3)).sum()
     )
-    right = sum(
-        answer == label for answer, label in zip(found.answers(5), asked.tolist(), strict=True)
-    )
-    assert found.shares(5)["knn_top1"] == right / 20
+    right = (found.predict(5) == asked).sum().item()
+    assert found.accuracy(5)["knn_top1"] == right / 20
 
 
 def test_a_vote_reaches_all_that_are_alike_and_one_that_is_alone():
@@ -90,8 +95,8 @@ def test_a_vote_reaches_all_that_are_alike_and_one_that_is_alone():
 
 def test_features_are_on_the_cpu_and_in_the_pictures_order(folder):
     pictures = open_pictures(folder, 10, 0.0)
-    found = features(raw, pictures.test, pictures.test)
+    found = extract_features(flatten_pixels, pictures.test, pictures.test)
     wanted = torch.nn.functional.normalize(
-        trees.pixels(pictures.test).movedim(3, 1).flatten(1).float(), dim=1
+        all_pixels(pictures.test).movedim(3, 1).flatten(1).float(), dim=1
     )
     assert torch.allclose(found.gallery, wanted, atol=1e-6) and found.queries.device.type == "cpu"

@@ -1,4 +1,4 @@
-"""Sweeps with real kernels, real kills and a real Dask scheduler: what is run, kept, skipped and refused."""
+"""Sweeps with real kernels, kills and a Dask scheduler: what is run, kept, skipped and refused."""
 
 import csv
 import json
@@ -16,8 +16,9 @@ import pytest
 from test_book import ROOT, interruptible, nnbook, notebook
 
 from nnbook.sweep.grid import points
-from nnbook.sweep.runner import best, main_metric, one_gpu, varied
-from nnbook.sweep.summary import pareto
+from nnbook.sweep.records import best, main_metric, varied
+from nnbook.sweep.report import pareto
+from nnbook.sweep.worker import one_gpu
 
 PARAMETERS = """exponent = -4.0  # sharper when lower
 kind = "cosine"  # or any
@@ -111,11 +112,15 @@ def test_points_are_all_combinations_with_the_types_of_the_defaults(chapter):
 
 def test_points_drawn_are_of_the_grid_and_the_same_with_the_same_seed(chapter):
     grid = ["exponent=-1,-2,-3,-4,-5", "count=1,2,3,4"]
-    some = points(chapter, grid, draw=7, seed=3)
+    some = points(chapter, grid, n_random=7, seed=3)
     assert len(some) == 7 and all(point in points(chapter, grid) for point in some)
-    assert some == points(chapter, grid, draw=7, seed=3) != points(chapter, grid, draw=7, seed=4)
-    assert points(chapter, grid, draw=100) == points(chapter, grid)
-    ranged = points(chapter, ["exponent=-9.5..-1", "count=2..4", "kind=a,b"], draw=40)
+    assert (
+        some
+        == points(chapter, grid, n_random=7, seed=3)
+        != points(chapter, grid, n_random=7, seed=4)
+    )
+    assert points(chapter, grid, n_random=100) == points(chapter, grid)
+    ranged = points(chapter, ["exponent=-9.5..-1", "count=2..4", "kind=a,b"], n_random=40)
     assert len(ranged) == 40 and {point["count"] for point in ranged} == {2, 3, 4}
     assert all(
         -9.5 <= point["exponent"] <= -1 and type(point["exponent"]) is float for point in ranged
@@ -178,6 +183,7 @@ def test_a_failed_point_is_a_row_and_the_others_are_done(chapter):
     )
 
 
+@pytest.mark.slow
 def test_what_is_done_is_skipped_and_what_failed_is_tried_again(chapter):
     assert sweep(chapter, "-g", "kind=cosine,bad").code == 1
     records = {
@@ -189,6 +195,7 @@ def test_what_is_done_is_skipped_and_what_failed_is_tried_again(chapter):
     assert [row["kind"] for row in table(chapter)] == ["bad", "cosine", "other"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cell, change, runs", [(0, "\n\nMore prose.", 0), (2, "\nprint('more')", 2)]
 )
@@ -207,6 +214,7 @@ def test_a_changed_chapter_is_run_again_where_its_code_changed(chapter, cell, ch
     )
 
 
+@pytest.mark.slow
 def test_a_name_belongs_to_one_chapter_and_one_process(chapter):
     sweep(chapter, "-g", "count=1")
     notebook(chapter.parent / "02_other.ipynb", ["# 2", (PARAMETERS, "parameters"), BODY])
@@ -221,6 +229,7 @@ def test_a_name_belongs_to_one_chapter_and_one_process(chapter):
     assert done.code == 1 and "sweep 's' is running" in done.err
 
 
+@pytest.mark.slow
 def test_kills_at_any_moment_lose_no_point_and_double_none(chapter):
     grid = ["-g", "count=1,2,3,4,5", "-g", "exponent=-2,-4", "-g", "pause=0.1", "--jobs", "2"]
     random.seed(0)
@@ -238,6 +247,7 @@ def test_kills_at_any_moment_lose_no_point_and_double_none(chapter):
     assert not list(folder(chapter).glob("**/.*.part"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end, code", [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_no_worker_and_no_kernel_outlives_the_sweep(chapter, end, code):
     before = set(kernels(chapter))
@@ -258,6 +268,7 @@ def test_no_worker_and_no_kernel_outlives_the_sweep(chapter, end, code):
     assert set(kernels(chapter)) - before == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "largest, kept", [(40_000, 2), (10_000, 0)]
 )  # bytes: the sweep's page is larger, a point's
@@ -277,6 +288,7 @@ def test_a_full_disk_is_said_and_the_next_start_goes_on(chapter, largest, kept):
     assert [row["status"] for row in table(chapter)] == ["done", "done"]
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_leaves_the_same_table(chapter):
     from distributed import LocalCluster
 
@@ -292,11 +304,13 @@ def test_a_dask_cluster_leaves_the_same_table(chapter):
     assert done.code == 1 and measured(chapter) == here and len(here) == 6
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_is_not_there_is_refused_by_name(chapter):
     done = sweep(chapter, "-g", "count=1", "--scheduler", "nothing-of-the-kind")
     assert done.code == 1 and "--scheduler 'nothing-of-the-kind' doesn't answer" in done.err
 
 
+@pytest.mark.slow
 def test_a_cell_that_takes_too_long_is_a_failed_point(chapter):
     assert sweep(chapter, "-g", "pause=0.0,30.0", "--timeout", "2").code == 1
     assert [(row["pause"], row["status"]) for row in table(chapter)] == [
@@ -306,6 +320,7 @@ def test_a_cell_that_takes_too_long_is_a_failed_point(chapter):
     assert "timed out" in table(chapter)[1]["error"] and "2 seconds" in table(chapter)[1]["error"]
 
 
+@pytest.mark.slow
 def test_a_kernel_that_dies_is_a_failed_point_with_what_it_did(chapter):
     dies = "import os\nif count == 2:\n    os._exit(3)"
     notebook(chapter, ["# 1", (PARAMETERS, "parameters"), "print('got this' + ' far')", dies, BODY])
@@ -319,7 +334,7 @@ def test_workers_take_one_gpu_each(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-7")
     with one_gpu():
         first = os.environ["CUDA_VISIBLE_DEVICES"]
-        code = "import os; from nnbook.sweep.runner import one_gpu\nwith one_gpu(): print(os.environ['CUDA_VISIBLE_DEVICES'])"
+        code = "import os; from nnbook.sweep.worker import one_gpu\nwith one_gpu(): print(os.environ['CUDA_VISIBLE_DEVICES'])"
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": "3,GPU-7"}
         other = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
@@ -343,7 +358,11 @@ def test_the_best_is_the_largest_share_and_the_fewest_of_others():
         measured(value, "1") | {"figures": records[0]["figures"]} for value in (3.0, 1.0, 2.0)
     ]
     assert best(equals, "f")["parameters"] == {"p": 1.0}
-    assert main_metric(records) == "f" and varied(records) == ["p"] and best([], "f") is None
+    assert (
+        main_metric(records) == "f"
+        and varied([each["parameters"] for each in records]) == ["p"]
+        and best([], "f") is None
+    )
 
 
 def test_a_metric_that_isnt_recorded_is_refused_after_the_first_point(chapter):
