@@ -106,7 +106,7 @@ def accumulate(
 ) -> OnlineWeightedMean:
     """Take all centers into the mean of one block of prepared queries, a block at a time."""
     dtype = mean.sums.dtype
-    for cols in column_blocks(centers):
+    for cols in block_slices(centers, 1):
         c = distance_fn.prepare(centers[cols].to(dtype))
         distance, _ = distance_fn.pairwise(x, c)
         mean.add(mask_excluded(distance, exclude, cols), values[cols].to(dtype))
@@ -121,7 +121,7 @@ def blockwise_average(
     width = values.shape[1]
     result = torch.empty(len(queries), width, dtype=dtype, device=queries.device)
     nearest, total = result.new_empty(2, len(queries))
-    for rows in row_blocks(queries):
+    for rows in block_slices(queries, 0):
         x = distance_fn.prepare(queries[rows].to(dtype))
         skip = None if exclude is None else exclude[rows]
         mean = OnlineWeightedMean(kernel, rows.stop - rows.start, width, result, distance_fn.scale)
@@ -141,7 +141,7 @@ def uniform_knn_average(
     """The plain mean over each query's `kernel.k` nearest centers."""
     _, index = blockwise_nearest(queries, centers, kernel.k, distance_fn, exclude)
     dtype = working_dtype(queries, centers)
-    parts = [mean_of_rows(values, index[rows], dtype) for rows in row_blocks(queries)]
+    parts = [mean_of_rows(values, index[rows], dtype) for rows in block_slices(queries, 0)]
     return torch.cat(parts)
 
 
@@ -160,10 +160,10 @@ def blockwise_nearest(
     dtype = working_dtype(queries, centers)
     nearest = torch.full((len(queries), count), torch.inf, dtype=dtype, device=queries.device)
     index = torch.full_like(nearest, -1, dtype=torch.int64)
-    for rows in row_blocks(queries):
+    for rows in block_slices(queries, 0):
         x = distance_fn.prepare(queries[rows].to(dtype))
         skip = None if exclude is None else exclude[rows]
-        for cols in column_blocks(centers):
+        for cols in block_slices(centers, 1):
             c = distance_fn.prepare(centers[cols].to(dtype))
             key = mask_excluded(distance_fn.sort_key(x, c), skip, cols)
             merge_topk(nearest[rows], index[rows], key, cols.start)
@@ -209,11 +209,11 @@ class BlockwiseBackward:
 
     def run(self) -> list[Tensor | None]:
         """Measure all blocks again; the gradients, None where none is needed."""
-        for rows in row_blocks(self.queries):
+        for rows in block_slices(self.queries, 0):
             x = self.distance_fn.prepare(self.queries[rows].to(self.gradient.dtype))
             nearest = finite(self.nearest[rows])
             to_nearest = torch.zeros_like(nearest)
-            for cols in column_blocks(self.centers):
+            for cols in block_slices(self.centers, 1):
                 self._add_block(x, rows, cols, nearest, to_nearest)
             if self.kernel.needs_nearest and self._to_points:
                 self._add_nearest(rows, to_nearest)
@@ -276,19 +276,11 @@ def working_dtype(*tensors) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def row_blocks(queries) -> Iterator[slice]:
-    """Slices of queries, of a block's size where they lie."""
-    return _blocks(len(queries), 0, queries)
-
-
-def column_blocks(centers) -> Iterator[slice]:
-    """The same of centers."""
-    return _blocks(centers.shape[0], 1, centers)
-
-
-def _blocks(length: int, side: int, rows) -> Iterator[slice]:
-    most = BLOCK_SHAPE["cpu" if rows.device.type == "cpu" else "other"][side]
-    size = max(1, min(most, BLOCK_FEATURES // max(1, rows.shape[1])))
+def block_slices(rows, axis: int) -> Iterator[slice]:
+    """Slices of queries (axis 0) or centers (axis 1), of a block's size where they lie."""
+    length, features = rows.shape
+    most = BLOCK_SHAPE["cpu" if rows.device.type == "cpu" else "other"][axis]
+    size = max(1, min(most, BLOCK_FEATURES // max(1, features)))
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
