@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from jaxtyping import Float, Int64, Shaped
 from PIL import Image
@@ -100,45 +99,37 @@ def show(figure: plt.Figure, alt: str, vector: bool = True) -> None:
     """
     if not isinstance(alt, str) or not alt.strip():
         raise ValueError(f"alt={alt!r} says nothing: give a sentence on what the figure shows")
-    data, metadata = _encoded(figure, vector)
-    plt.close(figure)
+    if vector:
+        data: dict[str, str | bytes] = {"image/svg+xml": svg(figure)}
+        size = {}
+    else:
+        photo = png(figure, PHOTO_DPI)
+        data = {"image/png": photo}
+        width, height = Image.open(io.BytesIO(photo)).size
+        scale = CSS_PIXELS / PHOTO_DPI
+        size = {"width": round(scale * width), "height": round(scale * height)}
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None:
         from IPython.display import display
 
-        metadata = {next(iter(data)): metadata | {"alt": alt}}
+        metadata = {kind: size | {"alt": alt} for kind in data}
         display(data | {"text/plain": alt}, metadata=metadata, raw=True)
 
 
-def _encoded(figure: plt.Figure, vector: bool) -> tuple[dict[str, str | bytes], dict[str, int]]:
-    """Return a figure by its media type, and a PNG's size in CSS pixels."""
-    file = io.BytesIO()
-    if vector:
-        figure.savefig(file, format="svg", metadata={"Date": None})
-        return {"image/svg+xml": file.getvalue().decode()}, {}
-    figure.savefig(file, format="png", dpi=PHOTO_DPI)
-    scale = CSS_PIXELS / PHOTO_DPI
-    width, height = (round(scale * length) for length in Image.open(file).size)
-    return {"image/png": file.getvalue()}, {"width": width, "height": height}
-
-
-def png(figure: plt.Figure) -> bytes:
-    """Return a figure as a PNG file, and close it."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=plt.rcParams["figure.dpi"])
+def svg(figure: plt.Figure) -> str:
+    """Return a figure as an SVG file, and close it."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
     plt.close(figure)
     return file.getvalue()
 
 
-def class_bars(
-    axis: plt.Axes, probability: Float[Tensor, " C"], classes: Sequence[str], true: Sequence[int]
-) -> None:
-    """Draw the probability of each class as a bar, those of the `true` classes darker."""
-    colours = [COLOURS[0 if place in true else 4] for place in range(len(classes))]
-    axis.barh(np.arange(len(classes)), probability.cpu(), color=colours, tick_label=classes)
-    axis.set_xlabel("share of the weight")
-    axis.invert_yaxis()
-    axis.tick_params(labelsize=8)
+def png(figure: plt.Figure, dpi: float | None = None) -> bytes:
+    """Return a figure as a PNG file, and close it."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dpi or plt.rcParams["figure.dpi"])
+    plt.close(figure)
+    return file.getvalue()
 
 
 def class_map(

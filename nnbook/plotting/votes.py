@@ -31,8 +31,10 @@ def votes(
         figures.strip(picture, images[number][None], [f"a {classes[label]}"])
         probability = probabilities[number]
         top = probability.topk(min(MAX_CLASSES, len(classes))).indices.sort().values.tolist()
-        true = [place for place, each in enumerate(top) if each == label]
-        figures.class_bars(bars, probability[top], [classes[each] for each in top], true)
+        names = [classes[each] for each in top]
+        colours = [figures.COLOURS[0 if each == label else 4] for each in top]
+        bars.barh(range(len(top)), probability[top].cpu(), color=colours, tick_label=names)
+        bars.invert_yaxis()
         bars.tick_params(labelsize=7)
         index = neighbors[number]
         centers = model.centers_[index].unflatten(1, images.shape[1:])

@@ -1,7 +1,6 @@
 """The page of a sweep: plots of a metric against parameters and cost, and a table of the points."""
 
 import base64
-import io
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -33,10 +32,8 @@ class Plot(NamedTuple):
 
     def address(self) -> str:
         """Return the figure, which is closed, as a data URI."""
-        file = io.BytesIO()
-        self.figure.savefig(file, format="svg", metadata={"Date": None})
-        plt.close(self.figure)
-        return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()
+        svg = figures.svg(self.figure).encode()
+        return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
 def write(folder: Path, records: list[Record], metric: str = "") -> Path:
@@ -177,7 +174,7 @@ def _front(records: list[Record], cost: str, metric: str) -> tuple[plt.Figure, s
 
 def pareto(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
     """Return the numbers of the points that no other one dominates, cheapest first."""
-    points = pd.DataFrame({"cost": costs, "gain": gains})
+    points = pd.DataFrame({"cost": costs, "gain": gains}, dtype=float)
     points = points.sort_values(["cost", "gain"], ascending=[True, False])
     cheaper = points.gain.cummax().shift(fill_value=-np.inf)
     return points.index[points.gain > cheaper].tolist()

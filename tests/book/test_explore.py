@@ -1,4 +1,4 @@
-"""Explorers: what follows the controls, what is drawn while they move, and what stands in without a kernel."""
+"""Explorers: what follows the controls, what is drawn while they move, and without a kernel."""
 
 import asyncio
 import time

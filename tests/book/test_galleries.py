@@ -1,4 +1,4 @@
-"""What chapter 4 is drawn from: small trees, features of some classes, and how far a vote reaches."""
+"""Small folders of pictures, features of some classes, and how many neighbors share a vote."""
 
 import numpy as np
 import pytest

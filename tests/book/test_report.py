@@ -98,7 +98,7 @@ def test_a_figure_is_the_same_each_time_and_closed(capsys):
         for _ in range(2):
             figure, axis = figures.plt.subplots()
             axis.plot([1, 2])
-            files.append(figures._encoded(figure, True)[0]["image/svg+xml"])
+            files.append(figures.svg(figure))
             figures.show(figure, "a line")  # outside of a notebook
             assert not figures.plt.fignum_exists(figure.number)
     assert files[0] == files[1] and "<dc:date>" not in files[0] and capsys.readouterr().out == ""

@@ -31,7 +31,8 @@ print('GPU', os.environ.get('CUDA_VISIBLE_DEVICES'), 'threads', os.environ.get('
 if kind == 'bad':
     raise ValueError('kind=bad is < none')
 from nnbook import record
-record(test_accuracy=0.9 + exponent / 100, neighbors=10 * count, fit_seconds=pause, published_neighbors=99)"""
+record(test_accuracy=0.9 + exponent / 100, neighbors=10 * count)
+record(fit_seconds=pause, published_neighbors=99)"""
 
 
 pytestmark = pytest.mark.usefixtures("importable")
@@ -142,7 +143,7 @@ def test_points_come_from_a_table_too(chapter, tmp_path):
         (["-g", "exponent=x,-4"], "exponent='x' doesn't fit: give a value of type float"),
         (
             ["-g", "exponnet=-2"],
-            "'exponnet' is no parameter of 01_small (did you mean exponent?), which has exponent, kind",
+            "'exponnet' is no parameter of 01_small (did you mean exponent?), which has exponent",
         ),
         (["-g", "exponent"], "give name=value,value"),
         (["-g", "exponent=-2", "-g", "exponent=-4"], "names a parameter twice"),
@@ -334,7 +335,8 @@ def test_workers_take_one_gpu_each(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-7")
     with one_gpu():
         first = os.environ["CUDA_VISIBLE_DEVICES"]
-        code = "import os; from nnbook.sweep.worker import one_gpu\nwith one_gpu(): print(os.environ['CUDA_VISIBLE_DEVICES'])"
+        code = "import os; from nnbook.sweep.worker import one_gpu\n"
+        code += "with one_gpu(): print(os.environ['CUDA_VISIBLE_DEVICES'])"
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": "3,GPU-7"}
         other = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
