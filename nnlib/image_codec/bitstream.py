@@ -32,7 +32,7 @@ VERSION = b"\1"
 HEADER = struct.Struct("<BHHHBB")  # what follows the checksum, up to the diagonals
 MAX_PIXELS = 1 << 24  # that are decoded unless a caller allows more: 16.8 million
 COLOUR, NO_CHANNEL_AXIS, BLOCKS_OF_16 = 1, 2, 4  # flags
-STEPS = 256  # step sizes, 24 an octave
+STEP_SIZES = [2 ** (1 - n / 24) for n in range(256)]  # of coefficients; full scale is 1
 OPPONENT = torch.tensor(  # luma, red - blue, green - both: orthonormal, so that errors count alike
     [[3**-0.5] * 3, [2**-0.5, 0, -(2**-0.5)], [-(6**-0.5), 2 * 6**-0.5, -(6**-0.5)]]
 )
@@ -48,11 +48,6 @@ class CodedImage(NamedTuple):
     step: int
     pitch: int
     codes: np.ndarray
-
-
-def step_size(step: int) -> float:
-    """The quantization step; full scale is 1."""
-    return 2 ** (1 - step / 24)
 
 
 def pack(coded: CodedImage) -> tuple[bytes, dict[str, int]]:
@@ -99,7 +94,15 @@ def unpack(data: bytes, max_pixels: int = MAX_PIXELS, zoom: int = 1) -> CodedIma
 
 def _read_header(data: bytes, max_pixels: int, zoom: int = 1):
     """Return an image of zeros that take no memory, its diagonals and the payload."""
-    body = _checked_body(data)
+    check(isinstance(data, bytes | bytearray | memoryview), "data", data, "bytes")
+    data = bytes(data)
+    if data[:3] != MAGIC:
+        raise CorruptError(f"this is no picture of centers: it begins with {data[:3]!r}")
+    if data[3:4] != VERSION:
+        raise CorruptError(f"its version is {data[3:4]!r}: this library reads version {VERSION!r}")
+    body = data[8:]
+    if len(body) <= HEADER.size or data[4:8] != struct.pack("<I", zlib.crc32(body)):
+        raise CorruptError(f"{len(data)} bytes are damaged or not all there: the checksum differs")
     flags, height, width, low, high, step = HEADER.unpack_from(body)
     channels = 3 if flags & COLOUR else 1
     pitch = 16 if flags & BLOCKS_OF_16 else 8
@@ -120,20 +123,6 @@ def _read_header(data: bytes, max_pixels: int, zoom: int = 1):
     no_axis = bool(flags & NO_CHANNEL_AXIS)
     image = CodedImage(height, width, no_axis, QuantizedCenters(*zeros), step, pitch, codes)
     return image, diagonals, body[end:]
-
-
-def _checked_body(data: bytes) -> bytes:
-    """Return what follows the checksum."""
-    check(isinstance(data, bytes | bytearray | memoryview), "data", data, "bytes")
-    data = bytes(data)
-    if data[:3] != MAGIC:
-        raise CorruptError(f"this is no picture of centers: it begins with {data[:3]!r}")
-    if data[3:4] != VERSION:
-        raise CorruptError(f"its version is {data[3:4]!r}: this library reads version {VERSION!r}")
-    body = data[8:]
-    if len(body) <= HEADER.size or data[4:8] != struct.pack("<I", zlib.crc32(body)):
-        raise CorruptError(f"{len(data)} bytes are damaged or not all there: the checksum differs")
-    return body
 
 
 def rgb_to_opponent(picture: Tensor) -> Tensor:
@@ -165,5 +154,5 @@ def render_centers(coded: CodedImage, zoom: int = 1, device="cpu") -> Tensor:
 def render_residual(coded: CodedImage, zoom: int = 1, device="cpu") -> Tensor:
     """Render what the lattice adds to the free centers."""
     codes = torch.from_numpy(coded.codes).to(device)
-    coefficients = lapped_cosine.dequantize(codes, step_size(coded.step))
+    coefficients = lapped_cosine.dequantize(codes, STEP_SIZES[coded.step])
     return lapped_cosine.synthesize(coefficients, coded.height, coded.width, coded.pitch, zoom)

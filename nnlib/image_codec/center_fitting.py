@@ -89,6 +89,8 @@ class CenterFitter:
         """
         optimizer = torch.optim.Adam([{"params": [part]} for part in self.parts], betas=(0.9, 0.99))
         turn = torch.rand(len(self.parts[0]), 1, generator=self.generator).to(self.picture)
+        size = self.picture.new_tensor([self.grid.height, self.grid.width])
+        limits = [self.picture.new_tensor(limit) for limit in (SHAPE_MIN, SHAPE_MAX)]
         for step in range(steps):
             progress = step / steps
             for group, rate in zip(optimizer.param_groups, LEARNING_RATES, strict=True):
@@ -99,21 +101,16 @@ class CenterFitter:
             add_error_gradients(self.grid, self.target, self.inside, *self.parts, selected)
             quantized = self.quantized().tensors() if quantizing else self.parts
             optimizer.step()
-            self._constrain(quantized, turn, progress)
+            with torch.no_grad():
+                rows = zip(self.parts, quantized, QUANTIZATION_STARTS, strict=True)
+                for part, fixed, start in rows:
+                    remaining = 1 - (progress - start) / QUANTIZATION_DURATION
+                    fraction = 1 - min(max(remaining, 0), 1) ** 1.5
+                    part.copy_(torch.where(turn < fraction, fixed.to(part), part))
+                self.parts[0].clamp_(min=0).clamp_(max=size)
+                self.parts[1].clamp_(*limits)
             if callback is not None:
                 callback()
-
-    @torch.no_grad()
-    def _constrain(self, quantized, turn: Tensor, progress: float) -> None:
-        """Keep centers quantized whose turn has come, and all within their limits."""
-        for part, fixed, start in zip(self.parts, quantized, QUANTIZATION_STARTS, strict=True):
-            remaining = 1 - (progress - start) / QUANTIZATION_DURATION
-            fraction = 1 - min(max(remaining, 0), 1) ** 1.5
-            part.copy_(torch.where(turn < fraction, fixed.to(part), part))
-        positions, shapes, _ = self.parts
-        size = positions.new_tensor([self.grid.height, self.grid.width])
-        positions.clamp_(min=0).clamp_(max=size)
-        shapes.clamp_(shapes.new_tensor(SHAPE_MIN), shapes.new_tensor(SHAPE_MAX))
 
     def quantized(self) -> QuantizedCenters:
         """Quantize the centers."""

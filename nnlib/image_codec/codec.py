@@ -62,10 +62,11 @@ def encode(
     _check_settings(bits_per_pixel, quality, steps)
     with torch.inference_mode(False), torch.enable_grad(), full_precision():
         picture = pixels.to(device).float() / 255
-        controller = RateController(picture, np.ndim(image) == 2, steps, seed, callback)
-        if quality is not None:
-            return controller.encode_to_step(round(24 + 1.5 * quality))
-        return controller.encode_to_size((bits_per_pixel or 0.25) * controller.pixels / 8)
+        size = (bits_per_pixel or 0.25) * picture[..., 0].numel() / 8
+        step = None if quality is None else round(24 + 1.5 * quality)
+        no_channel_axis = np.ndim(image) == 2
+        options = (size, step, steps, seed, callback)
+        return RateController(picture, no_channel_axis, *options).encode()
 
 
 def decode(

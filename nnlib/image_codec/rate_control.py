@@ -1,6 +1,5 @@
 """How many centers, and how finely the rest is quantized: the best file of a size or of a step."""
 
-from collections.abc import Callable
 from copy import deepcopy
 from math import inf, log2
 from typing import NamedTuple
@@ -10,14 +9,7 @@ import torch
 from torch import Tensor
 
 from nnlib.image_codec import lapped_cosine
-from nnlib.image_codec.bitstream import (
-    STEPS,
-    CodedImage,
-    pack,
-    render_centers,
-    rgb_to_opponent,
-    step_size,
-)
+from nnlib.image_codec.bitstream import STEP_SIZES, CodedImage, pack, render_centers
 from nnlib.image_codec.center_fitting import CenterFitter
 
 CENTER_BITS = 37  # that a center takes in a file
@@ -44,86 +36,87 @@ class Candidate(NamedTuple):
 
 
 class RateController:
-    """Fit centers to a picture [H, W, C] in 0..1, and choose how many of them pay."""
+    """Find the best file of a picture [H, W, C] in 0..1, of at most a size or with a given step.
 
-    def __init__(self, picture: Tensor, no_channel_axis=False, steps=None, seed=0, callback=None):
-        self.rgb = picture
-        self.picture = rgb_to_opponent(picture)
+    Of a size in bytes, the best is nearest to the picture, or the smallest where none is so small;
+    with a step, it has as many centers as save more bits than they take.
+    """
+
+    def __init__(
+        self, picture, no_channel_axis, size, step=None, steps=None, seed=0, callback=None
+    ):
+        self.picture = picture
         self.no_channel_axis = no_channel_axis
-        self.pixels = picture[..., 0].numel()
-        self.steps = steps or max(round(FINAL_STEPS * min(LARGE / self.pixels, 1)), MIN_STEPS)
+        self.size = size
+        self.step = step
+        pixels = picture[..., 0].numel()
+        self.steps = steps or max(round(FINAL_STEPS * min(LARGE / pixels, 1)), MIN_STEPS)
         self.seed = seed
         self.callback = callback
-        self.last_step = STEPS // 4  # that fitted
+        self.max_centers = pixels / PIXELS_PER_CENTER
+        if step is None:
+            largest = 8 * MAX_CENTER_BYTES * size / CENTER_BITS
+            self.max_centers = min(largest, self.max_centers)
+        self.last_step = len(STEP_SIZES) // 4  # that fitted
 
-    def encode_to_size(self, size: float) -> bytes:
-        """Return the best file of at most `size` bytes, or the smallest where none is so small."""
-
-        def candidate(coded, residual, pitch=PITCHES[0], extra_bits=0.0) -> Candidate:
-            return self._finest(coded, residual, pitch, size - extra_bits / 8)
-
-        return self._search(8 * MAX_CENTER_BYTES * size / CENTER_BITS, candidate)
-
-    def encode_to_step(self, step: int) -> bytes:
-        """Return a file of this step, with as many centers as save more bits than they take."""
-
-        def candidate(coded, residual, pitch=PITCHES[0], extra_bits=0.0) -> Candidate:
-            coefficients = lapped_cosine.analyze(residual, pitch)
-            error, size, data = _write(coded, residual, coefficients, pitch, step)
-            price = BIT_PRICE * step_size(step) ** 2
-            return Candidate(error + price * (8 * size + extra_bits), size, data)
-
-        return self._search(inf, candidate)
-
-    def _search(self, max_centers: float, candidate: Callable[..., Candidate]) -> bytes:
+    def encode(self) -> bytes:
         """Return the file with the most centers that may pay, or with fewer if these disappoint."""
-        stages = self._grow(min(max_centers, self.pixels / PIXELS_PER_CENTER), candidate)
+        stages = self._grow()
         lowest, few = min(stages, key=lambda stage: stage[0])
         many = few
         if 0 < lowest < inf:
             many = [parts for cost, parts in stages if cost <= (1 + TOLERANCE) * lowest][-1]
-        best = self._finish(many, candidate)
+        best = self._finish(many)
         if best.cost > lowest and few is not many:
-            best = min(best, self._finish(few, candidate))
+            best = min(best, self._finish(few))
         if best.cost == inf:  # too large even without coefficients: one center is the least
-            fitter = CenterFitter(self.rgb, self.seed)
+            fitter = CenterFitter(self.picture, self.seed)
             fitter.add(1)
-            best = min(best, self._finish(fitter.parts, candidate))
+            best = min(best, self._finish(fitter.parts))
         return best.data
 
-    def _grow(self, max_centers: float, candidate) -> list[tuple[float, list[Tensor]]]:
+    def _grow(self) -> list[tuple[float, list[Tensor]]]:
         """Estimate the costs of ever more centers, until they are hopeless."""
-        fitter = CenterFitter(self.rgb, self.seed)
+        fitter = CenterFitter(self.picture, self.seed)
         stages = []
-        for count in sorted({max(int(max_centers * part), 1) for part in COUNT_FRACTIONS}):
+        for count in sorted({max(int(self.max_centers * part), 1) for part in COUNT_FRACTIONS}):
             fitter.add(count - len(fitter.parts[0]))
             fitter.move(-(-self.steps // GROWTH), callback=self.callback)
-            residual = self.picture - fitter.render()
+            residual = fitter.picture - fitter.render()
             extra_bits = UNQUANTIZED_BITS * count
-            cost = candidate(self._coded(fitter), residual, extra_bits=extra_bits).cost
+            cost = self._candidate(self._coded(fitter), residual, PITCHES[0], extra_bits).cost
             stages.append((cost, deepcopy(fitter.parts)))
             if cost > (1 + TOLERANCE) * min(cost for cost, _ in stages):
                 break
         return stages
 
-    def _finish(self, parts: list[Tensor], candidate) -> Candidate:
+    def _finish(self, parts: list[Tensor]) -> Candidate:
         """Fit and quantize the centers; return the best file with them."""
-        fitter = CenterFitter(self.rgb, self.seed)
+        fitter = CenterFitter(self.picture, self.seed)
         fitter.parts = parts
         fitter.move(self.steps, final_rate=0.1, quantizing=True, callback=self.callback)
         coded = self._coded(fitter)
-        residual = self.picture - render_centers(coded, device=self.picture.device)
-        return min(candidate(coded, residual, pitch) for pitch in PITCHES)
+        residual = fitter.picture - render_centers(coded, device=self.picture.device)
+        return min(self._candidate(coded, residual, pitch) for pitch in PITCHES)
 
     def _coded(self, fitter: CenterFitter) -> CodedImage:
-        nothing = np.zeros((self.picture.shape[2], 0, 0), np.int16)
-        size = self.picture.shape[:2]
-        return CodedImage(*size, self.no_channel_axis, fitter.quantized(), 0, 8, nothing)
+        height, width, channels = self.picture.shape
+        nothing = np.zeros((channels, 0, 0), np.int16)
+        return CodedImage(height, width, self.no_channel_axis, fitter.quantized(), 0, 8, nothing)
 
-    def _finest(self, coded: CodedImage, residual: Tensor, pitch: int, size: float) -> Candidate:
-        """Search the finest step whose file fits: guessed from sizes at first, then bisected."""
+    def _candidate(self, coded: CodedImage, residual, pitch: int, extra_bits=0.0) -> Candidate:
+        """Find coefficients for these centers, as if the file had more bits than it has."""
         coefficients = lapped_cosine.analyze(residual, pitch)
-        low, high = 0, STEPS - 1
+        if self.step is None:
+            size = self.size - extra_bits / 8
+            return self._finest(coded, residual, coefficients, pitch, size)
+        error, size, data = _write(coded, residual, coefficients, pitch, self.step)
+        price = BIT_PRICE * STEP_SIZES[self.step] ** 2
+        return Candidate(error + price * (8 * size + extra_bits), size, data)
+
+    def _finest(self, coded, residual, coefficients, pitch: int, size: float) -> Candidate:
+        """Search the finest step whose file fits: guessed from sizes at first, then bisected."""
+        low, high = 0, len(STEP_SIZES) - 1
         step = self.last_step
         best = None
         tries = 0
@@ -144,7 +137,7 @@ class RateController:
 
 def _write(coded: CodedImage, residual, coefficients, pitch: int, step: int, rounds=3) -> Candidate:
     """Write a file with these coefficients in steps; its cost is the squared error."""
-    size = step_size(step)
+    size = STEP_SIZES[step]
     codes = lapped_cosine.quantize(residual, coefficients, pitch, size, rounds)
     coefficients = lapped_cosine.dequantize(codes, size)
     error = residual - lapped_cosine.synthesize(coefficients, *residual.shape[:2], pitch)
