@@ -131,7 +131,7 @@ def code_residual(coder: Coder, codes: np.ndarray, pitch: int, diagonals: list[i
     """Code 16-bit coefficients in steps, a diagonal of frequencies at a time.
 
     Blocks are coded in two halves, as the black and white fields of a chessboard. Known magnitudes
-    of lower frequencies, neighboring blocks and earlier channels tell each coefficient's context.
+    of lower frequencies, neighboring blocks and earlier channels select each context.
     """
     all_coded = np.zeros(codes.shape, np.int16)
     result = _by_frequency(all_coded, pitch)
