@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         StackedClassifier,
     )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _HOMES = {  # imported on first use, so that `import nnlib` is quick
     "nnlib": "datasets image_codec",
     "nnlib.attention": "Labels attend class_log_probabilities nearest",

@@ -15,6 +15,8 @@ from torch import Tensor
 from nnlib._common.files import atomic_write
 from nnlib.errors import DataError
 
+__all__ = ["Dataset", "data_folder", "load", "load_photo", "load_text"]
+
 DATA = Path(__file__).resolve().parents[1] / "data"
 SHIPPED = DATA if (DATA / "mnist").is_dir() and (DATA / "README.md").is_file() else None
 ARRAYS = ["train_images", "train_labels", "test_images", "test_labels"]
