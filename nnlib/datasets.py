@@ -86,7 +86,21 @@ def load(name: str, folder: str | Path | None = None) -> Dataset:
 
 
 def data_folder(folder: str | Path | None = None) -> Path:
-    """Return `folder`, else NNLIB_DATA, else the repository's data/, else the user's cache."""
+    """Return `folder`, else NNLIB_DATA, else the repository's data/, else the user's cache.
+
+    Parameters
+    ----------
+    folder : what to prefer to all of them
+
+    Raises
+    ------
+    DataError : it is a file
+
+    Examples
+    --------
+    >>> data_folder("/tmp").name
+    'tmp'
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "nnlib")
     path = Path(folder or os.environ.get("NNLIB_DATA") or SHIPPED or cache).expanduser()
     if path.exists() and not path.is_dir():
@@ -97,8 +111,17 @@ def data_folder(folder: str | Path | None = None) -> Path:
 def load_photo(name: str | Path, as_it_is: bool = False) -> UInt8[Tensor, "H W *C"]:
     """Open "astronaut", "chelsea", "tmshre_500" or any picture by its path: upright, [H, W, 3].
 
-    With `as_it_is`, a grey picture stays [H, W] and a transparent one [H, W, 4]. Raises DataError.
+    Parameters
+    ----------
+    name : of a shipped photo, or a file's path
+    as_it_is : keep a grey picture [H, W] and a transparent one [H, W, 4]
 
+    Raises
+    ------
+    DataError : there is no such file, or it can't be read as a picture of 8 bits a channel
+
+    Examples
+    --------
     >>> load_photo("chelsea").shape
     torch.Size([300, 451, 3])
     """
@@ -117,8 +140,18 @@ def load_photo(name: str | Path, as_it_is: bool = False) -> UInt8[Tensor, "H W *
 
 
 def load_text(name: str | Path) -> str:
-    """Read "alice", "persuasion" or any UTF-8 file by its path, line ends kept. Raises DataError.
+    """Read "alice", "persuasion" or any UTF-8 file by its path, line ends kept.
 
+    Parameters
+    ----------
+    name : of a shipped text, or a file's path
+
+    Raises
+    ------
+    DataError : there is no such file, or it isn't UTF-8
+
+    Examples
+    --------
     >>> load_text("alice").split()[:3]
     ["ALICE'S", 'ADVENTURES', 'IN']
     """

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from nnbook.plotting import figures
-from nnlib.neighbors import CenterClassifier
+from nnlib.neighbors import DynamicClassifier
 
 MAX_CLASSES = 5  # that are shown
 
 
 def votes(
-    model: CenterClassifier, images: Tensor, labels: Tensor, classes: Sequence[str], k: int = 6
+    model: DynamicClassifier, images: Tensor, labels: Tensor, classes: Sequence[str], k: int = 6
 ) -> plt.Figure:
     """Draw pictures, a row each, with their classes' probabilities and their k nearest centers.
 

@@ -84,6 +84,13 @@ def decode(predictor: StreamingPredictor, data: bytes) -> str:
     Raises
     ------
     CorruptError : what was read, encoded again, is not the same data
+
+    Examples
+    --------
+    >>> from nnlib.language import ContextModel
+    >>> model = ContextModel().fit("to be, or not to be: ")
+    >>> decode(model.reader(), encode(model.reader(), "to be"))
+    'to be'
     """
     if len(data) < 4 or len(data) % 4:
         raise CorruptError(f"data of {len(data)} bytes is cut off: give all that encode() returned")

@@ -1,13 +1,10 @@
-from nnlib.neighbors.base import CenterClassifier
 from nnlib.neighbors.classifier import DynamicClassifier
 from nnlib.neighbors.metric_learning import NCATransformer
 from nnlib.neighbors.prototypes import PrototypeClassifier
 from nnlib.neighbors.regressor import DynamicRegressor
-from nnlib.neighbors.stacking import BaseStack, DeepClassifier, StackedClassifier
+from nnlib.neighbors.stacking import DeepClassifier, StackedClassifier
 
 __all__ = [
-    "BaseStack",
-    "CenterClassifier",
     "DeepClassifier",
     "DynamicClassifier",
     "DynamicRegressor",

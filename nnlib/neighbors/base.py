@@ -279,16 +279,8 @@ def _log(probabilities: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
 class CenterClassifier(ProbabilisticClassifier, CenterEstimator):
     """Base of the classifiers over centers, whose class probabilities are fractions of the weight.
 
-    Attributes
-    ----------
-    centers_, values_, classes_
-        Centers [M, D], their class numbers [M] or probabilities [M, C], and labels [C].
-
-    Examples
-    --------
-    >>> from nnlib.neighbors import DynamicClassifier
-    >>> issubclass(DynamicClassifier, CenterClassifier)
-    True
+    Fitted: `centers_` [M, D], `values_`, their class numbers [M] or probabilities [M, C], and
+    `classes_` [C], the labels.
     """
 
     saved_attributes = ("n_features_in_", "classes_")

@@ -34,15 +34,7 @@ LAYER_CLASSES = (DynamicClassifier, PrototypeClassifier)
 class BaseStack(ProbabilisticClassifier, SafetensorsMixin, BaseEstimator, torch.nn.Module):
     """Base of the stacks, whose last layer predicts.
 
-    Attributes
-    ----------
-    layers_, splits_
-        The fitted layers, and into how many groups of centers each is split for the next.
-
-    Examples
-    --------
-    >>> issubclass(DeepClassifier, BaseStack)
-    True
+    Fitted: `layers_`, and `splits_`, into how many groups of centers each is split for the next.
     """
 
     saved_attributes = ("n_features_in_", "splits_")
