@@ -34,6 +34,6 @@ def test_book_time(tmp_path):
     return within(5, sys.executable, "-m", "nnbook", "run", "--reports", str(tmp_path))
 
 
-@figure("make test: lint, tests, notebooks under nbval", "at most 10 min on 2 cores", "slow")
+@figure("make test: lint, tests, notebooks under nbval", "at most 6 min on 2 cores", "slow")
 def test_test_time():
-    return within(10, "make", "test")
+    return within(6, "make", "test")

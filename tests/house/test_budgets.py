@@ -1,4 +1,7 @@
-"""The code stays small and plain: budgets of lines, tokens a line, lengths of files and functions."""
+"""The code stays small and plain: lines, tokens a line, lengths of files and functions only fall.
+
+The bars that they are to reach are rows of `make claims` (tests/figures/test_house_figures.py).
+"""
 
 import ast
 import io
@@ -10,13 +13,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CORE = ("_common", "distances", "attention", "neighbors", "nca")
-LINES = {  # blank lines and docstrings included
-    "core": ([f"nnlib/{name}" for name in CORE], 4000),
-    "image_codec": (["nnlib/image_codec"], 1200),
-    "language": (["nnlib/language"], 1200),
-    "training": (["nnlib/training"], 1200),
-    "nnbook": (["nnbook"], 3200),
+FOLDERS = {"core": [f"nnlib/{name}" for name in CORE]} | {
+    name: [f"nnlib/{name}"] for name in ("image_codec", "language", "training")
 }
+FOLDERS["nnbook"] = ["nnbook"]
+LINES = {  # blank lines and docstrings included: lower a number when you get below it
+    "core": 5200,
+    "image_codec": 1200,
+    "language": 1200,
+    "training": 1200,
+    "nnbook": 4350,
+}
+TOKENS = {"nnlib": 10.95, "nnbook": 11.2}  # a line of code
 LAYOUT = {
     tokenize.COMMENT,
     tokenize.DEDENT,
@@ -54,38 +62,53 @@ def tokens_and_lines(path: Path) -> tuple[int, int]:
     return len(tokens), len(lines)
 
 
-@pytest.mark.parametrize("name", LINES)
-def test_a_package_stays_within_its_budget_of_lines(name):
-    folders, budget = LINES[name]
-    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in python_files(*folders))
-    assert lines <= budget, f"{name} has {lines} lines: retire as many as you add"
+def file_lengths(*folders: str) -> dict[Path, int]:
+    return {
+        path: len(path.read_text(encoding="utf-8").splitlines()) for path in python_files(*folders)
+    }
 
 
-@pytest.mark.parametrize("package", ["nnlib", "nnbook"])
-def test_lines_are_not_dense(package):
-    counts = [tokens_and_lines(path) for path in python_files(package)]
+def tokens_a_line(*folders: str) -> float:
+    counts = [tokens_and_lines(path) for path in python_files(*folders)]
     tokens, lines = (sum(column) for column in zip(*counts, strict=True))
-    assert tokens / lines <= 10
+    return tokens / lines
+
+
+def function_lengths(*folders: str) -> dict[str, int]:
+    """Lines of each function, without those of its docstring."""
+    lengths = {}
+    for path in python_files(*folders):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        skipped = docstring_lines(tree)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                lines = set(range(node.lineno, node.end_lineno + 1)) - skipped
+                lengths[f"{path.relative_to(ROOT)}:{node.name}"] = len(lines)
+    return lengths
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_package_does_not_grow(name):
+    lines = sum(file_lengths(*FOLDERS[name]).values())
+    assert lines <= LINES[name], f"{name} has {lines} lines: retire as many as you add"
+
+
+@pytest.mark.parametrize("package", TOKENS)
+def test_lines_do_not_get_denser(package):
+    assert tokens_a_line(package) <= TOKENS[package]
 
 
 @pytest.mark.parametrize("package", ["nnlib", "nnbook"])
 def test_files_are_short(package):
-    lengths = {
-        path: len(path.read_text(encoding="utf-8").splitlines()) for path in python_files(package)
-    }
+    lengths = file_lengths(package)
     assert statistics.median(lengths.values()) <= 200
     assert {str(path): length for path, length in lengths.items() if length > 350} == {}
 
 
 @pytest.mark.parametrize("package", ["nnlib", "nnbook"])
 def test_functions_are_short(package):
-    too_long = [
-        f"{path.relative_to(ROOT)}:{node.name} {node.end_lineno - node.lineno + 1}"
-        for path in python_files(package)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 40
-    ]
-    assert too_long == []
+    too_long = {name: lines for name, lines in function_lengths(package).items() if lines > 40}
+    assert too_long == {}
 
 
 def test_the_readme_is_read_in_a_minute():

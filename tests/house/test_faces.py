@@ -1,4 +1,4 @@
-"""What is public is on a face, documented, and light to import; what is outside imports faces only."""
+"""What is public is on a face, documented, and light to import; outside, faces alone are used."""
 
 import ast
 import importlib
@@ -105,7 +105,10 @@ def test_importing_the_library_loads_nothing_heavy():
 
 def test_using_the_core_loads_no_pictures_and_no_plots():
     heavy = {"torchvision", "matplotlib", "triton", "IPython"}
-    code = f"from nnlib import attend, DynamicClassifier, nca_loss, ContextModel\nimport sys; print(sorted({heavy} & set(sys.modules)))"
+    code = (
+        "from nnlib import attend, DynamicClassifier, nca_loss, ContextModel\n"
+        f"import sys; print(sorted({heavy} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
 

@@ -147,8 +147,15 @@ def _sharded(rank, world, store, b, cuts, folder):
     bank.update(index[mine], features[mine])
     classes = knn_predict(features[mine], bank, k=7, exclude=index[mine], top=3)
     plain = knn_predict(features[mine], rows[part], labels[part], k=7, sharded=True)
-    found = {"loss": loss.detach(), "gradient": leaf.grad, "start": start, 
-             "bank": bank.embeddings(), "classes": classes, "plain": plain, "here": len(bank.memory)}  # fmt: skip
+    found = {
+        "loss": loss.detach(),
+        "gradient": leaf.grad,
+        "start": start,
+        "bank": bank.embeddings(),
+        "classes": classes,
+        "plain": plain,
+        "here": len(bank.memory),
+    }
     torch.save(found, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 

@@ -42,7 +42,7 @@ def model():
 
 
 def naive(model, x, kernel):
-    """The stack's probabilities in float64: groups sized as equally as can be, the first ones larger."""
+    """The stack's probabilities in float64, by groups of centers of nearly equal size."""
     x, outputs = x.double(), []
     for layer in model.layers_:
         centers, labels = layer.centers_.double(), layer.values_

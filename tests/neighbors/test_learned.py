@@ -1,4 +1,4 @@
-"""Learned centers and metrics: against the equation in float64, and against what they set out from."""
+"""Prototypes and learned metrics, against float64 and against their starting points."""
 
 import math
 
@@ -209,7 +209,7 @@ def test_settings_without_sense_are_refused(settings):
 
 
 def sectors(seed):
-    """Four classes, by the quadrant of a plane, and six features that mean nothing and weigh more."""
+    """Four classes, by the quadrant of a plane, and six features of larger noise."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(1500, 8, generator=generator) * torch.tensor([1.0] * 2 + [1.5] * 6)
     return x, 2 * (x[:, 0] > 0).long() + (x[:, 1] > 0)

@@ -1,4 +1,4 @@
-"""The dynamic estimators: the published rule against a plain loop, and the manners that users expect."""
+"""The dynamic estimators: the published rule against a plain loop, and what users expect."""
 
 import pickle
 
@@ -368,9 +368,7 @@ def test_a_truncated_model_is_refused(tmp_path):
         {"class": "DynamicRegressor"},
         {"metadata": "{}"},
         {"metadata": "not json"},
-        {
-            "metadata": '{"settings": {"kernel": {"kernel": "math", "fields": {}}}, "attributes": {}}'
-        },
+        {"metadata": '{"settings": {"kernel": {"kernel": "math", "fields": {}}}}'},
         {"metadata": '{"settings": {"surprise": 1}, "attributes": {}}'},
     ],
 )

@@ -1,4 +1,4 @@
-"""Stacks on outputs for samples left out: against a plain loop over the folds, and by what they promise."""
+"""Stacks on outputs for samples left out, against a plain loop over the folds."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_scikit_learn_estimator(estimator, check):
 
 
 def mixed(samples, seed=0):
-    """Two tight classes and a wide one, whose samples lie nearer to the tight ones than to each other."""
+    """Two tight classes and a wide one, whose samples lie nearer to the tight ones."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(samples) % 3
     x = torch.tensor([0.7, 0.7, 1.4])[y][:, None] * torch.randn(samples, 60, generator=generator)
