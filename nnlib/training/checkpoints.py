@@ -17,10 +17,11 @@ from torch import Tensor
 from nnlib._common.files import atomic_write
 from nnlib.errors import ModelError
 from nnlib.training.encoders import Embedding
-from nnlib.training.snca_checkpoint import SNCACheckpoint, load_snca
+from nnlib.training.snca_checkpoint import load_snca
 
 FORMAT = "nnlib.training.1"
 LAST = "last.pt"
+LOG = "log.csv"
 WEIGHTS = "weights.safetensors"
 FEATURES = "features.safetensors"
 
@@ -56,30 +57,36 @@ def refuse_other_run(folder: Path, resume: str) -> None:
 
 
 def write_checkpoint(folder: Path, state: dict) -> None:
-    """Write the state of a run to the folder's last.pt."""
+    """Write the history of a run to the folder's log.csv, then its state to last.pt."""
+    history = state["history"]
+    if history:
+        lines = [history[0].keys(), *(row.values() for row in history)]
+        with atomic_write(folder / LOG) as part:
+            part.write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
     with atomic_write(folder / LAST) as part:
         torch.save({"format": FORMAT} | state, part)
 
 
-def read_any(path: Path) -> dict | SNCACheckpoint | Embedding:
-    """Return the state of a run, a published checkpoint, or a network, from a file or folder.
+def read_any(path: Path) -> dict:
+    """Return the state of a run, or other "best_weights", perhaps with their "arch" and "bank".
 
     Raises ModelError, naming the file, for one that is missing, truncated or foreign.
     """
     last = path / LAST if path.is_dir() else path
     if path.suffix == ".safetensors" or not (last.is_file() or path == last):
-        return read_network(path)
+        return {"best_weights": read_network(path).state_dict()}
     if not last.is_file():
         raise ModelError(f"path={str(last)!r} is no file: give a checkpoint ({LAST}) or its folder")
     try:
         with warnings.catch_warnings(action="ignore"):  # on pickles that torch then refuses
             state = torch.load(last, map_location="cpu", weights_only=True)
+        version = state["format"]
     except Exception:  # not ours: perhaps the published form, a pickle to be read with care
-        return load_snca(last)
-    if not isinstance(state, dict) or "format" not in state:
-        return load_snca(last)
-    if state["format"] != FORMAT:
-        problem = f"has the format {state['format']!r}, not {FORMAT!r}"
+        arch, weights, bank = load_snca(last)
+        weights = {f"backbone.{name}": tensor for name, tensor in weights.items()}
+        return {"arch": arch, "best_weights": weights, "bank": bank}
+    if version != FORMAT:
+        problem = f"has the format {version!r}, not {FORMAT!r}"
         raise ModelError(f"path={str(last)!r} {problem}: read it by the version that wrote it")
     if "best_weights" not in state:  # once they were in a file of their own
         best = last.with_name("best.pt")

@@ -1,7 +1,6 @@
 """What a training run is made of: every setting with its default, its limits and its help."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -45,7 +44,6 @@ class TrainingConfig:
     temperature: float = option(0.05, "T of exp(cos/T), in training and voting", interval=POSITIVE)
     margin: float = option(0.0, "lead of the own class, in cosines", interval=NOT_NEGATIVE)
     memory_momentum: float = option(0.5, "fraction of a bank row that is kept", interval="[0, 1)")
-    start: str = option("auto", "the bank's first rows", choices=("auto", "random", "embedded"))
     batch_size: int = option(256, "pictures a batch, of all processes together", "-b")
     iter_size: int = option(1, "batches a step", least=1)
     epochs: int = option(130, "passes over the pictures", least=1)
@@ -99,12 +97,11 @@ class TrainingConfig:
             raise ValueError(f"{given}, for {pictures} pictures: give less")
         return pictures // wanted
 
-    def autocast(self, device: torch.device) -> AbstractContextManager:
+    def autocast(self, device: torch.device) -> torch.autocast:
         """Return the context in which the network computes by the precision."""
         automatic = self.precision == "auto" and device.type == "cuda"
-        if automatic or self.precision == "bfloat16":
-            return torch.autocast(device.type, torch.bfloat16)
-        return nullcontext()
+        halved = automatic or self.precision == "bfloat16"
+        return torch.autocast(device.type, torch.bfloat16, enabled=halved)
 
     def lr_at(self, epoch: float) -> float:
         """Return the rate at a moment: a tenth after every 40 of 130 epochs, or half a cosine."""

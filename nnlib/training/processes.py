@@ -38,9 +38,9 @@ def _is_cuda(device: str) -> bool:
     return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
 
 
-def all_gather_names(names: Iterable[str]) -> list[str]:
-    """Return the names of every process, each once, in the order of ranks."""
-    parts = [list(names)] * distributed.world_size()
+def all_gather_unique(items: Iterable) -> list:
+    """Return the items of every process, each once, in the order of ranks."""
+    parts = [list(items)] * distributed.world_size()
     if distributed.world_size() > 1:
         dist.all_gather_object(parts, parts[0])
-    return list(dict.fromkeys(name for part in parts for name in part))
+    return list(dict.fromkeys(item for part in parts for item in part))

@@ -16,17 +16,15 @@ from torch import Tensor
 
 from nnlib.errors import ModelError
 
-ARCHITECTURES = ("resnet18", "resnet34", "resnet50")
+KNOWN = ("resnet18", "resnet34", "resnet50")
 
 
 class SNCACheckpoint(NamedTuple):
-    """A published encoder: weights under torchvision's names, bank [N, D], top-1 on ImageNet."""
+    """A published encoder: weights under torchvision's names, and the memory bank [N, D]."""
 
     arch: str
-    epoch: int
     weights: dict[str, Tensor]
     bank: Tensor | None
-    best_top1: float | None
 
 
 def load_snca(path: str | Path) -> SNCACheckpoint:
@@ -65,26 +63,21 @@ def _check(holds: bool, problem: str) -> None:
 
 def _parse(state) -> SNCACheckpoint:
     _check(isinstance(state, dict), "it holds no dict")
-    names = ("arch", "epoch", "state_dict", "best_prec1", "lemniscate")
-    arch, epoch, tensors, best, lemniscate = (state.get(name) for name in names)
+    arch = state.get("arch")
+    _check(arch in KNOWN, f"its arch is {arch!r:.40}, not one of {', '.join(KNOWN)}")
+    tensors = state.get("state_dict")
     _check(isinstance(tensors, dict) and len(tensors) > 0, "it has no state_dict")
-    given = repr(arch[:40]) if isinstance(arch, str) else f"of type {type(arch).__name__}"
-    known = isinstance(arch, str) and arch in ARCHITECTURES
-    _check(known, f"its arch is {given}, not one of {', '.join(ARCHITECTURES)}")
-    _check(type(epoch) is int and epoch >= 0, "its epoch is no whole number")
     for name, tensor in tensors.items():
         _check(isinstance(tensor, Tensor), f"{name!r:.60} is no tensor of a known type")
     weights = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     _check(len(weights) == len(tensors), "it names a weight both with and without 'module.'")
-    best = float(best) if isinstance(best, float | int | Tensor) else None
-    bank = None if lemniscate is None else _find_bank(lemniscate, weights)
-    return SNCACheckpoint(arch, epoch, weights, bank, best)
+    return SNCACheckpoint(arch, weights, _find_bank(state.get("lemniscate"), weights))
 
 
-def _find_bank(lemniscate, weights: dict[str, Tensor]) -> Tensor:
-    state = getattr(lemniscate, "state", None)
-    buffers = state.get("_buffers") if isinstance(state, dict) else None
-    bank = buffers.get("memory") if isinstance(buffers, dict) else None
+def _find_bank(lemniscate, weights: dict[str, Tensor]) -> Tensor | None:
+    if lemniscate is None:
+        return None
+    bank = getattr(lemniscate, "state", {}).get("_buffers", {}).get("memory")
     _check(isinstance(bank, Tensor), "the lemniscate's memory is no tensor")
     width = len(weights["fc.weight"]) if "fc.weight" in weights else "D"
     fits = bank.ndim == 2 and bank.is_floating_point() and width in ("D", bank.shape[1])

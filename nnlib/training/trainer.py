@@ -25,8 +25,7 @@ from nnlib.training.config import TrainingConfig
 from nnlib.training.encoders import Embedding
 from nnlib.training.image_data import Batch, Pictures, epoch_batches, open_pictures
 from nnlib.training.objectives import Learner, Objective
-from nnlib.training.processes import all_gather_names, own_device, process_group
-from nnlib.training.snca_checkpoint import SNCACheckpoint
+from nnlib.training.processes import all_gather_unique, own_device, process_group
 
 FIXED = ("arch", "low_dim", "loss", "size", "seed", "batch_size", "iter_size", "epochs")
 PROGRESS = ("epoch", "step", "best", "best_weights", "history")
@@ -72,10 +71,6 @@ def train(settings: TrainingConfig) -> Result:
 
 def evaluate(settings: TrainingConfig) -> Result:
     """Only test what settings.resume names, against a gallery that is embedded anew."""
-    resume = settings.resume
-    if not resume or (resume == "auto" and not (settings.folder() / LAST).exists()):
-        problem = f"resume={resume!r}: {str(settings.folder())!r} has no run in it to evaluate"
-        raise ValueError(f"{problem}: give a checkpoint, or the folder that a training left")
     with process_group(settings.device):
         return Trainer(settings.check(), only_tests=True).test()
 
@@ -103,8 +98,7 @@ class Trainer:
             checkpoints.prepare_folder(self.folder)
         self.parallel: nn.Module = self.learner
         if distributed.world_size() > 1:
-            devices = [self.device] if self.device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(self.learner, devices)
+            self.parallel = DistributedDataParallel(self.learner)
 
     def _make_learner(self) -> None:
         s = self.settings
@@ -124,8 +118,9 @@ class Trainer:
         """Train the epochs that are left; validate and save each."""
         s = self.settings
         checkpoints.refuse_other_run(self.folder, s.resume)
-        if self.epoch == self.step == 0:
-            self._start_bank()
+        if s.loss == "instance" and self.epoch == self.step == 0:
+            features, _, index = self._embed(self.pictures.train)
+            self.bank.update(index, features, 0.0)  # random rows teach nothing without labels
         while self.epoch < s.epochs:
             started = perf_counter()
             self._train_epoch()
@@ -158,15 +153,7 @@ class Trainer:
         trained = Trained(network, features, labels, gallery.classes, files)
         if distributed.rank() == 0:
             checkpoints.write_trained(self.folder, trained)
-        return Result(self.history, figures, trained, all_gather_names(self.unread))
-
-    def _start_bank(self) -> None:
-        """Embed the first rows where wanted: without labels, random ones teach nothing."""
-        s = self.settings
-        wanted = s.start == "embedded" or (s.start == "auto" and s.loss == "instance")
-        if self.bank is not None and wanted:
-            features, _, index = self._embed(self.pictures.train)
-            self.bank.update(index, features, 0.0)
+        return Result(self.history, figures, trained, all_gather_unique(self.unread))
 
     def _train_epoch(self) -> None:
         s = self.settings
@@ -184,7 +171,8 @@ class Trainer:
                     self.save()
         distributed.broadcast(self.learner.buffers())  # or running means would differ
         if self.bank is not None:
-            self.bank.clear(self._all_unread_numbers())
+            numbers = all_gather_unique(self.unread_numbers)
+            self.bank.clear(torch.tensor(numbers, dtype=torch.int64, device=self.device))
 
     def _train_step(self, stream: Iterator[Batch]) -> None:
         s = self.settings
@@ -226,10 +214,6 @@ class Trainer:
         device = self.device if self.device.type == "cuda" else "cpu"  # MPS has no float64
         sums = torch.tensor(self.sums, dtype=torch.float64, device=device)
         return distributed.all_reduce_sum(sums).tolist()
-
-    def _all_unread_numbers(self) -> Tensor:
-        numbers = torch.tensor(sorted(self.unread_numbers), dtype=torch.int64, device=self.device)
-        return torch.cat(distributed.all_gather_rows(numbers))
 
     def _validate(self) -> dict[str, float]:
         if len(self.pictures.validation) == 0:
@@ -274,8 +258,8 @@ class Trainer:
         """Return all that the run goes on from; all processes call it at once."""
         return {name: getattr(self, name) for name in PROGRESS} | {
             "sums": self._total_loss(),
-            "lost": self._all_unread_numbers().tolist(),
-            "unread": all_gather_names(self.unread),
+            "lost": all_gather_unique(self.unread_numbers),
+            "unread": all_gather_unique(self.unread),
             "learner": self.learner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "bank": None if self.bank is None else self.bank.embeddings(),
@@ -286,11 +270,11 @@ class Trainer:
     def load_state_dict(self, state: dict) -> None:
         """Go on from such a state; raises ModelError for one of another run."""
         for name in FIXED:
-            before, now = state["settings"].get(name), getattr(self.settings, name)
+            before = state["settings"].get(name)
+            now = getattr(self.settings, name)
             if before != now:
-                raise ModelError(
-                    f"it was trained with {name}={before!r}, not {now!r}: give the same"
-                )
+                problem = f"it was trained with {name}={before!r}, not {now!r}"
+                raise ModelError(f"{problem}: give the same")
         if not torch.equal(state["labels"], self.pictures.train.labels):
             data = self.settings.data
             raise ModelError(f"it was trained on other pictures than {data!r}: give the same")
@@ -316,6 +300,11 @@ class Trainer:
         resume = self.settings.resume
         path = self.folder if resume == "auto" else Path(resume)
         if not resume or (resume == "auto" and not (path / LAST).exists()):
+            if only_tests:
+                problem = f"resume={resume!r}: {str(self.folder)!r} has no run in it to evaluate"
+                raise ValueError(
+                    f"{problem}: give a checkpoint, or the folder that a training left"
+                )
             return
         try:
             self._load(checkpoints.read_any(path), only_tests)
@@ -326,22 +315,19 @@ class Trainer:
             advice = "give a run's, with its arch, low_dim and size"
             raise ModelError(f"resume={resume!r} doesn't fit ({cause:.200}): {advice}") from None
 
-    def _load(self, state: dict | SNCACheckpoint | Embedding, only_tests: bool) -> None:
-        if isinstance(state, dict) and not only_tests:
+    def _load(self, state: dict, only_tests: bool) -> None:
+        if "settings" in state and not only_tests:
             self.load_state_dict(state)
             return
-        if isinstance(state, Embedding):
-            weights = state.state_dict()
-        elif isinstance(state, dict):
+        arch = state.get("arch", self.settings.arch)
+        if arch != self.settings.arch:
+            raise ModelError(f"its architecture is {arch}, not {self.settings.arch}")
+        weights = state["best_weights"]
+        if weights is None:  # stopped within its first epoch
             own = state["learner"].items()
-            own = {name[8:]: each for name, each in own if name.startswith("network.")}
-            weights = state["best_weights"] or own
-        else:
-            if state.arch != self.settings.arch:
-                raise ModelError(f"its architecture is {state.arch}, not {self.settings.arch}")
-            weights = {f"backbone.{name}": each for name, each in state.weights.items()}
+            weights = {name[8:]: each for name, each in own if name.startswith("network.")}
         self.learner.network.load_state_dict(weights)
-        bank = getattr(state, "bank", None)
+        bank = state.get("bank")
         if self.bank is not None and bank is not None:
             if bank.shape == (len(self.bank), self.bank.dim):
                 self.bank.fill(bank)

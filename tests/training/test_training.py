@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -39,7 +40,7 @@ SMALL = {
     "validation": 0.2,
 }
 SMALL |= {"device": "cpu", "progress": False, "k": 5}
-LEFT = {"last.pt", WEIGHTS, FEATURES}
+LEFT = {"last.pt", "log.csv", WEIGHTS, FEATURES}
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +108,7 @@ def same_files(one, two):
 
 @pytest.mark.parametrize(
     "given",
-    [{"start": "embedded"}, {"loss": "instance", "temperature": 0.1}, {"loss": "softmax"},
+    [{}, {"loss": "instance", "temperature": 0.1}, {"loss": "softmax"},
      {"margin": 0.1, "watch": "stale"}, {"validation": 0},
      {"schedule": "cosine", "warmup": 0.5, "iter_size": 2, "flip": False, "workers": 1}],
 )  # fmt: skip
@@ -116,6 +117,7 @@ def test_a_run_leaves_what_it_promises(how, given):
     result, folder = train(settings), settings.folder()
     assert {file.name for file in folder.iterdir()} == LEFT
     assert [row["epoch"] for row in result.history] == [0, 1] and len(rows(folder)) == 2
+    assert pd.read_csv(folder / "log.csv").to_dict("records") == result.history
     assert ("validation_knn_top1" in result.history[0]) == (settings.validation > 0)
     assert all(0 <= share <= 1 for share in result.test.values()) and not result.unread
     if settings.loss != "instance":
