@@ -116,7 +116,7 @@ class MemoryBank(nn.Module):
         if embeddings.shape != (len(self), self.dim):
             wanted = [len(self), self.dim]
             raise ValueError(f"embeddings {tuple(embeddings.shape)} don't fit: give {wanted}")
-        unit = UnitRows(embeddings)
+        unit = BankRows(embeddings)
         for start in range(0, len(self.memory), BLOCK_ROWS):
             samples = self.order[start : start + BLOCK_ROWS].to(embeddings.device)
             self.memory[start : start + BLOCK_ROWS] = unit[samples].to(self.memory)
@@ -149,8 +149,8 @@ class MemoryBank(nn.Module):
         return memory
 
 
-class UnitRows:
-    """Rows as unit vectors, normalised a slice at a time."""
+class BankRows:
+    """The rows of a bank as unit vectors, normalised a slice at a time."""
 
     def __init__(self, rows: Shaped[Tensor, "N D"]):
         self.rows = rows
@@ -168,7 +168,7 @@ class UnitRows:
 class BankView(NamedTuple):
     """What the loss and the k-NN read: a MemoryBank, or plain rows with labels."""
 
-    memory: Tensor | UnitRows
+    memory: Tensor | BankRows
     labels: Int64[Tensor, " n"]
     classes: int
     samples: int
@@ -190,5 +190,5 @@ def view_bank(bank: Tensor | MemoryBank, labels: Tensor | None, sharded=False) -
     low, high = map(int, torch.aminmax(labels))
     if low < 0:
         raise ValueError(f"bank_labels of {len(labels)} rows holds {low}: give classes from 0")
-    rows = UnitRows(bank.detach())
+    rows = BankRows(bank.detach())
     return BankView(rows, labels, high + 1, len(bank), sharded, lambda samples: samples)
