@@ -1,4 +1,5 @@
 from nnlib.features.augment import blur, deskew, mirrored_copies, shifted_copies
 from nnlib.features.patches import PatchFeatures
+from nnlib.features.pixels import pixel_samples
 
-__all__ = ["PatchFeatures", "blur", "deskew", "mirrored_copies", "shifted_copies"]
+__all__ = ["PatchFeatures", "blur", "deskew", "mirrored_copies", "pixel_samples", "shifted_copies"]

@@ -3,15 +3,6 @@
 from nnlib.errors import CorruptError
 from nnlib.image_codec.bitstream import opponent_to_rgb, unpack
 from nnlib.image_codec.center_fitting import CenterFitter
-from nnlib.image_codec.codec import decode, encode, info, samples
+from nnlib.image_codec.codec import decode, encode, info
 
-__all__ = [
-    "CenterFitter",
-    "CorruptError",
-    "decode",
-    "encode",
-    "info",
-    "opponent_to_rgb",
-    "samples",
-    "unpack",
-]
+__all__ = ["CenterFitter", "CorruptError", "decode", "encode", "info", "opponent_to_rgb", "unpack"]

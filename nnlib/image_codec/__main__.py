@@ -25,8 +25,7 @@ def _encode(source: Path, target: Path, **settings) -> None:
 
 def _decode(source: Path, target: Path, **settings) -> None:
     kind = Image.registered_extensions().get(target.suffix.lower())
-    known = "a name that ends in .png, or as another format that Pillow writes"
-    check(kind in Image.SAVE, "target", str(target), known)
+    check(kind in Image.SAVE, "target", str(target), "a name that ends in .png or the like")
     image = decode(source.read_bytes(), **settings)
     with atomic_write(target) as part:
         Image.fromarray(image.numpy()).save(part, kind)

@@ -25,11 +25,10 @@ from nnlib.errors import CorruptError
 from nnlib.image_codec import lapped_cosine
 from nnlib.image_codec.center_coding import QuantizedCenters, code_centers
 from nnlib.image_codec.entropy_coder import Coder
-from nnlib.image_codec.splatting import TileGrid, render
 
 MAGIC = b"nnc"
 VERSION = b"\1"
-HEADER = struct.Struct("<BHHHBB")  # what follows the checksum, up to the diagonals
+HEADER = struct.Struct("<BHH3sB")  # what follows the checksum, up to the diagonals
 MAX_PIXELS = 1 << 24  # that are decoded unless a caller allows more: 16.8 million
 COLOUR, NO_CHANNEL_AXIS, BLOCKS_OF_16 = 1, 2, 4  # flags
 STEP_SIZES = [2 ** (1 - n / 24) for n in range(256)]  # of coefficients; full scale is 1
@@ -56,7 +55,7 @@ def pack(coded: CodedImage) -> tuple[bytes, dict[str, int]]:
     diagonals = lapped_cosine.count_diagonals(coded.codes, coded.pitch)
     flags = COLOUR * (len(diagonals) == 3) + NO_CHANNEL_AXIS * coded.no_channel_axis
     flags += BLOCKS_OF_16 * (coded.pitch == 16)
-    size = (coded.height, coded.width, count & 0xFFFF, count >> 16)
+    size = (coded.height, coded.width, count.to_bytes(3, "little"))
     header = HEADER.pack(flags, *size, coded.step) + bytes(diagonals)
     coder = Coder()
     _code(coder, coded, diagonals)
@@ -78,9 +77,7 @@ def unpack(data: bytes, max_pixels: int = MAX_PIXELS, zoom: int = 1) -> CodedIma
     Parameters
     ----------
     data : bytes
-    max_pixels : int, default 2^24
-        Larger pictures are refused, `zoom` included, as `decode` does.
-    zoom : int, default 1
+    max_pixels, zoom : int, default 2^24 and 1, as in `decode`
 
     Examples
     --------
@@ -103,10 +100,10 @@ def _read_header(data: bytes, max_pixels: int, zoom: int = 1):
     body = data[8:]
     if len(body) <= HEADER.size or data[4:8] != struct.pack("<I", zlib.crc32(body)):
         raise CorruptError(f"{len(data)} bytes are damaged or not all there: the checksum differs")
-    flags, height, width, low, high, step = HEADER.unpack_from(body)
+    flags, height, width, count, step = HEADER.unpack_from(body)
     channels = 3 if flags & COLOUR else 1
     pitch = 16 if flags & BLOCKS_OF_16 else 8
-    count = low + (high << 16)
+    count = int.from_bytes(count, "little")
     if not 0 < height * width * zoom**2 <= max_pixels:
         claim = f"it claims {height} x {width} pixels at zoom {zoom}"
         raise CorruptError(f"{claim}: at most max_pixels={max_pixels} are decoded")
@@ -143,16 +140,3 @@ def opponent_to_rgb(picture: Tensor) -> Tensor:
     1.0
     """
     return picture @ OPPONENT.to(picture) if picture.shape[2] == 3 else picture / 3**0.5
-
-
-def render_centers(coded: CodedImage, zoom: int = 1, device="cpu") -> Tensor:
-    """Render the free centers, in opponent colours [H, W, C]."""
-    grid = TileGrid(coded.height, coded.width, zoom, device)
-    return render(grid, *(part.to(device) for part in coded.centers.tensors()))
-
-
-def render_residual(coded: CodedImage, zoom: int = 1, device="cpu") -> Tensor:
-    """Render what the lattice adds to the free centers."""
-    codes = torch.from_numpy(coded.codes).to(device)
-    coefficients = lapped_cosine.dequantize(codes, STEP_SIZES[coded.step])
-    return lapped_cosine.synthesize(coefficients, coded.height, coded.width, coded.pitch, zoom)

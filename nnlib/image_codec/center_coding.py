@@ -28,7 +28,7 @@ _count = np.arange(1, MODELLED_COUNT + 1)[:, None]
 _in_first = np.arange(MODELLED_COUNT + 1)
 SPLIT_PRIOR = binom(_count, _in_first) / 2.0**_count + 0.3 / (_count + 1)  # centers cluster
 SPLIT_PRIOR[_in_first > _count] = 0
-FIRST_STRIDE = 32  # colours of every 32nd center are coded first, then those halfway, and so on
+STRIDES = (32, 16, 8, 4, 2, 1)  # colours of every 32nd center are coded first, then of every 16th
 ANCHORS = 3  # known centers from which a colour is predicted
 COLOUR_ERRORS = ([1.0, 2.0, 3.0, 5.0, 8.0], *[[0.5, 1.0, 1.5, 2.0, 3.0]] * 2)  # by context
 
@@ -51,10 +51,11 @@ class QuantizedCenters(NamedTuple):
 def quantize_centers(positions, shapes, colours, height: int, width: int) -> QuantizedCenters:
     """Round tensors as those of `QuantizedCenters.tensors` to the nearest that can be coded."""
     last = np.array([height, width]) * SUBPIXELS - 1
-    positions = np.clip(np.floor(positions.numpy().astype(float) * SUBPIXELS), 0, last)
+    positions = np.clip(np.floor(positions.numpy(force=True).astype(float) * SUBPIXELS), 0, last)
     low, high = (np.rint(np.array(limit) / SHAPE_STEP) for limit in (SHAPE_MIN, SHAPE_MAX))
-    shapes = np.clip(np.rint(shapes.numpy() / SHAPE_STEP), low, high)
-    colours = np.clip(np.rint(colours.numpy() / COLOUR_STEPS[: colours.shape[1]]), -255, 255)
+    shapes = np.clip(np.rint(shapes.numpy(force=True) / SHAPE_STEP), low, high)
+    steps = COLOUR_STEPS[: colours.shape[1]]
+    colours = np.clip(np.rint(colours.numpy(force=True) / steps), -255, 255)
     return QuantizedCenters(*(part.astype(np.int64) for part in (positions, shapes, colours)))
 
 
@@ -70,10 +71,7 @@ def code_centers(coder: Coder, centers: QuantizedCenters, height: int, width: in
 
 
 def code_positions(coder: Coder, positions, height: int, width: int):
-    """Halve a square along rows and columns in turn, down to single positions.
-
-    Returns positions [N, 2], the depth at which each was alone [N], and its index in `positions`.
-    """
+    """Code sorted positions; return them, the depth where each box held one, and their order."""
     ends = np.array([height, width]) * SUBPIXELS
     levels = 2 * int(ends.max() - 1).bit_length()
     bits = [(level % 2, (levels - level - 1) // 2) for level in range(levels)]
@@ -91,22 +89,18 @@ def code_positions(coder: Coder, positions, height: int, width: int):
         in_first = np.add.reduceat(in_first, np.cumsum(counts) - counts)
         second = corners.copy()
         second[:, axis] += 1 << bit
-        in_first = _code_split(coder, model, counts, second[:, axis] < ends[axis], in_first)
+        coded = counts.copy()  # all lie in the first, where the second is outside the picture
+        divided = second[:, axis] < ends[axis]
+        few = np.flatnonzero(divided & (counts <= MODELLED_COUNT))
+        coded[few] = coder.symbols(model, counts[few] - 1, in_first[few])
+        many = np.flatnonzero(divided & (counts > MODELLED_COUNT))
+        coded[many] = coder.uniform(counts[many] + 1, in_first[many])
+        in_first = np.minimum(coded, counts)  # only a forged file says more
         depth = np.repeat(depth + (counts > 1), 2)
         corners = np.stack([corners, second], 1).reshape(-1, 2)
         counts = np.stack([in_first, counts - in_first], 1).ravel()
         depth, corners, counts = (part[counts > 0] for part in (depth, corners, counts))
     return np.repeat(corners, counts, 0), np.repeat(depth, counts), order
-
-
-def _code_split(coder: Coder, model: AdaptiveModel, counts, divided, in_first):
-    """Code how many centers lie in first halves: all, where the second is outside the picture."""
-    result = counts.copy()
-    few = np.flatnonzero(divided & (counts <= MODELLED_COUNT))
-    result[few] = coder.symbols(model, counts[few] - 1, in_first[few])
-    many = np.flatnonzero(divided & (counts > MODELLED_COUNT))
-    result[many] = coder.uniform(counts[many] + 1, in_first[many])
-    return np.minimum(result, counts)  # only a forged file says more
 
 
 def code_shapes(coder: Coder, depth, shapes):
@@ -120,15 +114,11 @@ def code_shapes(coder: Coder, depth, shapes):
 
 
 def code_colours(coder: Coder, positions, colours):
-    """Code colours in ever finer subsets, channel after channel, as errors of a prediction.
-
-    How far known neighbors differ is luma's context, and luma's own error that of chroma.
-    """
+    """Code colours in ever finer subsets, channel after channel, as errors of a prediction."""
     models = [AdaptiveModel.geometric(means) for means in COLOUR_ERRORS[: colours.shape[1]]]
     result = np.zeros(colours.shape, np.int64)
     known = np.arange(0)
-    stride = FIRST_STRIDE
-    while stride:
+    for stride in STRIDES:
         subset = np.arange(0, len(positions), stride)
         new = np.setdiff1d(subset, known, assume_unique=True)
         predicted, contexts = _predict_colours(positions, result, known, new)
@@ -137,9 +127,8 @@ def code_colours(coder: Coder, positions, colours):
             error = coder.integers(model, contexts, error)
             result[new, channel] = predicted[:, channel] + error
             if channel == 0:
-                contexts = np.minimum(np.abs(error), 4)
+                contexts = np.minimum(np.abs(error), 4)  # of chroma
         known = subset
-        stride //= 2
     return result
 
 

@@ -52,15 +52,12 @@ class CenterFitter:
         cumulative = self.density().flatten().cpu().double().cumsum(0)  # multinomial has a limit
         draws = torch.rand(count, generator=self.generator, dtype=torch.float64) * cumulative[-1]
         pixels = torch.searchsorted(cumulative, draws, right=True).clamp(max=len(cumulative) - 1)
-        rows = pixels // self.grid.width
-        columns = pixels % self.grid.width
+        rows, columns = torch.unravel_index(pixels, self.picture.shape[:2])
         positions = torch.stack([rows, columns], 1) + 0.5
         existing = torch.cat([self.parts[0].detach().cpu(), positions])
-        spacing = torch.full((count,), MAX_SPACING)
-        if len(existing) > 1:
-            neighbor = min(3, len(existing))  # the first is the center itself
-            distances, _ = cKDTree(existing.numpy()).query(positions.numpy(), k=[neighbor])
-            spacing = torch.from_numpy(distances[:, 0]).float().clamp(1.5, MAX_SPACING)
+        neighbor = 3 if len(existing) > 2 else 2  # the first is the center itself
+        distances, _ = cKDTree(existing.numpy()).query(positions.numpy(), k=[neighbor])
+        spacing = torch.from_numpy(distances[:, 0]).float().clamp(1.5, MAX_SPACING)  # inf: alone
         shapes = torch.stack([-2 * spacing.log(), 0 * spacing, 0 * spacing], 1)
         new = [part.to(self.picture) for part in (positions, shapes)]
         both = zip(self.parts, [*new, self.picture[rows, columns]], strict=True)
@@ -114,5 +111,4 @@ class CenterFitter:
 
     def quantized(self) -> QuantizedCenters:
         """Quantize the centers."""
-        parts = [part.detach().cpu() for part in self.parts]
-        return quantize_centers(*parts, self.grid.height, self.grid.width)
+        return quantize_centers(*self.parts, self.grid.height, self.grid.width)

@@ -8,26 +8,12 @@ from nnlib._common.runtime import full_precision
 from nnlib._common.validation import check, check_int, check_number
 from nnlib.image_codec import bitstream
 from nnlib.image_codec.bitstream import MAX_PIXELS
+from nnlib.image_codec.lapped_cosine import dequantize, synthesize
 from nnlib.image_codec.rate_control import RateController
+from nnlib.image_codec.splatting import TileGrid, render
 
 MAX_SIDE = 65_535  # pixels
 MAX_ZOOM = 64  # as a tile's samples are rendered together
-
-
-def samples(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn pixels into samples for a DynamicRegressor: rows and columns, and colours in 0..1.
-
-    Parameters
-    ----------
-    image : uint8 tensor [H, W, C]
-
-    Examples
-    --------
-    >>> samples(torch.zeros(2, 3, 3, dtype=torch.uint8))[0].shape
-    torch.Size([6, 2])
-    """
-    sides = [torch.arange(float(size), device=image.device) for size in image.shape[:2]]
-    return torch.cartesian_prod(*sides), image.flatten(0, 1) / 255
 
 
 def encode(
@@ -78,8 +64,7 @@ def decode(
     ----------
     data : bytes
     zoom : int from 1 to 64, default 1
-    max_pixels : int, default 2^24
-        Larger pictures are refused before memory is allocated, zoom included.
+    max_pixels : int, default 2^24; larger pictures, after zoom, are refused and take no memory
     device : str or torch.device
 
     Returns
@@ -88,8 +73,7 @@ def decode(
 
     Raises
     ------
-    CorruptError
-        For anything but a whole file within the limits.
+    CorruptError : the data are anything but a whole file within the limits
 
     Examples
     --------
@@ -100,9 +84,12 @@ def decode(
     zoom = int(zoom)
     with full_precision():
         coded = bitstream.unpack(data, max_pixels, zoom)
-        picture = bitstream.render_centers(coded, zoom, device)
-        picture = picture + bitstream.render_residual(coded, zoom, device)
-        rgb = bitstream.opponent_to_rgb(picture)
+        grid = TileGrid(coded.height, coded.width, zoom, device)
+        picture = render(grid, *(part.to(device) for part in coded.centers.tensors()))
+        codes = torch.from_numpy(coded.codes).to(device)
+        coefficients = dequantize(codes, bitstream.STEP_SIZES[coded.step])
+        residual = synthesize(coefficients, coded.height, coded.width, coded.pitch, zoom)
+        rgb = bitstream.opponent_to_rgb(picture + residual)
     pixels = (rgb * 255).round().clamp(0, 255).to(torch.uint8).cpu()
     return pixels[..., 0] if coded.no_channel_axis else pixels.expand(-1, -1, 3).contiguous()
 
@@ -113,8 +100,7 @@ def info(data: bytes, max_pixels: int = MAX_PIXELS) -> dict[str, float]:
     Parameters
     ----------
     data : bytes
-    max_pixels : int, default 2^24
-        Larger pictures are refused with a CorruptError, as what is no whole file.
+    max_pixels : int, default 2^24, as in `decode`
 
     Examples
     --------

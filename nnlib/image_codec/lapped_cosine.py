@@ -22,8 +22,9 @@ CONTEXT_BOUNDS = np.round(20 * (2 ** ((np.arange(CONTEXTS - 1) - 11.5) / 3) - 0.
 
 
 @lru_cache(maxsize=256)
-def _basis(length: int, pitch: int, start: int, stop: int, zoom: int) -> tuple[Tensor, slice]:
-    """Rows start...stop of the matrix from coefficients to samples, and its nonzero columns."""
+def _basis(length: int, pitch: int, zoom: int, start: int) -> tuple[slice, Tensor, slice]:
+    """A slab of rows, the matrix from coefficients to samples there, and its nonzero columns."""
+    stop = min(start + SLAB, length * zoom)
     first = max(start // zoom // pitch - 1, 0)
     last = min((stop - 1) // zoom // pitch + 2, -(-length // pitch))
     centers = (torch.arange(first, last) + 0.5) * pitch
@@ -34,30 +35,24 @@ def _basis(length: int, pitch: int, start: int, stop: int, zoom: int) -> tuple[T
     cosines = torch.cos(torch.pi / pitch * (offsets + pitch / 2)[..., None] * frequency)
     cosines = cosines * torch.where(frequency == 0, 1, 2) ** 0.5 / pitch**0.5
     rows = (weights[..., None] * cosines).flatten(1).float()
-    return rows, slice(first * pitch, last * pitch)
-
-
-def _slabs(length: int, pitch: int, zoom: int = 1):
-    for start in range(0, length * zoom, SLAB):
-        stop = min(start + SLAB, length * zoom)
-        yield slice(start, stop), *_basis(length, pitch, start, stop, zoom)
+    return slice(start, stop), rows, slice(first * pitch, last * pitch)
 
 
 def _to_samples(coefficients: Tensor, length: int, pitch: int, zoom: int) -> Tensor:
-    """Apply the basis along the first dimension."""
-    rows = coefficients.flatten(1)
-    slabs = _slabs(length, pitch, zoom)
-    parts = [basis.to(rows) @ rows[columns] for _, basis, columns in slabs]
-    return torch.cat(parts).unflatten(1, coefficients.shape[1:])
+    parts = []
+    for start in range(0, length * zoom, SLAB):
+        _, basis, columns = _basis(length, pitch, zoom, start)
+        parts.append(torch.tensordot(basis.to(coefficients), coefficients[columns], 1))
+    return torch.cat(parts)
 
 
 def _to_coefficients(samples: Tensor, pitch: int) -> Tensor:
-    """Apply the transposed basis along the first dimension."""
-    rows = samples.flatten(1)
-    result = rows.new_zeros(-(-len(rows) // pitch) * pitch, rows.shape[1])
-    for slab, basis, columns in _slabs(len(rows), pitch):
-        result[columns] += basis.to(rows).T @ rows[slab]
-    return result.unflatten(1, samples.shape[1:])
+    length = len(samples)
+    result = samples.new_zeros(length + -length % pitch, *samples.shape[1:])
+    for start in range(0, length, SLAB):
+        slab, basis, columns = _basis(length, pitch, 1, start)
+        result[columns] += torch.tensordot(basis.to(samples).T, samples[slab], 1)
+    return result
 
 
 def synthesize(coefficients: Tensor, height: int, width: int, pitch: int, zoom: int = 1) -> Tensor:
@@ -82,13 +77,11 @@ def analyze(picture: Tensor, pitch: int, rounds: int = 6) -> Tensor:
 
 
 def quantize(picture: Tensor, coefficients: Tensor, pitch: int, step: float, rounds=3) -> Tensor:
-    """Coefficients in steps, in rounds that compensate for each other's rounding errors.
-
-    Small ones among zeros become zero, as they would cost more bits than they are worth.
-    """
+    """Coefficients in steps, in rounds that compensate for each other's rounding errors."""
     codes = _round(coefficients / step, 0.35)
     for _ in range(rounds):
         error = picture - synthesize(codes * step, *picture.shape[:2], pitch)
+        # small ones among zeros become zero: they cost more bits than they are worth
         bias = (0.15 + 0.1 * _activity(codes, pitch)).clamp(max=0.45)
         codes = _round(codes + 0.8 * analyze_adjoint(error, pitch) / step, bias)
     return codes
@@ -137,8 +130,7 @@ def code_residual(coder: Coder, codes: np.ndarray, pitch: int, diagonals: list[i
     result = _by_frequency(all_coded, pitch)
     codes = _by_frequency(codes, pitch)
     channels, _, _, rows, columns = codes.shape
-    padded = (channels, pitch + 2, pitch + 2, rows + 2, columns + 2)
-    magnitudes = np.zeros(padded, np.int16)
+    magnitudes = np.zeros((channels, pitch + 2, pitch + 2, rows + 2, columns + 2), np.int16)
     white = np.indices((rows, columns)).sum(0) % 2 > 0
     for channel in range(channels):
         model = AdaptiveModel.geometric(2.0 ** ((np.arange(CONTEXTS) - 12) / 2))

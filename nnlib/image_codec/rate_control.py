@@ -1,15 +1,13 @@
 """How many centers, and how finely the rest is quantized: the best file of a size or of a step."""
 
-from copy import deepcopy
 from math import inf, log2
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from nnlib.image_codec import lapped_cosine
-from nnlib.image_codec.bitstream import STEP_SIZES, CodedImage, pack, render_centers
+from nnlib.image_codec.bitstream import STEP_SIZES, CodedImage, pack
 from nnlib.image_codec.center_fitting import CenterFitter
 
 CENTER_BITS = 37  # that a center takes in a file
@@ -36,15 +34,9 @@ class Candidate(NamedTuple):
 
 
 class RateController:
-    """Find the best file of a picture [H, W, C] in 0..1, of at most a size or with a given step.
+    """Find the best file of a picture [H, W, C] in 0..1, of at most `size` bytes or with a step."""
 
-    Of a size in bytes, the best is nearest to the picture, or the smallest where none is so small;
-    with a step, it has as many centers as save more bits than they take.
-    """
-
-    def __init__(
-        self, picture, no_channel_axis, size, step=None, steps=None, seed=0, callback=None
-    ):
+    def __init__(self, picture, no_channel_axis, size, step, steps, seed, callback):
         self.picture = picture
         self.no_channel_axis = no_channel_axis
         self.size = size
@@ -84,8 +76,8 @@ class RateController:
             fitter.move(-(-self.steps // GROWTH), callback=self.callback)
             residual = fitter.picture - fitter.render()
             extra_bits = UNQUANTIZED_BITS * count
-            cost = self._candidate(self._coded(fitter), residual, PITCHES[0], extra_bits).cost
-            stages.append((cost, deepcopy(fitter.parts)))
+            cost = self._candidate(fitter.quantized(), residual, PITCHES[0], extra_bits).cost
+            stages.append((cost, fitter.parts))
             if cost > (1 + TOLERANCE) * min(cost for cost, _ in stages):
                 break
         return stages
@@ -95,33 +87,28 @@ class RateController:
         fitter = CenterFitter(self.picture, self.seed)
         fitter.parts = parts
         fitter.move(self.steps, final_rate=0.1, quantizing=True, callback=self.callback)
-        coded = self._coded(fitter)
-        residual = fitter.picture - render_centers(coded, device=self.picture.device)
-        return min(self._candidate(coded, residual, pitch) for pitch in PITCHES)
+        centers = fitter.quantized()
+        fitter.parts = [part.to(self.picture) for part in centers.tensors()]
+        residual = fitter.picture - fitter.render()
+        return min(self._candidate(centers, residual, pitch) for pitch in PITCHES)
 
-    def _coded(self, fitter: CenterFitter) -> CodedImage:
-        height, width, channels = self.picture.shape
-        nothing = np.zeros((channels, 0, 0), np.int16)
-        return CodedImage(height, width, self.no_channel_axis, fitter.quantized(), 0, 8, nothing)
-
-    def _candidate(self, coded: CodedImage, residual, pitch: int, extra_bits=0.0) -> Candidate:
+    def _candidate(self, centers, residual, pitch: int, extra_bits=0.0) -> Candidate:
         """Find coefficients for these centers, as if the file had more bits than it has."""
         coefficients = lapped_cosine.analyze(residual, pitch)
         if self.step is None:
-            size = self.size - extra_bits / 8
-            return self._finest(coded, residual, coefficients, pitch, size)
-        error, size, data = _write(coded, residual, coefficients, pitch, self.step)
+            return self._finest(centers, residual, coefficients, pitch, self.size - extra_bits / 8)
+        error, size, data = self._write(centers, residual, coefficients, pitch, self.step)
         price = BIT_PRICE * STEP_SIZES[self.step] ** 2
         return Candidate(error + price * (8 * size + extra_bits), size, data)
 
-    def _finest(self, coded, residual, coefficients, pitch: int, size: float) -> Candidate:
+    def _finest(self, centers, residual, coefficients, pitch: int, size: float) -> Candidate:
         """Search the finest step whose file fits: guessed from sizes at first, then bisected."""
         low, high = 0, len(STEP_SIZES) - 1
         step = self.last_step
         best = None
         tries = 0
         while low <= high:
-            candidate = _write(coded, residual, coefficients, pitch, step)
+            candidate = self._write(centers, residual, coefficients, pitch, step)
             tries += 1
             if candidate.size <= size:
                 best = candidate
@@ -131,16 +118,17 @@ class RateController:
                 high = step - 1
             guess = step + round(STEPS_PER_OCTAVE * log2(max(size, 1) / candidate.size))
             step = min(max(guess, low), high) if tries < 5 else (low + high) // 2
-        best = best or _write(coded, residual, 0 * coefficients, pitch, step=0, rounds=0)
-        return best if best.size <= size else best._replace(cost=inf)
+        best = best or self._write(centers, residual, 0 * coefficients, pitch, step=0, rounds=0)
+        return best if best.size <= size else best._replace(cost=inf)  # the smallest wins
 
-
-def _write(coded: CodedImage, residual, coefficients, pitch: int, step: int, rounds=3) -> Candidate:
-    """Write a file with these coefficients in steps; its cost is the squared error."""
-    size = STEP_SIZES[step]
-    codes = lapped_cosine.quantize(residual, coefficients, pitch, size, rounds)
-    coefficients = lapped_cosine.dequantize(codes, size)
-    error = residual - lapped_cosine.synthesize(coefficients, *residual.shape[:2], pitch)
-    codes = codes.clamp(-32767, 32767).to(torch.int16).cpu().numpy()
-    data, _ = pack(coded._replace(step=step, pitch=pitch, codes=codes))
-    return Candidate(float(error.square().sum()), len(data), data)
+    def _write(self, centers, residual, coefficients, pitch: int, step: int, rounds=3) -> Candidate:
+        """Write a file with these coefficients in steps; its cost is the squared error."""
+        height, width, _ = residual.shape
+        size = STEP_SIZES[step]
+        codes = lapped_cosine.quantize(residual, coefficients, pitch, size, rounds)
+        coefficients = lapped_cosine.dequantize(codes, size)
+        error = residual - lapped_cosine.synthesize(coefficients, height, width, pitch)
+        codes = codes.clamp(-32767, 32767).to(torch.int16).cpu().numpy()
+        coded = CodedImage(height, width, self.no_channel_axis, centers, step, pitch, codes)
+        data, _ = pack(coded)
+        return Candidate(float(error.square().sum()), len(data), data)

@@ -13,6 +13,7 @@ from nnbook.benchmarks.speed import STATUS, Peak
 from nnlib import image_codec
 from nnlib.attention import CosineInverseDistance, InfluenceCone, InverseDistance, Labels, attend
 from nnlib.datasets import load, load_photo
+from nnlib.features import pixel_samples
 from nnlib.nca import MemoryBank, nca_loss
 from nnlib.neighbors import DynamicClassifier, DynamicRegressor
 
@@ -66,7 +67,7 @@ def average(kernel, backward: bool = False) -> float:
 
 def picture_samples() -> tuple[torch.Tensor, torch.Tensor]:
     """Rows and columns [196608, 2] of a picture, in pixels, and its RGB [196608, 3] in 0 ... 1."""
-    return image_codec.samples(load_photo("astronaut")[:384, :512])
+    return pixel_samples(load_photo("astronaut")[:384, :512])
 
 
 def picture_regressor() -> DynamicRegressor:

@@ -16,7 +16,8 @@ from figures.table import figure
 
 from nnbook.benchmarks import image_formats
 from nnlib.datasets import load_photo
-from nnlib.image_codec import CorruptError, decode, encode, samples
+from nnlib.features import pixel_samples
+from nnlib.image_codec import CorruptError, decode, encode
 
 PHOTOS = ("astronaut", "chelsea", "tmshre_500")
 RATES = (0.15, 0.25, 0.5, 1.0)
@@ -114,7 +115,7 @@ def test_gpu_seconds():
 
 @figure("the published picture, 512 x 384, as published", "18,000 to 21,000, 25.7 dB", "data")
 def test_published_picture():
-    x, y = samples(load_photo("mountains"))  # isn't shipped: its licence is unknown
+    x, y = pixel_samples(load_photo("mountains"))  # isn't shipped: its licence is unknown
     model = picture_regressor().fit(x, y)
     decibels = float(-10 * (model.predict(x) - y).square().mean().log10())
     met = 18_000 <= model.num_neighbors <= 21_000 and decibels >= 25.7
