@@ -10,7 +10,7 @@ import sys
 from dataclasses import fields
 
 from nnlib.training.config import TrainingConfig
-from nnlib.training.trainer import Result, evaluate, train
+from nnlib.training.trainer import evaluate, train
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -34,17 +34,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def print_result(result: Result, folder: os.PathLike) -> None:
-    """Print the history, the test's figures, and where the rest is."""
-    for row in result.history:
-        print(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
-    figures = [f"{name} {100 * value:.2f} %" for name, value in result.test.items()]
-    print(f"test: {', '.join(figures)}")
-    print(f"{len(result.trained.features)} training pictures embedded, in {folder}")
-    if result.unread:
-        print(f"{len(result.unread)} pictures couldn't be read and were left out")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status: 2 for what can't be done, 130 for Ctrl-C."""
     arguments = vars(make_parser().parse_args(argv))
@@ -59,8 +48,15 @@ def main(argv: list[str] | None = None) -> int:
         advice = f"--resume auto goes on from {settings.folder()}"
         print(f"\nnnlib.training: interrupted; {advice}", file=sys.stderr)
         return 130
-    if os.environ.get("RANK", "0") == "0":  # torchrun's processes have parted by now
-        print_result(result, settings.folder())
+    if os.environ.get("RANK", "0") != "0":  # torchrun's processes have parted by now
+        return 0
+    for row in result.history:
+        print(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+    figures = [f"{name} {100 * value:.2f} %" for name, value in result.test.items()]
+    print(f"test: {', '.join(figures)}")
+    print(f"{len(result.trained.features)} training pictures embedded, in {settings.folder()}")
+    if result.unread:
+        print(f"{len(result.unread)} pictures couldn't be read and were left out")
     return 0
 
 

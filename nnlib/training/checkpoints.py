@@ -1,7 +1,4 @@
-"""What a run leaves: a checkpoint to go on from, weights, and features of its training pictures.
-
-All are written whole or not at all, and read without running anything that a file holds.
-"""
+"""What a run leaves: written whole or not at all, read without running what a file holds."""
 
 import json
 import warnings
@@ -36,8 +33,16 @@ class Trained(NamedTuple):
     files: tuple[str, ...]
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make a run's folder, without what a killed run was just writing."""
+def prepare_folder(folder: Path, resume: str | None) -> None:
+    """Make a run's folder, without what a killed run was just writing.
+
+    Raises ValueError where training, unlike testing (None), would write over a run not resumed.
+    """
+    last = folder / LAST
+    if resume is not None and last.exists() and resume != "auto":
+        if not resume or Path(resume).resolve() not in (folder.resolve(), last.resolve()):
+            advice = "give resume='auto' to go on with it, or another out"
+            raise ValueError(f"out={str(folder)!r} has a run in it: {advice}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -45,15 +50,6 @@ def prepare_folder(folder: Path) -> None:
         raise OSError(f"{problem}: give another") from None
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
-
-
-def refuse_other_run(folder: Path, resume: str) -> None:
-    """Raise ValueError where training would write over a run that isn't resumed."""
-    last = folder / LAST
-    own = resume == "auto" or Path(resume).resolve() in (folder.resolve(), last.resolve())
-    if last.exists() and not (resume and own):
-        advice = "give resume='auto' to go on with it, or another out"
-        raise ValueError(f"out={str(folder)!r} has a run in it: {advice}")
 
 
 def write_checkpoint(folder: Path, state: dict) -> None:
@@ -82,9 +78,9 @@ def read_any(path: Path) -> dict:
             state = torch.load(last, map_location="cpu", weights_only=True)
         version = state["format"]
     except Exception:  # not ours: perhaps the published form, a pickle to be read with care
-        arch, weights, bank = load_snca(last)
-        weights = {f"backbone.{name}": tensor for name, tensor in weights.items()}
-        return {"arch": arch, "best_weights": weights, "bank": bank}
+        state = load_snca(last)
+        weights = {f"backbone.{name}": weight for name, weight in state["weights"].items()}
+        return state | {"best_weights": weights}
     if version != FORMAT:
         problem = f"has the format {version!r}, not {FORMAT!r}"
         raise ModelError(f"path={str(last)!r} {problem}: read it by the version that wrote it")

@@ -13,6 +13,7 @@ from nnlib.training.objectives import LOSSES
 
 POSITIVE = "(0, inf)"
 NOT_NEGATIVE = "[0, inf)"
+CHECKS = {"choices": check_choice, "least": check_int, "interval": check_number}
 
 
 def option(default, meaning: str, *flags: str, **limits):
@@ -70,14 +71,9 @@ class TrainingConfig:
     def check(self) -> "TrainingConfig":
         """Raise ValueError for what can't be used; return itself."""
         for setting in fields(self):
-            value = getattr(self, setting.name)
-            limits = setting.metadata
-            if "choices" in limits:
-                check_choice(setting.name, value, limits["choices"])
-            if "least" in limits:
-                check_int(setting.name, value, limits["least"])
-            if "interval" in limits:
-                check_number(setting.name, value, limits["interval"])
+            for limit in CHECKS.keys() & setting.metadata.keys():
+                value = getattr(self, setting.name)
+                CHECKS[limit](setting.name, value, setting.metadata[limit])
         check_int("batch_size", self.batch_size, 2 * distributed.world_size())
         return self
 

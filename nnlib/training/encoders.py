@@ -13,9 +13,7 @@ IMAGENET_MOMENTS = {"mean": [0.485, 0.456, 0.406], "deviation": [0.229, 0.224, 0
 
 
 class Embedding(nn.Module):
-    """Network from pictures [B, channels, H, W] to unit features [B, low_dim].
-
-    Pictures are uint8, or floats in 0..1.
+    """Network from pictures [B, channels, H, W], bytes or 0..1, to unit features [B, low_dim].
 
     Parameters
     ----------
@@ -25,11 +23,6 @@ class Embedding(nn.Module):
     size : side of the pictures in pixels, which a residual network's stem is chosen for
     pretrained : start from torchvision's ImageNet weights (fetched once), but for the last layer
 
-    Raises
-    ------
-    ValueError : arch is unknown.
-    OSError : pretrained weights can't be had.
-
     Examples
     --------
     >>> images = torch.zeros(5, 1, 28, 28, dtype=torch.uint8)
@@ -37,9 +30,7 @@ class Embedding(nn.Module):
     torch.Size([5, 16])
     """
 
-    def __init__(
-        self, arch="resnet18", low_dim: int = 128, channels=3, size=224, pretrained: bool = False
-    ):
+    def __init__(self, arch="resnet18", low_dim=128, channels=3, size=224, pretrained=False):
         super().__init__()
         check_choice("arch", arch, ARCHITECTURES)
         if arch == "small" and pretrained:
@@ -69,13 +60,10 @@ class Embedding(nn.Module):
 def _small(channels: int, low_dim: int) -> nn.Sequential:
     """Three stages of 3 x 3 convolutions: minutes on a laptop for 28 x 28 pixels."""
     layers: list[nn.Module] = []
-    before = channels
-    for width in (32, 64, 128):
+    for before, width in ((channels, 32), (32, 64), (64, 128)):
         layers.append(nn.Conv2d(before, width, 3, padding=1, bias=False))
         layers += [nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.ReLU()]
-        before = width
-    layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * before, low_dim)]
-    return nn.Sequential(*layers)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(512, low_dim))
 
 
 def _residual(arch: str, low_dim: int, channels: int, size: int, pretrained: bool) -> nn.Module:
@@ -85,10 +73,8 @@ def _residual(arch: str, low_dim: int, channels: int, size: int, pretrained: boo
     try:
         network = getattr(models, arch)(weights="DEFAULT" if pretrained else None)
     except (OSError, RuntimeError) as error:
-        advice = "connect once, or do without"
-        raise OSError(
-            f"pretrained: {arch}'s weights can't be fetched ({error}): {advice}"
-        ) from None
+        problem = f"pretrained: {arch}'s weights can't be fetched ({error})"
+        raise OSError(f"{problem}: connect once, or do without") from None
     network.fc = nn.Linear(network.fc.in_features, low_dim)
     if size <= SMALL_SIZE:
         network.maxpool = nn.Identity()

@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
 
 class Pictures:
-    """Some pictures, numbered from 0, that a DataLoader takes.
+    """Some pictures, numbered from 0; those of a kind read batches in `__getitems__`.
 
     Parameters
     ----------
@@ -66,9 +66,6 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, requests: Requests) -> Batch:
-        raise NotImplementedError
-
     def subset(self, numbers: Int64[Tensor, " M"]) -> "Pictures":
         """Return those pictures, numbered anew."""
         part = copy.copy(self)
@@ -84,10 +81,9 @@ class Pictures:
         self, batch_size: int = 256, rows: slice = slice(None), workers: int = 0
     ) -> Iterator[Batch]:
         """Hand out a range of the pictures in order, not augmented; an empty one as one batch."""
-        numbers = range(len(self))[rows]
-        starts = range(0, max(1, len(numbers)), batch_size)
-        parts = [numbers[start : start + batch_size] for start in starts]
-        return load_batches(self, [[(number, None) for number in part] for part in parts], workers)
+        parts = torch.arange(len(self))[rows].split(batch_size)
+        requests = [[(number, None) for number in part.tolist()] for part in parts]
+        return load_batches(self, requests, workers)
 
 
 class SetPictures(Pictures):
@@ -99,8 +95,7 @@ class SetPictures(Pictures):
 
     def __getitems__(self, requests: Requests) -> Batch:
         numbers = torch.tensor([number for number, _ in requests], dtype=torch.int64)
-        images = self.images[numbers]
-        images = images[:, None] if images.ndim == 3 else images.movedim(3, 1)
+        images = self.images[numbers].view(-1, self.size, self.size, self.channels).movedim(3, 1)
         if len(requests) and requests[0][1] is not None:
             images = shift_and_flip(images, self.flip, requests[0][1])
         return Batch(images.contiguous(), self.labels[numbers], numbers, {})
@@ -193,18 +188,17 @@ def random_box(width: int, height: int, generator: random.Random, least: float):
 def load_batches(pictures: Pictures, requests: Iterable, workers: int = 0) -> Iterator[Batch]:
     """Hand out the requested batches in order, read ahead by so many processes."""
     ahead = {"prefetch_factor": 4, "num_workers": workers} if workers else {}
-    return iter(DataLoader(pictures, batch_sampler=requests, collate_fn=_identity, **ahead))
+    return iter(DataLoader(pictures, batch_sampler=requests, collate_fn=Batch._make, **ahead))
 
 
-def epoch_batches(
-    pictures: Pictures, steps: int, epoch: int, step: int, settings
-) -> Iterator[Batch]:
+def epoch_batches(pictures, steps: int, epoch: int, step: int, settings) -> Iterator[Batch]:
     """Hand out this process's part of an epoch's batches, from a step on, augmented."""
-    size, seed = settings.batch_size, settings.seed
+    seed = settings.seed
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
     order = torch.randperm(len(pictures), generator=generator)
-    batches = order[: steps * settings.iter_size * size].split(size)[step * settings.iter_size :]
-    own = distributed.shard_bounds(size)
+    batches = order.split(settings.batch_size)
+    batches = batches[step * settings.iter_size : steps * settings.iter_size]
+    own = distributed.shard_bounds(settings.batch_size)
     requests = (
         [(number, derive_seed(seed, epoch, number)) for number in batch[own].tolist()]
         for batch in batches
@@ -215,10 +209,6 @@ def epoch_batches(
 def derive_seed(*numbers: int) -> int:
     """Return a seed out of some numbers."""
     return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=7).digest())
-
-
-def _identity(batch: Batch) -> Batch:
-    return batch
 
 
 class Splits(NamedTuple):
@@ -248,10 +238,6 @@ def open_pictures(
     validation : fraction of each class of the training pictures to choose on
     flip : whether mirrored pictures are as good, by default True but for digits
     seed : draws what is put aside
-
-    Returns
-    -------
-    gallery, train, validation, test : Pictures
 
     Examples
     --------
@@ -283,10 +269,8 @@ def held_out(labels: Int64[Tensor, " N"], fraction: float, seed: int | None) -> 
 def draw_per_class(labels: Int64[Tensor, " N"], wanted: Int64[Tensor, " C"], seed: int | None):
     """Return True [N] for so many drawn samples of each class."""
     order = torch.randperm(len(labels), generator=make_generator(seed))
-    order = order[labels[order].argsort(stable=True)]
-    counts = torch.bincount(labels)
-    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
-    drawn = order[rank < wanted[labels[order]]]
+    by_class = order[labels[order].argsort(stable=True)].split(torch.bincount(labels).tolist())
+    drawn = torch.cat([own[:count] for own, count in zip(by_class, wanted.tolist(), strict=True)])
     return torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, drawn, True)
 
 
@@ -296,13 +280,12 @@ def _open_folder(root: Path, size: int, flip: bool, least: float, seed: int):
         wanted = f"give one that has CLASS/*.jpg for each class, or {', '.join(CLASSES)}"
         raise DataError(f"data={str(root)!r} is no folder: {wanted}")
     train = root / "train" if (root / "train").is_dir() else root
-    files, labels, classes = _list_tree(train)
-    pictures = FolderPictures(files, labels, classes, size, flip, least)
+    pictures = FolderPictures(*_list_tree(train), size, flip, least)
     tests = [root / name for name in TEST_FOLDERS if train != root and (root / name).is_dir()]
     if tests:
-        files, labels, _ = _list_tree(tests[0], classes)
-        return pictures, FolderPictures(files, labels, classes, size, flip, least)
-    aside = held_out(labels, 0.2, seed + 1)
+        files = _list_tree(tests[0], pictures.classes)
+        return pictures, FolderPictures(*files, size, flip, least)
+    aside = held_out(pictures.labels, 0.2, seed + 1)
     if not aside.any():
         raise DataError(f"data={str(root)!r} has no val/, and no class of 3 pictures: give either")
     return pictures.subset((~aside).nonzero()[:, 0]), pictures.subset(aside.nonzero()[:, 0])
@@ -310,21 +293,21 @@ def _open_folder(root: Path, size: int, flip: bool, least: float, seed: int):
 
 def _list_tree(root: Path, classes: Sequence[str] = ()):
     """Return files, labels and classes by name; the classes have to be among those given."""
-    files = {folder.name: _list_files(folder) for folder in sorted(root.iterdir())}
-    files = {name: some for name, some in files.items() if some and name[0] != "."}
-    unknown = [name for name in files if classes and name not in classes]
+    files = [
+        file
+        for folder in sorted(root.iterdir())
+        if folder.is_dir() and folder.name[0] != "."
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in SUFFIXES and file.name[0] != "."
+    ]
+    names = [file.parts[len(root.parts)] for file in files]
+    found = list(dict.fromkeys(names))
+    unknown = [name for name in found if classes and name not in classes]
     if unknown:
-        raise DataError(
-            f"data={str(root)!r} has a class {unknown[0]!r} that the training folder lacks"
-        )
-    if len(files) < (1 if classes else 2):
-        has = f"pictures of {next(iter(files))!r} alone" if files else "no pictures in folders"
+        problem = f"has a class {unknown[0]!r} that the training folder lacks"
+        raise DataError(f"data={str(root)!r} {problem}")
+    if len(found) < (1 if classes else 2):
+        has = f"pictures of {found[0]!r} alone" if found else "no pictures in folders"
         raise DataError(f"data={str(root)!r} has {has}: give two classes or more of CLASS/*.jpg")
-    names = list(classes) or list(files)
-    labels = [names.index(name) for name, some in files.items() for _ in some]
-    return [file for some in files.values() for file in some], torch.tensor(labels), names
-
-
-def _list_files(folder: Path) -> list[Path]:
-    files = folder.rglob("*") if folder.is_dir() else ()
-    return sorted(file for file in files if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
+    number = {name: at for at, name in enumerate(classes or found)}
+    return files, torch.tensor([number[name] for name in names]), list(number)

@@ -29,13 +29,12 @@ class Objective(nn.Module):
             self.bank = MemoryBank(labels, settings.low_dim, sharded=True, seed=settings.seed)
 
     def forward(self, features, scores, labels, index) -> Float[Tensor, ""]:
-        temperature = self.settings.temperature
-        margin = self.settings.margin
-        if self.settings.loss == "softmax":
-            return nn.functional.cross_entropy(scores.float() / temperature, labels)
-        if self.settings.loss == "instance":
-            return nca_loss(features, index, self.bank, None, None, temperature, margin)
-        return nca_loss(features, labels, self.bank, None, index, temperature, margin)
+        s = self.settings
+        if s.loss == "softmax":
+            return nn.functional.cross_entropy(scores.float() / s.temperature, labels)
+        if s.loss == "instance":
+            return nca_loss(features, index, self.bank, None, None, s.temperature, s.margin)
+        return nca_loss(features, labels, self.bank, None, index, s.temperature, s.margin)
 
 
 class Learner(nn.Module):

@@ -9,7 +9,6 @@ import tarfile
 import warnings
 from collections import OrderedDict
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,19 +18,12 @@ from nnlib.errors import ModelError
 KNOWN = ("resnet18", "resnet34", "resnet50")
 
 
-class SNCACheckpoint(NamedTuple):
-    """A published encoder: weights under torchvision's names, and the memory bank [N, D]."""
-
-    arch: str
-    weights: dict[str, Tensor]
-    bank: Tensor | None
-
-
-def load_snca(path: str | Path) -> SNCACheckpoint:
+def load_snca(path: str | Path) -> dict:
     """Read snca_resnet18.pth.tar, or one of its kin, onto the CPU.
 
-    The bank holds the training images' embeddings in their order, None without a `lemniscate`.
-    Raises ModelError, naming the file, for one that is missing, truncated or foreign.
+    Returns "arch", "weights" under torchvision's names, and "bank", the training images' embeddings
+    [N, D] in their order, None without a `lemniscate`. Raises ModelError, naming the file, for one
+    that is missing, truncated or foreign.
     """
     try:
         _refuse_programs(path)
@@ -61,7 +53,7 @@ def _check(holds: bool, problem: str) -> None:
         raise pickle.UnpicklingError(problem)
 
 
-def _parse(state) -> SNCACheckpoint:
+def _parse(state) -> dict:
     _check(isinstance(state, dict), "it holds no dict")
     arch = state.get("arch")
     _check(arch in KNOWN, f"its arch is {arch!r:.40}, not one of {', '.join(KNOWN)}")
@@ -71,12 +63,12 @@ def _parse(state) -> SNCACheckpoint:
         _check(isinstance(tensor, Tensor), f"{name!r:.60} is no tensor of a known type")
     weights = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     _check(len(weights) == len(tensors), "it names a weight both with and without 'module.'")
-    return SNCACheckpoint(arch, weights, _find_bank(state.get("lemniscate"), weights))
+    lemniscate = state.get("lemniscate")
+    bank = None if lemniscate is None else _find_bank(lemniscate, weights)
+    return {"arch": arch, "weights": weights, "bank": bank}
 
 
-def _find_bank(lemniscate, weights: dict[str, Tensor]) -> Tensor | None:
-    if lemniscate is None:
-        return None
+def _find_bank(lemniscate, weights: dict[str, Tensor]) -> Tensor:
     bank = getattr(lemniscate, "state", {}).get("_buffers", {}).get("memory")
     _check(isinstance(bank, Tensor), "the lemniscate's memory is no tensor")
     width = len(weights["fc.weight"]) if "fc.weight" in weights else "D"
@@ -96,10 +88,7 @@ class _Inert:
     def __setstate__(self, state):
         self.state = state
 
-    def append(self, *_):
-        pass
-
-    extend = add = __setitem__ = append
+    append = extend = add = __setitem__ = __init__
 
 
 class _RestrictedPickle:

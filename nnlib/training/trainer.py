@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
+from nnlib._common.runtime import resolve_device
 from nnlib.errors import DataError, ModelError
 from nnlib.nca import distributed, embed, knn_accuracy
 from nnlib.training import checkpoints
@@ -25,7 +26,7 @@ from nnlib.training.config import TrainingConfig
 from nnlib.training.encoders import Embedding
 from nnlib.training.image_data import Batch, Pictures, epoch_batches, open_pictures
 from nnlib.training.objectives import Learner, Objective
-from nnlib.training.processes import all_gather_unique, own_device, process_group
+from nnlib.training.processes import all_gather_unique, process_group
 
 FIXED = ("arch", "low_dim", "loss", "size", "seed", "batch_size", "iter_size", "epochs")
 PROGRESS = ("epoch", "step", "best", "best_weights", "history")
@@ -46,23 +47,18 @@ def train(settings: TrainingConfig) -> Result:
     Parameters
     ----------
     settings : what to train on, and how; its folder() is left with last.pt, from which
-        resume="auto" goes on, weights.safetensors and features.safetensors
-
-    Returns
-    -------
-    history, test (figures of the k-NN), trained (network, features, ...), unread
+        resume="auto" goes on, log.csv, weights.safetensors and features.safetensors
 
     Examples
     --------
     >>> import tempfile; from PIL import Image
-    >>> folder = Path(tempfile.mkdtemp())
+    >>> folder = tempfile.mkdtemp()
     >>> for number in range(20):
-    ...     path = folder / "data" / "ab"[number % 2] / f"{number}.png"
+    ...     path = Path(folder, "data", "ab"[number % 2], f"{number}.png")
     ...     path.parent.mkdir(parents=True, exist_ok=True)
     ...     Image.new("L", (8, 8), 255 * (number % 2)).save(path)
-    >>> settings = TrainingConfig(f"{folder}/data", f"{folder}/run", "small", size=8, batch_size=8)
-    >>> settings.epochs, settings.validation, settings.progress = 1, 0, False
-    >>> train(settings).test["nearest_top1"]
+    >>> how = dict(size=8, batch_size=8, epochs=1, validation=0, progress=False)
+    >>> train(TrainingConfig(f"{folder}/data", f"{folder}/run", "small", **how)).test["knn_top1"]
     1.0
     """
     with process_group(settings.device):
@@ -81,7 +77,8 @@ class Trainer:
     def __init__(self, settings: TrainingConfig, only_tests: bool = False):
         self.settings = settings
         self.folder = settings.folder()
-        self.device = own_device(settings.device)
+        shared = distributed.world_size() > 1  # then each process has a GPU, whatever its number
+        self.device = resolve_device(settings.device.split(":")[0] if shared else settings.device)
         self.pictures = open_pictures(*settings.of_pictures())
         self.epoch = 0
         self.step = 0
@@ -94,10 +91,9 @@ class Trainer:
         self.steps = 0 if only_tests else settings.count_steps(len(self.pictures.train))
         self._make_learner()
         self._resume(only_tests)
-        if distributed.rank() == 0:
-            checkpoints.prepare_folder(self.folder)
+        checkpoints.prepare_folder(self.folder, None if only_tests else settings.resume)
         self.parallel: nn.Module = self.learner
-        if distributed.world_size() > 1:
+        if shared:
             self.parallel = DistributedDataParallel(self.learner)
 
     def _make_learner(self) -> None:
@@ -117,7 +113,6 @@ class Trainer:
     def fit(self) -> "Trainer":
         """Train the epochs that are left; validate and save each."""
         s = self.settings
-        checkpoints.refuse_other_run(self.folder, s.resume)
         if s.loss == "instance" and self.epoch == self.step == 0:
             features, _, index = self._embed(self.pictures.train)
             self.bank.update(index, features, 0.0)  # random rows teach nothing without labels
@@ -231,10 +226,10 @@ class Trainer:
     def _embed(self, pictures: Pictures) -> tuple[Tensor, Tensor, Tensor]:
         """Return features, labels and numbers of this process's part of the readable pictures."""
         s = self.settings
+        own = distributed.shard_bounds(len(pictures))
         numbers = []
 
         def readable():
-            own = distributed.shard_bounds(len(pictures))
             for batch in pictures.in_batches(s.batch_size, own, s.workers):
                 self._note_unread(batch)
                 numbers.append(batch.index)

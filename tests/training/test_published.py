@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nnlib.errors import ModelError
-from nnlib.training.snca_checkpoint import SNCACheckpoint, load_snca
+from nnlib.training.snca_checkpoint import load_snca
 
 MODULE = """
 import torch
@@ -120,9 +120,9 @@ def test_a_published_file(write, zipped, protocol):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = load_snca(str(path))
-    assert isinstance(found, SNCACheckpoint) and found.arch == "resnet18"
-    assert same(found.weights, unprefixed(tensors()))
-    assert torch.equal(found.bank, bank()) and type(found.weights) is dict
+    assert found.keys() == {"arch", "weights", "bank"} and found["arch"] == "resnet18"
+    assert same(found["weights"], unprefixed(tensors()))
+    assert torch.equal(found["bank"], bank()) and type(found["weights"]) is dict
     assert not sys.modules.keys() & {*NAMES}
 
 
@@ -139,7 +139,9 @@ def test_tensors_of_a_gpu(write):
     expected = load_snca(path)
     path.write_bytes(moved)
     found = load_snca(path)
-    assert same(found.weights, expected.weights) and torch.equal(found.bank, expected.bank)
+    assert same(found["weights"], expected["weights"]) and torch.equal(
+        found["bank"], expected["bank"]
+    )
 
 
 class Pairs(dict):
@@ -152,7 +154,7 @@ class Pairs(dict):
 @FORMS
 def test_what_python_2_wrote(write, zipped):
     found = load_snca(write(zipped, state_dict=Pairs(tensors())))
-    assert same(found.weights, unprefixed(tensors()))
+    assert same(found["weights"], unprefixed(tensors()))
 
 
 @FORMS
@@ -165,13 +167,13 @@ def test_views_of_one_storage(write, zipped):
         "d": whole[60:],
     }
     found = load_snca(write(zipped, state_dict=views))
-    assert same(found.weights, unprefixed(views))
+    assert same(found["weights"], unprefixed(views))
 
 
 def test_optional_parts(write):
     without = ("lemniscate", "optimizer", "best_prec1", "epoch")
-    assert load_snca(write(True, without=without)).bank is None
-    assert load_snca(write(True, lemniscate=None)).bank is None
+    assert load_snca(write(True, without=without))["bank"] is None
+    assert load_snca(write(True, lemniscate=None))["bank"] is None
 
 
 @FORMS
@@ -180,8 +182,8 @@ def test_weights_fit_a_resnet(write, zipped):
 
     encoder = torch.nn.DataParallel(resnet18(num_classes=128))
     found = load_snca(write(zipped, state_dict=encoder.state_dict()))
-    encoder.module.load_state_dict(found.weights, strict=True)
-    assert same(found.weights, encoder.module.state_dict()) and len(found.weights) == 122
+    encoder.module.load_state_dict(found["weights"], strict=True)
+    assert same(found["weights"], encoder.module.state_dict()) and len(found["weights"]) == 122
 
 
 # ---- what is refused
@@ -248,7 +250,7 @@ def test_nothing_is_run(write, linear_average, tmp_path, zipped, place, bomb):
         if place in ("dict", "optimizer")
         else pytest.raises(ModelError, match="snca_resnet18")
     ):
-        assert load_snca(path).weights.keys() == unprefixed(tensors()).keys()
+        assert load_snca(path)["weights"].keys() == unprefixed(tensors()).keys()
     assert not mark.exists()
 
 
@@ -359,7 +361,7 @@ def test_broken_anywhere(write, zipped, data):
     path.write_bytes(broken)
     with suppress(ModelError):
         found = load_snca(path)
-        assert all(isinstance(tensor, torch.Tensor) for tensor in found.weights.values())
+        assert all(isinstance(tensor, torch.Tensor) for tensor in found["weights"].values())
 
 
 @settings(
@@ -396,4 +398,4 @@ def test_what_is_no_class_can_not_be_changed(tmp_path, write):
         path.write_bytes(begun() + b"\x80\x02" + shared + state + pickle.dumps([], protocol=2))
         with pytest.raises(ModelError, match="state.pth.tar"):
             load_snca(path)
-    assert same(load_snca(write(True)).weights, unprefixed(tensors()))
+    assert same(load_snca(write(True))["weights"], unprefixed(tensors()))
