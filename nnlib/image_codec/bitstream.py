@@ -32,9 +32,9 @@ HEADER = struct.Struct("<BHH3sB")  # what follows the checksum, up to the diagon
 MAX_PIXELS = 1 << 24  # that are decoded unless a caller allows more: 16.8 million
 COLOUR, NO_CHANNEL_AXIS, BLOCKS_OF_16 = 1, 2, 4  # flags
 STEP_SIZES = [2 ** (1 - n / 24) for n in range(256)]  # of coefficients; full scale is 1
-OPPONENT = torch.tensor(  # luma, red - blue, green - both: orthonormal, so that errors count alike
-    [[3**-0.5] * 3, [2**-0.5, 0, -(2**-0.5)], [-(6**-0.5), 2 * 6**-0.5, -(6**-0.5)]]
-)
+# luma, red - blue, green - both: orthonormal, so that errors count alike
+OPPONENT = torch.tensor([[1, 1, 1], [1, 0, -1], [-1, 2, -1]], dtype=torch.float64)
+OPPONENT = (OPPONENT / OPPONENT.norm(dim=1, keepdim=True)).float()
 
 
 class CodedImage(NamedTuple):
@@ -98,7 +98,8 @@ def _read_header(data: bytes, max_pixels: int, zoom: int = 1):
     if data[3:4] != VERSION:
         raise CorruptError(f"its version is {data[3:4]!r}: this library reads version {VERSION!r}")
     body = data[8:]
-    if len(body) <= HEADER.size or data[4:8] != struct.pack("<I", zlib.crc32(body)):
+    checksum = struct.pack("<I", zlib.crc32(body))
+    if len(body) <= HEADER.size or data[4:8] != checksum:
         raise CorruptError(f"{len(data)} bytes are damaged or not all there: the checksum differs")
     flags, height, width, count, step = HEADER.unpack_from(body)
     channels = 3 if flags & COLOUR else 1

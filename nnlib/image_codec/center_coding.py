@@ -51,9 +51,9 @@ class QuantizedCenters(NamedTuple):
 def quantize_centers(positions, shapes, colours, height: int, width: int) -> QuantizedCenters:
     """Round tensors as those of `QuantizedCenters.tensors` to the nearest that can be coded."""
     last = np.array([height, width]) * SUBPIXELS - 1
-    positions = np.clip(np.floor(positions.numpy(force=True).astype(float) * SUBPIXELS), 0, last)
-    low, high = (np.rint(np.array(limit) / SHAPE_STEP) for limit in (SHAPE_MIN, SHAPE_MAX))
-    shapes = np.clip(np.rint(shapes.numpy(force=True) / SHAPE_STEP), low, high)
+    positions = positions.numpy(force=True).astype(float) * SUBPIXELS
+    positions = np.clip(np.floor(positions), 0, last)
+    shapes = np.rint(shapes.numpy(force=True) / SHAPE_STEP)
     steps = COLOUR_STEPS[: colours.shape[1]]
     colours = np.clip(np.rint(colours.numpy(force=True) / steps), -255, 255)
     return QuantizedCenters(*(part.astype(np.int64) for part in (positions, shapes, colours)))
@@ -140,10 +140,11 @@ def _predict_colours(positions, colours, known, new):
     candidates = range(1, min(2 * ANCHORS, len(known)) + 1)
     _, index = cKDTree(positions[known]).query(positions[new], candidates)
     distance = ((positions[known][index] - positions[new][:, None]) ** 2).sum(2)
-    nearest = np.lexsort((index, distance))[:, :ANCHORS]  # by integers: the same ties everywhere
-    index = known[np.take_along_axis(index, nearest, 1)]
-    distance = np.take_along_axis(distance, nearest, 1)
+    keys = np.sort(distance * len(known) + index)  # of integers: the same ties everywhere
+    distance, index = np.divmod(keys[:, :ANCHORS], len(known))
+    colours = colours[known[index]]
     weights = np.maximum((1 << 20) // (16 + distance), 1)[..., None]
     total = weights.sum(1)
-    predicted = ((colours[index] * weights).sum(1) + total // 2) // total
-    return predicted, np.searchsorted([2, 4, 7, 11], np.ptp(colours[index, 0], axis=1))
+    predicted = ((colours * weights).sum(1) + total // 2) // total
+    luma_range = np.ptp(colours[..., 0], axis=1)
+    return predicted, np.searchsorted([2, 4, 7, 11], luma_range)

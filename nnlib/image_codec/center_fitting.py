@@ -84,7 +84,8 @@ class CenterFitter:
 
         `quantizing`, a growing random part of the centers is quantized, and all are in the end.
         """
-        optimizer = torch.optim.Adam([{"params": [part]} for part in self.parts], betas=(0.9, 0.99))
+        groups = [{"params": [part]} for part in self.parts]
+        optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
         turn = torch.rand(len(self.parts[0]), 1, generator=self.generator).to(self.picture)
         size = self.picture.new_tensor([self.grid.height, self.grid.width])
         limits = [self.picture.new_tensor(limit) for limit in (SHAPE_MIN, SHAPE_MAX)]

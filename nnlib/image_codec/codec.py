@@ -44,10 +44,9 @@ def encode(
     >>> encode(torch.zeros(8, 9, 3, dtype=torch.uint8), steps=2)[:3]
     b'nnc'
     """
-    pixels = _to_pixels(image, background)
     _check_settings(bits_per_pixel, quality, steps)
     with torch.inference_mode(False), torch.enable_grad(), full_precision():
-        picture = pixels.to(device).float() / 255
+        picture = _to_pixels(image, background).to(device).float() / 255
         size = (bits_per_pixel or 0.25) * picture[..., 0].numel() / 8
         step = None if quality is None else round(24 + 1.5 * quality)
         no_channel_axis = np.ndim(image) == 2
@@ -134,7 +133,8 @@ def _to_pixels(image, background) -> Tensor:
     """Pixels [H, W, 3], or [H, W, 1] if all are grey, on the background where transparent."""
     pixels = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
     size = list(pixels.shape)
-    if pixels.dtype != torch.uint8 or len(size) not in (2, 3) or (size + [1])[2] not in (1, 3, 4):
+    known = len(size) >= 2 and size[2:] in ([], [1], [3], [4])
+    if pixels.dtype != torch.uint8 or not known:
         raise ValueError(f"image is {pixels.dtype} {size}: give uint8 [H, W], or [H, W, 1, 3 or 4]")
     if not 0 < min(size[:2]) <= max(size[:2]) <= MAX_SIDE:
         raise ValueError(f"image has {size[:2]} pixels: give 1 to {MAX_SIDE} along each side")

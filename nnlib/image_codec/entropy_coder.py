@@ -72,9 +72,8 @@ class Coder:
         """Code integers 0 ... bound - 1, all equally likely."""
         result = np.zeros(len(bounds), np.int64)
         free = np.flatnonzero(bounds > 1)  # a single possibility takes no bits
-        if len(free):
-            bounds = bounds[free].astype(np.int32)
-            result[free] = self._code(stream.model.Uniform(), values[free], bounds)
+        bounds = bounds[free].astype(np.int32)
+        result[free] = self._code(stream.model.Uniform(), values[free], bounds)
         return result
 
     def end_section(self, name: str) -> None:

@@ -121,11 +121,7 @@ def count_diagonals(codes: np.ndarray, pitch: int) -> list[int]:
 
 
 def code_residual(coder: Coder, codes: np.ndarray, pitch: int, diagonals: list[int]) -> np.ndarray:
-    """Code 16-bit coefficients in steps, a diagonal of frequencies at a time.
-
-    Blocks are coded in two halves, as the black and white fields of a chessboard. Known magnitudes
-    of lower frequencies, neighboring blocks and earlier channels select each context.
-    """
+    """Code 16-bit coefficients in steps, a diagonal of frequencies at a time."""
     all_coded = np.zeros(codes.shape, np.int16)
     result = _by_frequency(all_coded, pitch)
     codes = _by_frequency(codes, pitch)
@@ -140,7 +136,7 @@ def code_residual(coder: Coder, codes: np.ndarray, pitch: int, diagonals: list[i
             sums = _context_sums(magnitudes, channel, u + 2, v + 2)
             values = codes[channel, u, v]
             known = magnitudes[channel, u + 2, v + 2]
-            for field in (~white, white):
+            for field in (~white, white):  # blocks as on a chessboard: white ones know all around
                 contexts = np.searchsorted(CONTEXT_BOUNDS, sums[:, field].ravel())
                 contexts = np.clip(contexts - 3 * diagonal // (2 * pitch), 0, CONTEXTS - 1)
                 coded = coder.integers(model, contexts, values[:, field].ravel())
@@ -167,7 +163,6 @@ def _context_sums(magnitudes, channel: int, u, v):
 
 
 def _neighbor_sums(values):
-    """Sum each block's four neighbors, of blocks with a margin."""
     values = values.astype(np.int64)
     vertical = values[:, :-2, 1:-1] + values[:, 2:, 1:-1]
     return vertical + values[:, 1:-1, :-2] + values[:, 1:-1, 2:]

@@ -1,18 +1,13 @@
 """Arithmetic coding of a text by the probabilities of a predictor that reads it on."""
 
-import constriction
 import numpy as np
+from constriction import stream
 from jaxtyping import Float64
 
 from nnlib.errors import CorruptError
 from nnlib.language.context_orders import MAX_CONTEXT
 from nnlib.language.gating import GatingNetwork
 from nnlib.language.suffix_index import SuffixIndex
-
-Categorical = constriction.stream.model.Categorical
-Uniform = constriction.stream.model.Uniform
-RangeEncoder = constriction.stream.queue.RangeEncoder
-RangeDecoder = constriction.stream.queue.RangeDecoder
 
 CHARACTERS_PER_BYTE = 256  # at most, so that a forged length is soon refused
 FIRST_SURROGATE = 0xD800  # of 0x800 code points that are no characters
@@ -66,9 +61,9 @@ def encode(predictor: StreamingPredictor, text: str) -> bytes:
     'not to be'
     """
     text.encode()  # raises
-    encoder = RangeEncoder()
+    encoder = stream.queue.RangeEncoder()
     for character in text:
-        model = Categorical(predictor.probabilities(), perfect=False)
+        model = stream.model.Categorical(predictor.probabilities(), perfect=False)
         _write(encoder, predictor, model, character)
         predictor.read(character)
     return _pack(len(text), encoder)  # 4 bytes of length, then the code
@@ -97,11 +92,11 @@ def decode(predictor: StreamingPredictor, data: bytes) -> str:
     length = int.from_bytes(data[:4], "little")
     size = len(data) // 4 - 1
     _require(length <= CHARACTERS_PER_BYTE * len(data), data)
-    decoder = RangeDecoder(np.frombuffer(data[4:], "<u4").astype(np.uint32))
-    again = RangeEncoder()
+    decoder = stream.queue.RangeDecoder(np.frombuffer(data[4:], "<u4").astype(np.uint32))
+    again = stream.queue.RangeEncoder()
     text = []
     for _ in range(length):
-        model = Categorical(predictor.probabilities(), perfect=False)
+        model = stream.model.Categorical(predictor.probabilities(), perfect=False)
         try:
             character = _read(decoder, predictor, model)
         except AssertionError:  # how constriction says that no code begins so
@@ -115,21 +110,21 @@ def decode(predictor: StreamingPredictor, data: bytes) -> str:
     return "".join(text)
 
 
-def _write(encoder, predictor: StreamingPredictor, model: Categorical, character: str) -> None:
+def _write(encoder, predictor: StreamingPredictor, model, character: str) -> None:
     code = predictor.code(character)
-    encoder.encode(np.array([code], np.int32), model)
+    encoder.encode(code, model)
     if code == len(predictor.alphabet):
         scalar = ord(character)
         if scalar > FIRST_SURROGATE:
             scalar -= 0x800
-        encoder.encode(np.array([scalar], np.int32), Uniform(SCALARS))
+        encoder.encode(scalar, stream.model.Uniform(SCALARS))
 
 
-def _read(decoder, predictor: StreamingPredictor, model: Categorical) -> str:
-    code = int(decoder.decode(model, 1)[0])
+def _read(decoder, predictor: StreamingPredictor, model) -> str:
+    code = decoder.decode(model)
     if code < len(predictor.alphabet):
         return predictor.alphabet[code]
-    scalar = int(decoder.decode(Uniform(SCALARS), 1)[0])
+    scalar = decoder.decode(stream.model.Uniform(SCALARS))
     return chr(scalar + 0x800 if scalar >= FIRST_SURROGATE else scalar)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float16, Float64
+from jaxtyping import Float64
 from safetensors import safe_open
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
@@ -23,7 +23,6 @@ from nnlib.language.sampling import sample_text
 from nnlib.language.suffix_index import EXPERTS, SuffixIndex
 
 OLD_FORMAT = "nnlib.text.1"
-OLD_NAMES = {"inside": "hidden", "outside": "output", "spread": "std"}  # of the gating network
 MAX_PARTS = 10  # held out of the training text, one after the other, to fit the gating network on
 MAX_HELD_OUT = 128_000  # characters of all parts
 SHORT_TEXT = 50  # below which nothing is held out
@@ -76,7 +75,13 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
         parts = _held_out_parts(len(text))
         if parts:
             with single_thread():
-                samples = _training_samples(contexts, encode_characters(text), parts)
+                codes = encode_characters(text)
+                size = (sum(map(len, parts)), len(EXPERTS), 3)
+                samples = torch.empty(size, dtype=torch.float16)
+                by_part = samples.split([len(part) for part in parts])
+                for sample, part in zip(by_part, parts, strict=True):
+                    for expert, counts in enumerate(_count_all(contexts, codes, part)):
+                        sample[:, expert] = encode_counts(counts)
                 self.gating_.fit(samples, 1 / (len(set(text)) + 1), self.seed)
         self._index = SuffixIndex(text, contexts)
         return self
@@ -189,8 +194,9 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
         expert_weights = self.gating_.expert_weights(counts)
         of_passage = expert_weights[:-1] / np.maximum(counts.sum(1), 1)
         weights = np.zeros(len(self._index.text) + 1)
-        for weight, positions in zip(of_passage, self._index.matches(context), strict=True):
-            weights[positions] += weight
+        rows = self._index.find(context)
+        for weight, expert, (_, low, high) in zip(of_passage, EXPERTS, rows, strict=True):
+            weights[self._index.matches(expert, low, high)] += weight
         weights[-1] = expert_weights[-1]
         return weights / weights.sum()
 
@@ -214,7 +220,10 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
             with safe_open(path, "pt") as file:
                 header = file.metadata() or {}
                 if header.get("format") == OLD_FORMAT:
-                    tensors = {_new_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    tensors = {}
+                    for name in file.keys():  # noqa: SIM118
+                        renamed = name.replace("inside", "hidden").replace("outside", "output")
+                        tensors[renamed.replace("spread", "std")] = file.get_tensor(name)
                     metadata = {"settings": json.loads(header["settings"]), "attributes": {}}
                     return cls._from_metadata(metadata, tensors)
         except UNREADABLE:
@@ -238,10 +247,6 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
         return self._index
 
 
-def _new_name(tensor: str) -> str:
-    return ".".join(OLD_NAMES.get(part, part) for part in tensor.split("."))
-
-
 def _held_out_parts(size: int) -> list[range]:
     """Parts of a text to predict from all its others."""
     if size < SHORT_TEXT:
@@ -252,16 +257,7 @@ def _held_out_parts(size: int) -> list[range]:
     return [range(start, start + length) for start in starts]
 
 
-def _training_samples(contexts, codes, parts: list[range]) -> Float16[torch.Tensor, "M E 3"]:
-    samples = torch.empty(sum(map(len, parts)), len(EXPERTS), 3, dtype=torch.float16)
-    for sample, part in zip(samples.split([len(part) for part in parts]), parts, strict=True):
-        for expert, counts in enumerate(_count_all(contexts, codes, part)):
-            sample[:, expert] = encode_counts(counts)
-    return samples
-
-
 def _count_all(contexts, codes, queries: range, adapt: bool = False) -> Iterator[np.ndarray]:
-    """What each of EXPERTS counts."""
     for kind, order in contexts:
         yield from expert_counts(kind, order, codes, queries, adapt)
 

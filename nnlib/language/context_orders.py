@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from functools import cached_property
 
 import numpy as np
 from jaxtyping import Integer
@@ -27,17 +26,13 @@ class ContextOrder:
     continuations = False
 
     def __init__(self, text: str):
-        self.text = text
         self.size = len(text)
+        self.reversed = text[::-1]
         self.symbols = np.pad(encode_characters(text) + 1, (MAX_MATCH, 0))
 
     def symbol(self, index: int, positions: Positions) -> Positions:
         """The key's symbol number `index` at each position; 0 before the text began."""
         return self.symbols[positions + (MAX_MATCH - 1 - index)]
-
-    @cached_property
-    def reversed(self) -> str:
-        return self.text[::-1]
 
     def key(self, position: int | np.integer, length: int = MAX_MATCH) -> str:
         """The key at a position, for comparing; shorter than `length` where the text begins."""
@@ -98,10 +93,8 @@ class Words(ContextOrder):
     After a word, the first level is the last two characters.
     """
 
-    level_names = (
-        *("this word", "this word and the one before"),
-        *("this word and two before", "this word and three before"),
-    )
+    earlier = ("the one", "two", "three")
+    level_names = ("this word", *(f"this word and {words} before" for words in earlier))
 
     def __init__(self, text):
         text = _normalize(text)

@@ -73,21 +73,17 @@ def _match_levels(contexts, order, rows, codes, known) -> Iterator[Matches]:
     shared = np.zeros(len(order), np.int8)
     shared[1:] = contexts.common_prefix(order[1:], order[:-1])
     for level in range(len(contexts.level_names)):
-        new = shared < contexts.match_lengths(level, order)
+        new = shared < contexts.match_lengths(level, order)  # which rows start a group
         new[0] = True
-        group, low, high = _group_ranges(new, rows)
+        groups = np.cumsum(new, dtype=np.int32)
+        group = groups[rows]
+        low = np.searchsorted(groups, group)
+        high = np.searchsorted(groups, group, side="right")
         low -= np.searchsorted(rows, low)  # less the queries' own rows
         high -= np.searchsorted(rows, high)
         start, end = known.character_ranges(low, high, characters, by_character)
         columns = (characters, group, low, high, start, end)
         yield Matches(*(column[by_time] for column in columns))
-
-
-def _group_ranges(new: np.ndarray, rows: Queries) -> tuple[Queries, Queries, Queries]:
-    """Number, start and end of the groups of some rows; `new`: which rows start a group."""
-    groups = np.cumsum(new, dtype=np.int32)
-    group = groups[rows]
-    return group, np.searchsorted(groups, group), np.searchsorted(groups, group, side="right")
 
 
 def count_earlier(keys: Queries, flags: Bool[np.ndarray, " M"] | None = None) -> Queries:

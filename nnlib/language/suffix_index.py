@@ -1,7 +1,6 @@
 """Look-up of one context: what followed its matches in a sorted text, and in what was appended."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
 from copy import copy
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -117,10 +116,14 @@ class SuffixIndex:
         other.appended_counts = {key: dict(times) for key, times in self.appended_counts.items()}
         return other
 
-    def matches(self, context: str) -> Iterator[Positions]:
-        """For each expert, the sorted text's positions that count after `context`."""
-        for expert, (_, low, high) in zip(EXPERTS, self.find(context), strict=True):
-            yield self._matches(expert, low, high)
+    def matches(self, expert: Expert, low: int, high: int) -> Positions:
+        """The sorted text's positions that count for an expert, of those in rows low..high."""
+        kind, order = self.contexts[expert.order]
+        matches = order[low:high]
+        if expert.continuations:
+            repeats = self.repeats[expert.order][low:high]
+            matches = matches[repeats < kind.match_lengths(expert.level + 1, matches)]
+        return matches
 
     def _rows(self, number: int, key: str, length: int, low: int, high: int) -> tuple[int, int]:
         """Which of the rows low..high have keys that begin with `key`, if it is of that length."""
@@ -131,13 +134,5 @@ class SuffixIndex:
         low = bisect_left(order, key, low, high, key=key_at)
         return low, bisect_right(order, key, low, high, key=key_at)
 
-    def _matches(self, expert: Expert, low: int, high: int) -> Positions:
-        kind, order = self.contexts[expert.order]
-        matches = order[low:high]
-        if expert.continuations:
-            repeats = self.repeats[expert.order][low:high]
-            matches = matches[repeats < kind.match_lengths(expert.level + 1, matches)]
-        return matches
-
     def _count(self, expert: Expert, low: int, high: int) -> np.ndarray:
-        return np.bincount(self.codes[self._matches(expert, low, high)])
+        return np.bincount(self.codes[self.matches(expert, low, high)])

@@ -139,9 +139,7 @@ def _samples(text: str, width: int) -> tuple[UInt8[Tensor, "N F"], Int64[Tensor,
     """All windows of a text, without a copy, and the code after each."""
     codes = _codes(text)
     if len(codes) <= width:
-        raise ValueError(
-            f"text has {len(codes)} characters: give more than a window of num_features={width}"
-        )
+        raise ValueError(f"text has {len(codes)} characters: give more than num_features={width}")
     return codes.unfold(0, width, 1)[:-1], codes[width:].long()
 
 

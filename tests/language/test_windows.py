@@ -189,7 +189,7 @@ def test_a_foreign_stack_is_refused(classes, tmp_path):
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda m: m.fit(""), "text has 0 characters: give more than a window of num_features=10"),
+        (lambda m: m.fit(""), "text has 0 characters: give more than num_features=10"),
         (lambda m: m.fit("a" * 10), "text has 10 characters"),
         (lambda m: m.fit(None), "text is NoneType: give a str"),
         (lambda m: m.fit(b"bytes, and more than ten of them"), "text is bytes"),
