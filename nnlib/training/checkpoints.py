@@ -1,5 +1,6 @@
 """What a run leaves: written whole or not at all, read without running what a file holds."""
 
+import csv
 import json
 import warnings
 from pathlib import Path
@@ -34,13 +35,11 @@ class Trained(NamedTuple):
 
 
 def prepare_folder(folder: Path, resume: str | None) -> None:
-    """Make a run's folder, without what a killed run was just writing.
-
-    Raises ValueError where training, unlike testing (None), would write over a run not resumed.
-    """
+    """Make a run's folder, without what a killed run was just writing; None only tests."""
     last = folder / LAST
-    if resume is not None and last.exists() and resume != "auto":
-        if not resume or Path(resume).resolve() not in (folder.resolve(), last.resolve()):
+    if last.exists() and resume not in (None, "auto"):
+        own = (folder.resolve(), last.resolve())
+        if not resume or Path(resume).resolve() not in own:
             advice = "give resume='auto' to go on with it, or another out"
             raise ValueError(f"out={str(folder)!r} has a run in it: {advice}")
     try:
@@ -56,18 +55,16 @@ def write_checkpoint(folder: Path, state: dict) -> None:
     """Write the history of a run to the folder's log.csv, then its state to last.pt."""
     history = state["history"]
     if history:
-        lines = [history[0].keys(), *(row.values() for row in history)]
-        with atomic_write(folder / LOG) as part:
-            part.write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
+        with atomic_write(folder / LOG) as part, part.open("w", newline="") as file:
+            table = csv.DictWriter(file, history[0])
+            table.writeheader()
+            table.writerows(history)
     with atomic_write(folder / LAST) as part:
         torch.save({"format": FORMAT} | state, part)
 
 
 def read_any(path: Path) -> dict:
-    """Return the state of a run, or other "best_weights", perhaps with their "arch" and "bank".
-
-    Raises ModelError, naming the file, for one that is missing, truncated or foreign.
-    """
+    """Return the state of a run, or other "best_weights", perhaps with their "arch" and "bank"."""
     last = path / LAST if path.is_dir() else path
     if path.suffix == ".safetensors" or not (last.is_file() or path == last):
         return {"best_weights": read_network(path).state_dict()}
@@ -98,8 +95,8 @@ def write_trained(folder: Path, trained: Trained) -> None:
     weights = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
     with atomic_write(folder / WEIGHTS) as part:
         save_file(weights, part, {"format": FORMAT, "network": json.dumps(settings)})
-    rows = {name: getattr(trained, name).contiguous().cpu() for name in ("features", "labels")}
-    names = {name: json.dumps(getattr(trained, name)) for name in ("classes", "files")}
+    rows = {"features": trained.features, "labels": trained.labels}
+    names = {"classes": json.dumps(trained.classes), "files": json.dumps(trained.files)}
     with atomic_write(folder / FEATURES) as part:
         save_file(rows, part, {"format": FORMAT} | names)
 

@@ -66,7 +66,7 @@ def _small(channels: int, low_dim: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(512, low_dim))
 
 
-def _residual(arch: str, low_dim: int, channels: int, size: int, pretrained: bool) -> nn.Module:
+def _residual(arch, low_dim, channels, size, pretrained) -> nn.Module:
     """torchvision's network with a new last layer, and CIFAR's stem for small pictures."""
     from torchvision import models
 

@@ -1,7 +1,7 @@
-"""Pictures for training: files, decoded when they are read, or sets in memory.
+"""Pictures for training, handed out in whole batches: files, decoded when read, or sets in memory.
 
-A data set hands out whole batches. Each picture is requested with the seed of its augmentation, or
-None for none, so that what is drawn depends neither on the number of workers nor on interruptions.
+Each is requested with the seed of its augmentation, or None for none: what is drawn depends neither
+on the number of workers nor on interruptions.
 """
 
 import copy
@@ -65,6 +65,11 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def hold_out(self, fraction: float, seed: int) -> tuple["Pictures", "Pictures"]:
+        """Return the pictures but for a drawn fraction of each class, and these."""
+        chosen = held_out(self.labels, fraction, seed)
+        return self.subset((~chosen).nonzero()[:, 0]), self.subset(chosen.nonzero()[:, 0])
 
     def subset(self, numbers: Int64[Tensor, " M"]) -> "Pictures":
         """Return those pictures, numbered anew."""
@@ -252,9 +257,7 @@ def open_pictures(
         test = SetPictures(whole.test_images, whole.test_labels, *rest)
     else:
         gallery, test = _open_folder(Path(data).expanduser(), size, flip is not False, least, seed)
-    chosen_on = held_out(gallery.labels, validation, seed)
-    train = gallery.subset((~chosen_on).nonzero()[:, 0])
-    return Splits(gallery, train, gallery.subset(chosen_on.nonzero()[:, 0]), test)
+    return Splits(gallery, *gallery.hold_out(validation, seed), test)
 
 
 def held_out(labels: Int64[Tensor, " N"], fraction: float, seed: int | None) -> Bool[Tensor, " N"]:
@@ -275,7 +278,6 @@ def draw_per_class(labels: Int64[Tensor, " N"], wanted: Int64[Tensor, " C"], see
 
 
 def _open_folder(root: Path, size: int, flip: bool, least: float, seed: int):
-    """Return the training and the test pictures of a folder."""
     if not root.is_dir():
         wanted = f"give one that has CLASS/*.jpg for each class, or {', '.join(CLASSES)}"
         raise DataError(f"data={str(root)!r} is no folder: {wanted}")
@@ -285,10 +287,10 @@ def _open_folder(root: Path, size: int, flip: bool, least: float, seed: int):
     if tests:
         files = _list_tree(tests[0], pictures.classes)
         return pictures, FolderPictures(*files, size, flip, least)
-    aside = held_out(pictures.labels, 0.2, seed + 1)
-    if not aside.any():
+    halves = pictures.hold_out(0.2, seed + 1)
+    if not len(halves[1]):
         raise DataError(f"data={str(root)!r} has no val/, and no class of 3 pictures: give either")
-    return pictures.subset((~aside).nonzero()[:, 0]), pictures.subset(aside.nonzero()[:, 0])
+    return halves
 
 
 def _list_tree(root: Path, classes: Sequence[str] = ()):
@@ -309,5 +311,5 @@ def _list_tree(root: Path, classes: Sequence[str] = ()):
     if len(found) < (1 if classes else 2):
         has = f"pictures of {found[0]!r} alone" if found else "no pictures in folders"
         raise DataError(f"data={str(root)!r} has {has}: give two classes or more of CLASS/*.jpg")
-    number = {name: at for at, name in enumerate(classes or found)}
-    return files, torch.tensor([number[name] for name in names]), list(number)
+    classes = classes or found
+    return files, torch.tensor([classes.index(name) for name in names]), classes

@@ -1,7 +1,6 @@
 """Encoders that the scalable-NCA work published, read without running what their files hold.
 
-Such a checkpoint is a pickle with a whole module in it, which torch.load refuses, or else imports.
-Here every class and function but tensors' own is replaced by an inert one.
+Each is a pickle of a whole module: here all classes and functions but tensors' own become inert.
 """
 
 import pickle
@@ -19,11 +18,10 @@ KNOWN = ("resnet18", "resnet34", "resnet50")
 
 
 def load_snca(path: str | Path) -> dict:
-    """Read snca_resnet18.pth.tar, or one of its kin, onto the CPU.
+    """Read snca_resnet18.pth.tar, or one of its kin: its "arch", "weights" and "bank".
 
-    Returns "arch", "weights" under torchvision's names, and "bank", the training images' embeddings
-    [N, D] in their order, None without a `lemniscate`. Raises ModelError, naming the file, for one
-    that is missing, truncated or foreign.
+    The bank holds the training images' embeddings [N, D] in their order, None without a
+    `lemniscate`. Raises ModelError for a file that is missing, truncated or foreign.
     """
     try:
         _refuse_programs(path)

@@ -198,7 +198,8 @@ class Trainer:
         loss = self.objective(features, scores, labels, index)
         (loss / s.iter_size).backward()
         value = float(loss.detach())
-        self.sums = [self.sums[0] + value, self.sums[1] + 1]
+        self.sums[0] += value
+        self.sums[1] += 1
         if not math.isfinite(self.sums[0]):
             where = f"in epoch {self.epoch}"
             raise FloatingPointError(f"lr={s.lr}: the loss is {value} {where}, give less")
@@ -296,10 +297,8 @@ class Trainer:
         path = self.folder if resume == "auto" else Path(resume)
         if not resume or (resume == "auto" and not (path / LAST).exists()):
             if only_tests:
-                problem = f"resume={resume!r}: {str(self.folder)!r} has no run in it to evaluate"
-                raise ValueError(
-                    f"{problem}: give a checkpoint, or the folder that a training left"
-                )
+                problem = f"{str(self.folder)!r} has no run in it to evaluate"
+                raise ValueError(f"resume={resume!r}: {problem}, give a checkpoint or its folder")
             return
         try:
             self._load(checkpoints.read_any(path), only_tests)
