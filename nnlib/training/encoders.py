@@ -58,7 +58,6 @@ class Embedding(nn.Module):
 
 
 def _small(channels: int, low_dim: int) -> nn.Sequential:
-    """Three stages of 3 x 3 convolutions: minutes on a laptop for 28 x 28 pixels."""
     layers: list[nn.Module] = []
     for before, width in ((channels, 32), (32, 64), (64, 128)):
         layers.append(nn.Conv2d(before, width, 3, padding=1, bias=False))

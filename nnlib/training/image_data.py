@@ -1,8 +1,4 @@
-"""Pictures for training, handed out in whole batches: files, decoded when read, or sets in memory.
-
-Each is requested with the seed of its augmentation, or None for none: what is drawn depends neither
-on the number of workers nor on interruptions.
-"""
+"""Pictures in whole batches; what augmentation draws for each follows from its seed alone."""
 
 import copy
 import random
@@ -55,7 +51,7 @@ class Pictures:
     [4, 2]
     """
 
-    def __init__(self, labels, classes: Sequence[str], size: int, channels: int, flip: bool):
+    def __init__(self, labels, classes, size, channels, flip):
         self.labels = labels
         self.classes = tuple(classes)
         self.size = size
@@ -78,13 +74,11 @@ class Pictures:
         part.files = [self.files[number] for number in numbers.tolist()]
         return part
 
-    def draw(self, wanted: Int64[Tensor, " C"], seed: int | None) -> list[int]:
+    def draw(self, wanted, seed: int | None) -> list[int]:
         """Return the numbers of so many drawn pictures of each class."""
         return draw_per_class(self.labels, wanted, seed).nonzero()[:, 0].tolist()
 
-    def in_batches(
-        self, batch_size: int = 256, rows: slice = slice(None), workers: int = 0
-    ) -> Iterator[Batch]:
+    def in_batches(self, batch_size=256, rows=slice(None), workers=0) -> Iterator[Batch]:
         """Hand out a range of the pictures in order, not augmented; an empty one as one batch."""
         parts = torch.arange(len(self))[rows].split(batch_size)
         requests = [[(number, None) for number in part.tolist()] for part in parts]
@@ -101,7 +95,7 @@ class SetPictures(Pictures):
     def __getitems__(self, requests: Requests) -> Batch:
         numbers = torch.tensor([number for number, _ in requests], dtype=torch.int64)
         images = self.images[numbers].view(-1, self.size, self.size, self.channels).movedim(3, 1)
-        if len(requests) and requests[0][1] is not None:
+        if requests and requests[0][1] is not None:
             images = shift_and_flip(images, self.flip, requests[0][1])
         return Batch(images.contiguous(), self.labels[numbers], numbers, {})
 
@@ -114,7 +108,7 @@ class SetPictures(Pictures):
 class FolderPictures(Pictures):
     """Files as RGB: a random box of `least` of the area or more where augmented, or the middle."""
 
-    def __init__(self, files: Sequence[Path], labels, classes, size, flip=True, least=0.08):
+    def __init__(self, files, labels, classes, size, flip=True, least=0.08):
         super().__init__(labels, classes, size, 3, flip)
         self.files = files
         self.least = least
@@ -168,7 +162,7 @@ def shift_and_flip(images: UInt8[Tensor, "B C H W"], flip: bool, seed: int) -> T
     return images[number, :, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
 
 
-def center_box(width: int, height: int) -> tuple[float, ...]:
+def center_box(width, height) -> tuple[float, ...]:
     """Return the box that is tested on: 224/256 of the shorter side, about the middle."""
     side = min(width, height) * 224 / 256
     left = (width - side) / 2
@@ -176,7 +170,7 @@ def center_box(width: int, height: int) -> tuple[float, ...]:
     return left, top, left + side, top + side
 
 
-def random_box(width: int, height: int, generator: random.Random, least: float):
+def random_box(width, height, generator, least):
     """Return a random box: from `least` of the area to all of it, its sides from 3:4 to 4:3."""
     for _ in range(10):
         area = width * height * generator.uniform(least, 1)
@@ -190,13 +184,13 @@ def random_box(width: int, height: int, generator: random.Random, least: float):
     return center_box(width, height)
 
 
-def load_batches(pictures: Pictures, requests: Iterable, workers: int = 0) -> Iterator[Batch]:
+def load_batches(pictures, requests: Iterable, workers=0) -> Iterator[Batch]:
     """Hand out the requested batches in order, read ahead by so many processes."""
     ahead = {"prefetch_factor": 4, "num_workers": workers} if workers else {}
     return iter(DataLoader(pictures, batch_sampler=requests, collate_fn=Batch._make, **ahead))
 
 
-def epoch_batches(pictures, steps: int, epoch: int, step: int, settings) -> Iterator[Batch]:
+def epoch_batches(pictures, steps, epoch, step, settings) -> Iterator[Batch]:
     """Hand out this process's part of an epoch's batches, from a step on, augmented."""
     seed = settings.seed
     generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
@@ -225,14 +219,7 @@ class Splits(NamedTuple):
     test: Pictures
 
 
-def open_pictures(
-    data: str | Path,
-    size: int = 224,
-    validation: float = 0.05,
-    flip: bool | None = None,
-    least: float = 0.08,
-    seed: int = 0,
-) -> Splits:
+def open_pictures(data, size=224, validation=0.05, flip=None, least=0.08, seed=0) -> Splits:
     """Open a set of nnlib.datasets by its name, or a folder of pictures in folders of classes.
 
     Parameters
@@ -269,7 +256,7 @@ def held_out(labels: Int64[Tensor, " N"], fraction: float, seed: int | None) -> 
     return draw_per_class(labels, wanted, seed)
 
 
-def draw_per_class(labels: Int64[Tensor, " N"], wanted: Int64[Tensor, " C"], seed: int | None):
+def draw_per_class(labels, wanted, seed: int | None) -> Bool[Tensor, " N"]:
     """Return True [N] for so many drawn samples of each class."""
     order = torch.randperm(len(labels), generator=make_generator(seed))
     by_class = order[labels[order].argsort(stable=True)].split(torch.bincount(labels).tolist())
@@ -277,7 +264,7 @@ def draw_per_class(labels: Int64[Tensor, " N"], wanted: Int64[Tensor, " C"], see
     return torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, drawn, True)
 
 
-def _open_folder(root: Path, size: int, flip: bool, least: float, seed: int):
+def _open_folder(root: Path, size, flip, least, seed):
     if not root.is_dir():
         wanted = f"give one that has CLASS/*.jpg for each class, or {', '.join(CLASSES)}"
         raise DataError(f"data={str(root)!r} is no folder: {wanted}")
@@ -293,7 +280,7 @@ def _open_folder(root: Path, size: int, flip: bool, least: float, seed: int):
     return halves
 
 
-def _list_tree(root: Path, classes: Sequence[str] = ()):
+def _list_tree(root: Path, classes=()):
     """Return files, labels and classes by name; the classes have to be among those given."""
     files = [
         file

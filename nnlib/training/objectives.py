@@ -13,9 +13,8 @@ class Objective(nn.Module):
     """The loss of a batch of unit features; the first two keep a bank, which moves after a step.
 
     - nca: neighborhood component analysis, every training sample votes for its class.
-    - instance: every sample is a class of its own, its bank row the one to find. After Wu, Xiong,
-      Yu, Lin. Unsupervised Feature Learning via Non-Parametric Instance Discrimination. CVPR 2018;
-      here with the whole bank in the sum.
+    - instance: every sample is a class of its own (Wu, Xiong, Yu, Lin. Unsupervised Feature
+      Learning via Non-Parametric Instance Discrimination. CVPR 2018), the whole bank in the sum.
     - softmax: a linear classifier on the features over the temperature, as a baseline.
     """
 

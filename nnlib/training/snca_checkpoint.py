@@ -46,7 +46,7 @@ def _refuse_programs(path: str | Path) -> None:
         _check("constants.pkl" not in records, "it is a TorchScript archive, which is a program")
 
 
-def _check(holds: bool, problem: str) -> None:
+def _check(holds, problem: str) -> None:
     if not holds:
         raise pickle.UnpicklingError(problem)
 
@@ -56,7 +56,7 @@ def _parse(state) -> dict:
     arch = state.get("arch")
     _check(arch in KNOWN, f"its arch is {arch!r:.40}, not one of {', '.join(KNOWN)}")
     tensors = state.get("state_dict")
-    _check(isinstance(tensors, dict) and len(tensors) > 0, "it has no state_dict")
+    _check(isinstance(tensors, dict) and tensors, "it has no state_dict")
     for name, tensor in tensors.items():
         _check(isinstance(tensor, Tensor), f"{name!r:.60} is no tensor of a known type")
     weights = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
@@ -66,7 +66,7 @@ def _parse(state) -> dict:
     return {"arch": arch, "weights": weights, "bank": bank}
 
 
-def _find_bank(lemniscate, weights: dict[str, Tensor]) -> Tensor:
+def _find_bank(lemniscate, weights) -> Tensor:
     bank = getattr(lemniscate, "state", {}).get("_buffers", {}).get("memory")
     _check(isinstance(bank, Tensor), "the lemniscate's memory is no tensor")
     width = len(weights["fc.weight"]) if "fc.weight" in weights else "D"

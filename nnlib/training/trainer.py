@@ -1,12 +1,6 @@
-"""Training an embedding for nearest neighbors: the same in a notebook, on a GPU, or on many.
-
-What a run does follows from its settings alone: all that is drawn follows from the seed, the epoch
-and the picture. So a run that was killed goes on as if it had not been.
-"""
+"""Training an embedding: all that is drawn follows from the seed, the epoch and the picture."""
 
 import math
-from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -169,14 +163,13 @@ class Trainer:
             numbers = all_gather_unique(self.unread_numbers)
             self.bank.clear(torch.tensor(numbers, dtype=torch.int64, device=self.device))
 
-    def _train_step(self, stream: Iterator[Batch]) -> None:
+    def _train_step(self, stream) -> None:
         s = self.settings
         updates = []
         for micro in range(s.iter_size):
             is_last = micro == s.iter_size - 1  # processes share gradients once a step
-            alone = is_last or distributed.world_size() == 1
-            with nullcontext() if alone else self.parallel.no_sync():
-                updates.append(self._backward(next(stream)))
+            self.parallel.require_backward_grad_sync = is_last
+            updates.append(self._backward(next(stream)))
         for group in self.optimizer.param_groups:
             group["lr"] = s.lr_at(self.epoch + self.step / self.steps)
         self.optimizer.step()
@@ -206,7 +199,6 @@ class Trainer:
         return index, features.detach()
 
     def _total_loss(self) -> list[float]:
-        """Return the sum of the epoch's losses so far, of all processes, and their number."""
         device = self.device if self.device.type == "cuda" else "cpu"  # MPS has no float64
         sums = torch.tensor(self.sums, dtype=torch.float64, device=device)
         return distributed.all_reduce_sum(sums).tolist()
@@ -218,13 +210,13 @@ class Trainer:
             return self._accuracy(self.pictures.validation, self.bank, None)
         return self._accuracy(self.pictures.validation, *self._embed(self.pictures.train)[:2])
 
-    def _accuracy(self, pictures: Pictures, bank, bank_labels) -> dict[str, float]:
+    def _accuracy(self, pictures, bank, bank_labels) -> dict[str, float]:
         s = self.settings
         features, labels, _ = self._embed(pictures)
         sharded = distributed.world_size() > 1
         return knn_accuracy(features, labels, bank, bank_labels, s.k, s.temperature, sharded)
 
-    def _embed(self, pictures: Pictures) -> tuple[Tensor, Tensor, Tensor]:
+    def _embed(self, pictures: Pictures) -> tuple[Tensor, ...]:
         """Return features, labels and numbers of this process's part of the readable pictures."""
         s = self.settings
         own = distributed.shard_bounds(len(pictures))
@@ -244,7 +236,6 @@ class Trainer:
         return features, labels, torch.cat(numbers).to(self.device)
 
     def _note_unread(self, batch: Batch) -> None:
-        """Remember the pictures of a batch that couldn't be read, and print each once."""
         for name in batch.unread.values():
             if name not in self.unread:
                 self.unread[name] = None
@@ -316,11 +307,10 @@ class Trainer:
         arch = state.get("arch", self.settings.arch)
         if arch != self.settings.arch:
             raise ModelError(f"its architecture is {arch}, not {self.settings.arch}")
-        weights = state["best_weights"]
-        if weights is None:  # stopped within its first epoch
-            own = state["learner"].items()
-            weights = {name[8:]: each for name, each in own if name.startswith("network.")}
-        self.learner.network.load_state_dict(weights)
+        if state["best_weights"] is None:  # stopped within its first epoch
+            self.learner.load_state_dict(state["learner"])
+        else:
+            self.learner.network.load_state_dict(state["best_weights"])
         bank = state.get("bank")
         if self.bank is not None and bank is not None:
             if bank.shape == (len(self.bank), self.bank.dim):
