@@ -1,3 +1,5 @@
+"""The weighted average over all centers, its kernels, and the nearest of them."""
+
 from nnlib.attention.blockwise import Labels
 from nnlib.attention.blockwise import OnlineWeightedMean as OnlineWeightedMean
 from nnlib.attention.blockwise import accumulate as accumulate
@@ -27,18 +29,18 @@ from nnlib.attention.kernels import (
 )
 
 __all__ = [
-    "MATMUL_DTYPES",
+    "attend",
+    "nearest",
+    "class_log_probabilities",
+    "Labels",
+    "Kernel",
+    "make_kernel",
+    "InverseDistance",
     "CosineInverseDistance",
-    "CosineSoftmax",
-    "DotProduct",
     "EuclideanPyramid",
     "InfluenceCone",
-    "InverseDistance",
-    "Kernel",
-    "Labels",
+    "CosineSoftmax",
+    "DotProduct",
     "UniformKNN",
-    "attend",
-    "class_log_probabilities",
-    "make_kernel",
-    "nearest",
+    "MATMUL_DTYPES",
 ]

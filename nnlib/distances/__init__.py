@@ -1,3 +1,5 @@
+"""Distances between blocks of points, exact to rounding, with gradients."""
+
 from nnlib.distances.base import Distance
 from nnlib.distances.base import Preconditioner as Preconditioner
 from nnlib.distances.base import Workspace as Workspace

@@ -1,3 +1,5 @@
+"""What pictures are turned into without labels: copies, straightened digits, patches."""
+
 from nnlib.features.augment import blur, deskew, mirrored_copies, shifted_copies
 from nnlib.features.patches import PatchFeatures
 from nnlib.features.pixels import pixel_samples

@@ -173,7 +173,6 @@ MAX_CONTEXT = MAX_COLUMN + MAX_MATCH  # characters of a context that any order l
 
 
 def sorted_contexts(text: str) -> Iterator[tuple[ContextOrder, Positions]]:
-    """The text's context orders, each with its sorted positions."""
     for kind in CONTEXT_ORDERS:
         contexts = kind(text)
         yield contexts, contexts.sort()

@@ -1,3 +1,5 @@
+"""Estimators over centers: condensed, learned, stacked, and metrics for them."""
+
 from nnlib.neighbors.classifier import DynamicClassifier
 from nnlib.neighbors.metric_learning import NCATransformer
 from nnlib.neighbors.prototypes import PrototypeClassifier
