@@ -155,6 +155,10 @@ def to_json(value):
         fields = {name: to_json(setting) for name, setting in settings}
         return {"estimator": type(value).__name__, "settings": fields}
     if isinstance(value, Registered):
+        own = vars(type(value))
+        if "__dataclass_fields__" not in own and ("__init__" in own or "__annotations__" in own):
+            name = type(value).__name__
+            raise TypeError(f"{name} can't be saved: decorate it with @dataclass(frozen=True)")
         fields = {name: to_json(getattr(value, name)) for name in value.__dataclass_fields__}
         return {"kernel": type(value).__name__, "fields": fields}
     if isinstance(value, np.ndarray):
@@ -180,7 +184,7 @@ def from_json(value):
 def _registered(name: str, base: type) -> type:
     kind = Registered.subclasses.get(OLD_CLASSES.get(name, name))
     if kind is None or not issubclass(kind, base):
-        raise ValueError(f"class {name!r} is not one that files can name")
+        raise ValueError(f"class {name!r} is unknown: import the module that defines it first")
     return kind
 
 

@@ -229,7 +229,7 @@ class BlockwiseBackward:
         distance, context = self.distance_fn.pairwise(x, c, for_backward=True)
         weights = self.workspace.like("weights", distance).copy_(distance)
         mask_excluded(weights, None if self.exclude is None else self.exclude[rows], cols)
-        self.kernel.relative_weights(weights, nearest, scale)
+        weights = self.kernel.relative_weights(weights, nearest, scale)
         gradient = self.gradient[rows]
         to_queries, to_centers, to_values, to_sharpness = self.sums
         if to_values is not None:

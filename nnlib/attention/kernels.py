@@ -54,13 +54,13 @@ class Kernel(Registered):
     def relative_weights(
         self, distance: Distances, nearest: PerQuery, scale: float = 1.0
     ) -> Distances:
-        """Weights over that at `nearest`, of distances times `scale`; in place."""
+        """Weights over that at `nearest`. Both are the data's times `scale`; may be in place."""
         raise NotImplementedError
 
     def scale_by_log_slope(
         self, gradient: Distances, distance: Distances, nearest: PerQuery, scale: float, out: Tensor
     ) -> None:
-        """Multiply `gradient` by how log weights grow with distance. Overwrites `out`."""
+        """Multiply `gradient` in place by d(log weight) / d(distance). May overwrite `out`."""
         raise NotImplementedError
 
 

@@ -103,6 +103,7 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
         values = tuple(self.values_.shape)
         if centers != (len(self.values_), self.n_features_in_):
             raise ValueError(f"centers {centers} and values {values} don't belong together")
+        self.indices_: Tensor | None = None
         self._kernel()
 
     def _warn_about_kernel(self, x: Shaped[Tensor, "N D"]) -> None:

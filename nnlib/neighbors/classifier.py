@@ -36,14 +36,17 @@ class DynamicClassifier(CenterClassifier):
         Learning stops once there are more centers.
     passes : int
         Over the data at most; with predictor="nearest" and batch_size=1 many are Hart's rule.
+    shuffle, seed, device, progress
+        Samples in random order, drawn by `seed` (None for another each time); "auto" takes a GPU
+        where there is one; a bar for what takes long.
 
     Attributes
     ----------
     centers_, values_, classes_
         Centers [M, D], their class numbers [M], and labels [C].
     indices_, growth_
-        Which samples became centers (None after a stream or `partial_fit`), and the number of
-        centers after each batch.
+        Which samples became centers (None after a stream, `partial_fit` or `load`), and the number
+        of centers after each batch.
 
     References
     ----------

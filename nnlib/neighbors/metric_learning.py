@@ -101,7 +101,7 @@ class NCATransformer(
         Fraction of the features hidden while learning.
     adversarial : float
         Learn also from rows moved that far, relative to their length, to where the loss is higher.
-    temperature, epochs, batch_size, lr
+    temperature, epochs, batch_size, lr, seed, device, progress
         As PrototypeClassifier's, but for an absolute `lr`.
     matmul_dtype : {"float32", "bfloat16"}
 

@@ -40,8 +40,8 @@ class PrototypeClassifier(CenterClassifier):
     ----------
     n_prototypes : int, optional
         None for a twentieth of the samples, at least two a class and at most 300.
-    kernel, exponent, epsilon, influence_cone_factor, scales
-        As DynamicClassifier's, or "cosine_softmax", which starts from `temperature`.
+    kernel, exponent, epsilon, influence_cone_factor, scales, seed, device, progress
+        As DynamicClassifier's; also "cosine_softmax", which starts from `temperature`.
     epochs, batch_size
         0 epochs leave centers at their start; None for a hundredth of the samples, 32 to 500.
     lr : float

@@ -32,7 +32,8 @@ class DynamicRegressor(RegressorMixin, CenterEstimator):
         The Euclidean error, in the targets' unit, from which a sample is wrong.
     target_accuracy : float
         A batch is learned until its mean absolute error is at most that, as published.
-    kernel, epsilon, influence_cone_factor, scales, predictor, batch_size, max_neighbors, passes
+    kernel, epsilon, influence_cone_factor, scales, predictor, batch_size, max_neighbors, passes,
+    shuffle, seed, device, progress
         As DynamicClassifier's, and so are the attributes.
 
     References

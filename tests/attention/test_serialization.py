@@ -1,13 +1,15 @@
 """Kernels and models under the names of today and of the format before."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import safe_open, save_file
 
-from nnlib import DynamicClassifier, PrototypeClassifier
+from nnlib import DynamicClassifier, PrototypeClassifier, attend
 from nnlib._common.serialization import from_json, to_json
 from nnlib.attention import CosineInverseDistance, InverseDistance, Kernel, UniformKNN
 from nnlib.errors import ModelError
@@ -71,3 +73,39 @@ def test_a_renamed_class_is_read_and_another_is_not(tmp_path):
 def test_a_kernel_without_weights_says_so():
     with pytest.raises(NotImplementedError):
         Kernel().relative_weights(X, X[:, 0])
+
+
+def kernel_of_contributing() -> type[Kernel]:
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    block = re.search(r"## Add a kernel.*?```python\n(.*?)```", text, re.DOTALL).group(1)
+    names = {"__name__": __name__}
+    exec(block, names)  # noqa: S102
+    return names["Exponential"]
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-6, 1e5])
+def test_the_kernel_that_contributing_shows_is_right_in_any_unit(unit):
+    kernel = kernel_of_contributing()(0.5 * unit)
+    generator = torch.Generator().manual_seed(0)
+    sizes = (7, 20), (40, 20), (40, 3)
+    x, c, v = (torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes)
+    leaves = [(part * unit).requires_grad_() for part in (x, c)]
+    plain = [(part * unit).requires_grad_() for part in (x, c)]
+    found = attend(*leaves, v, kernel)
+    expected = (-torch.cdist(*plain) / kernel.length).softmax(1) @ v
+    assert torch.allclose(found, expected, atol=1e-9)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    for leaf, other in zip(leaves, plain, strict=True):
+        assert torch.allclose(leaf.grad * unit, other.grad * unit, atol=1e-7)
+
+
+def test_a_kernel_whose_settings_would_be_lost_is_not_saved(tmp_path):
+    class Undecorated(InverseDistance):
+        def __init__(self, power):
+            super().__init__(-power)
+
+    model = DynamicClassifier(Undecorated(2.0), device="cpu", progress=False).fit(X, [0, 0, 1, 1])
+    with pytest.raises(TypeError, match="Undecorated can't be saved: decorate it"):
+        model.save(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
