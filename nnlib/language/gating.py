@@ -11,7 +11,7 @@ HIDDEN_UNITS = 64
 BATCH = 2048
 LEARNING_RATE = 1e-2
 EPOCHS = 8
-FEW_SAMPLES = 10_000  # from which on weights decay less
+FEW_SAMPLES = 10_000  # fewer ones make weights decay more
 ROWS = 1 << 15  # contexts weighed at once
 MIN_UNIFORM_WEIGHT = 1e-6  # so that no character is impossible
 PerExpert = Float[Tensor, "B E"]
@@ -44,7 +44,7 @@ class GatingNetwork(nn.Module):
 
     @torch.no_grad()
     def expert_weights(self, counts: CharacterCounts) -> Float64[np.ndarray, " E+1"]:
-        """Weigh experts that counted each character so often."""
+        """Weigh experts by how often each of them saw each character."""
         sums = np.array([counts.sum(1), (counts > 0).sum(1)], np.float32)
         log_total, log_kinds = torch.from_numpy(sums).log1p()
         return self(log_total[None], log_kinds[None])[0].double().numpy()

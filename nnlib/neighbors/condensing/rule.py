@@ -29,7 +29,7 @@ SEARCH_ROWS = 4096  # a block's size with a grid: worth sorting the centers for,
 BLOCK_BYTES = 64 << 20  # for a block's cached distances
 
 Batch = tuple[Float[Tensor, "S D"], Shaped[Tensor, "S *V"], Int64[Tensor, " S"] | None]
-Callback = Callable[[int, int], None]  # takes the number of samples seen since, and of centers
+Callback = Callable[[int, int], None]  # takes the numbers of samples in a batch, and of centers
 
 
 def condense(
@@ -60,6 +60,7 @@ def condense(
 
 def _condense_block(x, y, numbers, centers: GrowingCenters, rule, callback: Callback) -> None:
     cache_class = _cache_class(len(x), centers, rule)
+    # A grid's steps are too small for threads, which would only wait for each other.
     with single_thread() if cache_class is GridVotes else nullcontext():
         votes = cache_class(x, rule.values(y), centers, rule)
         for start in range(0, len(x), rule.batch_size):
@@ -100,7 +101,8 @@ def _cache_class(rows: int, centers: GrowingCenters, rule: CondensingRule) -> ty
     if rows <= SEARCH_ROWS and _is_searchable(rows, centers, rule):
         return GridVotes
     caches = rule.kernel.depends_on_others
-    if rows > BLOCK_ROWS or caches and 4 * rows * len(centers) > BLOCK_BYTES:
+    cached_bytes = 4 * rows * len(centers) if caches else 0
+    if rows > BLOCK_ROWS or cached_bytes > BLOCK_BYTES:
         return RecomputedVotes  # a single batch is too large
     if rule.kernel.k is not None:
         return UniformKNNVotes
