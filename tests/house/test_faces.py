@@ -26,7 +26,7 @@ PACKAGES = (
     "training",
 )
 FACES = {"nnlib", *(f"nnlib.{name}" for name in PACKAGES)}
-EXTRAS = ("IPython", "ipywidgets", "jupyterlab", "matplotlib", "nbconvert", "pandas", "papermill")
+EXTRAS = ("IPython", "ipywidgets", "jupyterlab", "matplotlib", "nbconvert", "papermill")
 PUBLIC = sorted(
     f"{package}.{name}"
     for package in PACKAGES
