@@ -48,8 +48,8 @@ class SafetensorsMixin(Registered):
     A model made of others gives them in `_submodels` and takes them over in `_restore_submodels`.
     """
 
-    saved_attributes = ("n_features_in_",)
-    saved_tensors = ("centers_", "values_")
+    saved_attributes: tuple[str, ...] = ("n_features_in_",)
+    saved_tensors: tuple[str, ...] = ("centers_", "values_")
 
     def save(self, path: str | Path) -> None:
         """Write the fitted model to one .safetensors file, whole or not at all.

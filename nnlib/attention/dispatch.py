@@ -214,6 +214,7 @@ class AttendFunction(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
+        """Gradients to queries, centers, values and sharpness, in their own types."""
         with full_precision():
             blocks = BlockwiseBackward(ctx, gradient)
             if ctx.triton is None:

@@ -58,6 +58,7 @@ class CosineDistance(Distance):
         return cls(centering_offset(normalize_rows(subsample(centers, dtype))), signed)
 
     def prepare(self, rows: Rows) -> PreparedPoints:
+        """Unit rows less the offset, half their squared norms, and 1 / the norms that they had."""
         inverse = _inverse_norm(rows)
         unit = normalize_rows(rows) if _out_of_range(inverse) else rows * inverse[:, None]
         if self.preconditioner.offset is None:

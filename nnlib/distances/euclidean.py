@@ -65,6 +65,7 @@ class EuclideanDistance(Distance):
         return cls(Preconditioner(scale, offset))
 
     def prepare(self, rows: Rows) -> PreparedPoints:
+        """Rows times the scale; where they go through a product, centered, with squared norms."""
         scaled = rows * self.scale if self.scale != 1 else rows
         if rows.shape[1] <= DIRECT_FEATURES:  # each feature in one piece of memory
             return PreparedPoints(scaled, scaled.T.contiguous().T)
@@ -73,6 +74,7 @@ class EuclideanDistance(Distance):
         return PreparedPoints(scaled, centered, squared_norms(centered))
 
     def pairwise(self, x, c, for_backward=False, same=None) -> tuple[Block, Pairs | None]:
+        """Distances, and the pairs that were measured again (None: none, or all)."""
         squares, pairs = self._squares(x, c, same)
         return squares.sqrt_(), pairs
 
@@ -175,17 +177,19 @@ class MultiScaleDistance(Distance):
         return cls(levels, exponent, max(epsilon * scale, torch.finfo(dtype).tiny))
 
     def prepare(self, rows: Rows) -> tuple[PreparedPoints, ...]:
+        """Prepare every 2^i-th feature for level i."""
         parts = (rows[:, :: 2**i].contiguous() for i in range(len(self.levels)))
         return tuple(level.prepare(part) for level, part in zip(self.levels, parts, strict=True))
 
     def pairwise(self, x, c, for_backward=False, same=None) -> tuple[Block, list]:
+        """Distances, and those of each level; ratios to the least one stay in range."""
         levels = zip(self.levels, x, c, strict=True)
         for level in self.levels:
             level.low_precision = self.low_precision
         parts = [level.pairwise(*points, same=same) for level, *points in levels]
         lengths = [length for length, _ in parts]
-        names = ("least", "ratio", "mean")
-        least, ratio, mean = (self.workspace.like(name, lengths[0]) for name in names)
+        blocks = [self.workspace.like(name, lengths[0]) for name in ("least", "ratio", "mean")]
+        least, ratio, mean = blocks
         torch.add(lengths[0], self.epsilon, out=least)
         for length in lengths[1:]:
             torch.minimum(least, torch.add(length, self.epsilon, out=ratio), out=least)
@@ -196,6 +200,7 @@ class MultiScaleDistance(Distance):
         return power_(mean.div_(len(parts)), 1 / self.exponent).mul_(least), parts
 
     def backward(self, x, c, distance, context, gradient) -> Gradients:
+        """Gradients to the rows, summed over the levels."""
         sums = [torch.zeros_like(points[0].raw) for points in (x, c)]
         for i, (level, (length, pairs)) in enumerate(zip(self.levels, context, strict=True)):
             slope = power_(distance / (length + self.epsilon), 1 - self.exponent)
@@ -210,12 +215,15 @@ class NegativeDotProduct(Distance):
     """-x.c: nearer is smaller."""
 
     def prepare(self, rows: Rows) -> PreparedPoints:
+        """Rows as they are."""
         return PreparedPoints(rows, rows)
 
     def pairwise(self, x, c, for_backward=False, same=None) -> tuple[Block, None]:
+        """Minus the products of rows; `backward` needs nothing else."""
         return (x.raw @ c.raw.T).neg_(), None
 
     def backward(self, x, c, distance, context, gradient) -> Gradients:
+        """Gradients to the rows."""
         return -(gradient @ c.raw), -(gradient.T @ x.raw)
 
 

@@ -248,6 +248,7 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
 
 
 def _held_out_parts(size: int) -> list[range]:
+    """Parts of a text to predict from all its others."""
     if size < SHORT_TEXT:
         return []
     length = min(size // 10, MAX_HELD_OUT)

@@ -84,6 +84,7 @@ class Characters(ContextOrder):
 
     @classmethod
     def query(cls, context):
+        """The last characters, backwards, of which each level matches a fixed number."""
         return context[: -cls.max_length - 1 : -1], list(cls.LENGTHS)
 
 
@@ -121,6 +122,7 @@ class Words(ContextOrder):
 
     @classmethod
     def query(cls, context):
+        """The normalized characters, backwards, and where each of the last words starts."""
         key = _normalize(context[-MAX_MATCH:])[::-1]
         words = list(WORD.finditer(key))
         ends = [min(MAX_MATCH, match.end()) for match in words]
@@ -158,10 +160,12 @@ class Lines(ContextOrder):
 
     @classmethod
     def query(cls, context):
+        """The column as a character, and the last two characters, backwards."""
         column = min(len(context) - context.rfind("\n") - 1, MAX_COLUMN)
         return chr(column) + context[:-3:-1], [2, 3]
 
     def sort(self):
+        """Order positions by column and the last two characters, which are one number."""
         kinds = int(self.symbols.max()) + 1
         last = self.symbols[MAX_MATCH - 1 : -1]
         key = np.multiply(self.column, kinds, dtype=np.int64) + last
@@ -173,6 +177,7 @@ MAX_CONTEXT = MAX_COLUMN + MAX_MATCH  # characters of a context that any order l
 
 
 def sorted_contexts(text: str) -> Iterator[tuple[ContextOrder, Positions]]:
+    """Yield each context order of a text, with its positions in that order."""
     for kind in CONTEXT_ORDERS:
         contexts = kind(text)
         yield contexts, contexts.sort()

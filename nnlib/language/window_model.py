@@ -1,5 +1,7 @@
 """The published language model: windows of character codes, classified by what follows them."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -17,6 +19,7 @@ MIN_PROBABILITY = 2.0**-20  # of each class, where bits are counted
 BATCH = 16_384  # windows at a time
 
 
+@dataclass(eq=False, repr=False)
 class WindowModel(SafetensorsMixin, BaseEstimator):
     """Language model that classifies windows of characters by the character that follows.
 
@@ -42,33 +45,18 @@ class WindowModel(SafetensorsMixin, BaseEstimator):
     saved_attributes = ()
     saved_tensors = ()
 
-    def __init__(
-        self,
-        num_features: int = 10,
-        num_layers: int = 1,
-        splits: int = 1,
-        exponent: float = -4.0,
-        epsilon: float = 1e-6,
-        batch_size: int = 16,
-        max_neighbors: int = 10_000,
-        target_accuracy: float = 0.9,
-        max_count: int = 3,
-        seed: int | None = 0,
-        device: str = "auto",
-        progress: bool = True,
-    ):
-        self.num_features = num_features
-        self.num_layers = num_layers
-        self.splits = splits
-        self.exponent = exponent
-        self.epsilon = epsilon
-        self.batch_size = batch_size
-        self.max_neighbors = max_neighbors
-        self.target_accuracy = target_accuracy
-        self.max_count = max_count
-        self.seed = seed
-        self.device = device
-        self.progress = progress
+    num_features: int = 10
+    num_layers: int = 1
+    splits: int = 1
+    exponent: float = -4.0
+    epsilon: float = 1e-6
+    batch_size: int = 16
+    max_neighbors: int = 10_000
+    target_accuracy: float = 0.9
+    max_count: int = 3
+    seed: int | None = 0
+    device: str = "auto"
+    progress: bool = True
 
     def fit(self, text: str) -> "WindowModel":
         """Learn every character of a text that has a full window before it."""

@@ -55,10 +55,6 @@ def nca_loss(
     exclude : int64 [B], the sample whose own row a feature leaves out, -1 for none
     temperature, margin : T of exp(cos/T); lead in cosines that the own class has to have
 
-    Returns
-    -------
-    scalar tensor
-
     Examples
     --------
     >>> rows, classes = torch.eye(2), torch.tensor([0, 1])
@@ -103,6 +99,7 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, labels, bank, exclude, temperature, margin):
+        """The losses [B]; their gradient is summed in the same sweep, and saved."""
         with full_precision():
             others, own = _sum_both_sides(x, labels, bank, exclude, temperature)
         log_odds = _log_odds(own, others) - margin / temperature

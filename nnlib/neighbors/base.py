@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, repeat
 
@@ -35,6 +36,25 @@ from nnlib.neighbors.condensing.votes import CondensingRule
 EPSILON_MARGIN = 100  # X has to vary by so many epsilons, or distances lose much to it
 PREDICTED_ROWS = 8192  # at a time, and at least
 PREDICTED_NUMBERS = 1 << 19  # rows times features, where rows are short
+
+
+@dataclass(eq=False, repr=False)
+class CondensingSettings:
+    """Settings of all that condenses samples into centers, with their published defaults."""
+
+    kernel: str | Kernel = "cosine"
+    exponent: float | None = -4.0
+    epsilon: float = 1e-6
+    influence_cone_factor: float = 2.0
+    scales: int = 4
+    predictor: str = "interpolation"
+    batch_size: int = 64
+    target_accuracy: float = 0.9
+    max_neighbors: int = 100_000
+    shuffle: bool = True
+    seed: int | None = 0
+    device: str = "auto"
+    progress: bool = True
 
 
 class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
@@ -250,11 +270,11 @@ class ProbabilisticClassifier(ClassifierMixin):
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
         """Return log class probabilities, differentiable in x."""
         check_is_fitted(self)
-        return _log(self._class_probabilities(x.flatten(1)))
+        return log_probabilities(self._class_probabilities(x.flatten(1)))
 
     def predict_log_proba(self, X):
         """Return log class probabilities [N, C]; about -87, not -inf, for a class of no weight."""
-        return like_input(_log(self._probabilities(X)), X)
+        return like_input(log_probabilities(self._probabilities(X)), X)
 
     def predict_proba(self, X):
         """Return class probabilities [N, C]: each class's fraction of the weight."""
@@ -273,7 +293,8 @@ class ProbabilisticClassifier(ClassifierMixin):
         return accuracy_score(as_array(y), predicted, sample_weight=sample_weight)
 
 
-def _log(probabilities: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
+def log_probabilities(probabilities: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
+    """Logs, of the smallest normal float for what is 0."""
     return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
 
 

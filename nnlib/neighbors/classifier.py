@@ -9,13 +9,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from nnlib._common.validation import as_array, check_labels, encode_labels, is_stream
-from nnlib.attention import Kernel, Labels, attend
-from nnlib.neighbors.base import CenterClassifier
+from nnlib.attention import Labels, attend
+from nnlib.neighbors.base import CenterClassifier, CondensingSettings
 from nnlib.neighbors.condensing.votes import CondensingRule
 
 
 @dataclass(eq=False, repr=False)
-class DynamicClassifier(CenterClassifier):
+class DynamicClassifier(CondensingSettings, CenterClassifier):
     """Predict classes by the summed weight of all centers: samples that the model got wrong.
 
     Where classes overlap, samples that contradict each other join again and again;
@@ -60,20 +60,7 @@ class DynamicClassifier(CenterClassifier):
     ['b']
     """
 
-    kernel: str | Kernel = "cosine"
-    exponent: float = -4.0
-    epsilon: float = 1e-6
-    influence_cone_factor: float = 2.0
-    scales: int = 4
-    predictor: str = "interpolation"
-    batch_size: int = 64
-    target_accuracy: float = 0.9
     max_count: int = 3
-    max_neighbors: int = 100_000
-    shuffle: bool = True
-    seed: int | None = 0
-    device: str = "auto"
-    progress: bool = True
     passes: int = 1
 
     def fit(self, X, y=None, classes: Sequence | None = None):

@@ -180,6 +180,7 @@ class NCATransformer(
             return self._loss(normalize(z.float(), dim=1), y, proxies, labels)
 
         def loss(rows: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
+            """The loss of some samples, and of what they become when moved against the metric."""
             average.update_parameters(self.map_)  # with the step before
             inputs = self.map_[0](x[rows]).requires_grad_(self.adversarial > 0)
             clean = loss_at(inputs, y[rows])

@@ -21,7 +21,7 @@ from nnlib._common.validation import (
 )
 from nnlib.attention import Kernel, attend, make_kernel
 from nnlib.distances import subsample, wide_dtype
-from nnlib.neighbors.base import CenterClassifier
+from nnlib.neighbors.base import CenterClassifier, log_probabilities
 from nnlib.neighbors.optim import minimize_adam
 
 CLUSTERED_SAMPLES = 20_000  # of a class, that k-means sees at most
@@ -112,11 +112,11 @@ class PrototypeClassifier(CenterClassifier):
             return log_sharpness.clamp(-LARGEST_LOG_SHARPNESS, LARGEST_LOG_SHARPNESS).exp()
 
         def loss(rows: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
+            """The mean of -log p(own class)."""
             factor = sharpness() if is_sharpened else None
             values = logits.softmax(1)
             probabilities = attend(x[rows].float(), centers, values, kernel, sharpness=factor)
-            own = probabilities.gather(1, y[rows, None])
-            return -own.clamp(min=torch.finfo(own.dtype).tiny).log().mean()
+            return -log_probabilities(probabilities.gather(1, y[rows, None])).mean()
 
         spread = _spread(subsample(x, wide_dtype(x)))
         rates = [(centers, self.lr * spread), (logits, 5 * self.lr), (log_sharpness, self.lr)]

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from nnlib._common.validation import as_array, as_tensor, check_finite, check_number, like_input
 from nnlib.attention import Kernel, attend
-from nnlib.neighbors.base import CenterEstimator
+from nnlib.neighbors.base import CenterEstimator, CondensingSettings
 from nnlib.neighbors.condensing.votes import CondensingRule
 
 
 @dataclass(eq=False, repr=False)
-class DynamicRegressor(RegressorMixin, CenterEstimator):
+class DynamicRegressor(CondensingSettings, RegressorMixin, CenterEstimator):
     """Predict values by the weighted mean over all centers: samples that the model got wrong.
 
     Pictures are published with kernel="influence_cone", tolerance=0.2.
@@ -51,18 +51,10 @@ class DynamicRegressor(RegressorMixin, CenterEstimator):
 
     kernel: str | Kernel = "euclidean"
     exponent: float | None = None
-    epsilon: float = 1e-6
     influence_cone_factor: float = 4.0
-    scales: int = 4
-    predictor: str = "interpolation"
-    tolerance: float = 0.05
     batch_size: int = 256
     target_accuracy: float = 0.8
-    max_neighbors: int = 100_000
-    shuffle: bool = True
-    seed: int | None = 0
-    device: str = "auto"
-    progress: bool = True
+    tolerance: float = 0.05
     passes: int = 1
 
     def fit(self, X, y=None):

@@ -23,8 +23,8 @@ from nnlib._common.validation import (
     check_number,
     encode_labels,
 )
-from nnlib.attention import Kernel, Labels, attend
-from nnlib.neighbors.base import CenterClassifier, ProbabilisticClassifier
+from nnlib.attention import Labels, attend
+from nnlib.neighbors.base import CenterClassifier, CondensingSettings, ProbabilisticClassifier
 from nnlib.neighbors.classifier import DynamicClassifier
 from nnlib.neighbors.prototypes import PrototypeClassifier
 
@@ -129,7 +129,13 @@ def group_probabilities(
 
 
 @dataclass(eq=False, repr=False)
-class DeepClassifier(BaseStack):
+class _PublishedStack(BaseStack):
+    num_layers: int = 3
+    splits: int = 1
+
+
+@dataclass(eq=False, repr=False)
+class DeepClassifier(CondensingSettings, _PublishedStack):
     """Stack DynamicClassifiers, each fitted on what the one before says of the same data.
 
     Each layer trusts the one before more than new samples bear out: StackedClassifier mends that.
@@ -154,22 +160,7 @@ class DeepClassifier(BaseStack):
     [1]
     """
 
-    num_layers: int = 3
-    splits: int = 1
-    kernel: str | Kernel = "cosine"
-    exponent: float = -4.0
-    epsilon: float = 1e-6
-    influence_cone_factor: float = 2.0
-    scales: int = 4
-    predictor: str = "interpolation"
-    batch_size: int = 64
-    target_accuracy: float = 0.9
     max_count: int = 3
-    max_neighbors: int = 100_000
-    shuffle: bool = True
-    seed: int | None = 0
-    device: str = "auto"
-    progress: bool = True
 
     def fit(self, X, y=None):
         """Learn from X [N, D] and labels y [N] of any kind, one pass a layer.
@@ -291,7 +282,7 @@ class StackedClassifier(BaseStack):
         layer = self.later if number else self.first
         if layer is not None:
             return layer
-        settings = {"seed": self.seed, "device": self.device, "progress": False}
+        settings: dict = {"seed": self.seed, "device": self.device, "progress": False}
         if number == 0:
             return DynamicClassifier("euclidean", **settings)
         return PrototypeClassifier(max(100, classes), "cosine_softmax", **settings)

@@ -28,6 +28,7 @@ class Objective(nn.Module):
             self.bank = MemoryBank(labels, settings.low_dim, sharded=True, seed=settings.seed)
 
     def forward(self, features, scores, labels, index) -> Float[Tensor, ""]:
+        """The loss of unit features [B, D] of the samples `index`; `scores` are a softmax's."""
         s = self.settings
         if s.loss == "softmax":
             return nn.functional.cross_entropy(scores.float() / s.temperature, labels)

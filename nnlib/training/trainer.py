@@ -223,6 +223,7 @@ class Trainer:
         numbers = []
 
         def readable():
+            """Hand out batches of what can be read, and note their numbers."""
             for batch in pictures.in_batches(s.batch_size, own, s.workers):
                 self._note_unread(batch)
                 numbers.append(batch.index)

@@ -118,6 +118,7 @@ class AdditiveVotes(_BlockVotes):
         self._count(chosen, slice(start, self.until), (chosen - start, each))
 
     def average(self, rows):
+        """Running means, after the centers chosen since have joined those of the next samples."""
         if rows.stop > self.until:  # earlier chosen ones meet the next samples all at once
             self.until = rows.start + self.step
             self._count(self.chosen, slice(rows.start, self.until))
@@ -137,6 +138,7 @@ class CachedDistanceVotes(_BlockVotes):
         self.sums = self._sums(slice(None), self.nearest)
 
     def average(self, rows):
+        """Means over earlier centers, cached, and over chosen ones, measured now."""
         nearest = self.nearest[rows]
         sums = self.sums[rows]
         if len(self.chosen):
@@ -193,6 +195,7 @@ class UniformKNNVotes(_BlockVotes):
     """Means over the k nearest centers: all distances are cached and sorted anew."""
 
     def average(self, rows):
+        """Means over the k nearest of earlier and chosen centers."""
         distances = self.distances[rows]
         if len(self.chosen):
             distances = torch.cat([distances, self._pairwise(rows, self.chosen)], 1)
@@ -213,6 +216,7 @@ class RecomputedVotes:
         """Do nothing: `average` looks at the centers themselves."""
 
     def average(self, rows):
+        """Averages over all centers so far."""
         kernel = self.rule.kernel
         x = self.x[rows]
         values = LazyValues(self.centers.y, self.rule.values)
