@@ -30,7 +30,7 @@ STACKS = ("published", "left out")
 
 def measured(name: str, seed: int) -> Iterator[dict]:
     """Rows of one set and seed; the stacks agree in their first layer's settings."""
-    data, quiet = load(name), {"seed": seed, "progress": False}
+    data, quiet = load(name), {"random_state": seed, "progress": False}
     first = DynamicClassifier(**quiet)
     models = DeepClassifier(LAYERS, **quiet), StackedClassifier(LAYERS, first, **quiet)
     for stack, model in zip(STACKS, models, strict=True):
@@ -49,7 +49,7 @@ def measured(name: str, seed: int) -> Iterator[dict]:
 
 def second_layers(name: str, seed: int = 0) -> Iterator[dict]:
     """Rows that tell two causes apart: what a second layer learns from, and what kind it is."""
-    data, quiet = load(name), {"seed": seed, "progress": False}
+    data, quiet = load(name), {"random_state": seed, "progress": False}
     first, row = DynamicClassifier(**quiet), {"set": name, "seed": seed}
     x, y = data.train_images[:FEW].flatten(1).numpy(), data.train_labels[:FEW].numpy()
     test_x, test_y = data.test_images.flatten(1).numpy(), data.test_labels.numpy()

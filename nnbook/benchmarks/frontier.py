@@ -30,7 +30,7 @@ def rows_of(track: Track, seed: int, with_references: bool = False) -> Iterator[
 
 def learned(track: Track, splits: Splits, seed: int, before: float) -> Iterator[dict]:
     """Rows of learned centers in the learned metric, and of all samples as neighbors there."""
-    start, quiet = time.perf_counter(), {"seed": seed, "progress": False}
+    start, quiet = time.perf_counter(), {"random_state": seed, "progress": False}
     if track.metric is not None:
         metric = NCATransformer(**track.metric, matmul_dtype="bfloat16", **quiet)
         metric.fit(*splits.train)

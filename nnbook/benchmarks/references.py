@@ -47,7 +47,7 @@ def references(track: Track, splits: Splits, seed: int) -> Iterator[dict]:
 def makers(track: Track, splits: Splits, seed: int) -> dict[str, Callable]:
     """What fits each method."""
     train, few = splits.train, tuple(part[:FEW] for part in splits.train)
-    quiet = {"seed": seed, "progress": False}
+    quiet = {"random_state": seed, "progress": False}
     nca = make_pipeline(
         NeighborhoodComponentsAnalysis(32, random_state=seed), KNeighborsClassifier(3)
     )

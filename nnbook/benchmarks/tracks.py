@@ -79,7 +79,7 @@ def white(data: str, seed: int, dim: int, floor: float, prepare: Callable = plai
 
 def embedded(data: str, seed: int, **settings) -> Splits:
     """Unit features of a network that chapter 4 trains, of the pictures as they are tested."""
-    quiet = {"seed": seed, "progress": False}
+    quiet = {"random_state": seed, "progress": False}
     how = settings | {"arch": "small", "schedule": "cosine", "watch": "stale"} | quiet
     config = TrainingConfig(data, **how)
     pictures = open_pictures(*config.of_pictures())

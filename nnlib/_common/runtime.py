@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from numbers import Integral
 
+import numpy as np
 import torch
 
 from nnlib._common.validation import check
@@ -62,16 +63,23 @@ def full_precision() -> Iterator[None]:
         yield
 
 
-def check_seed(seed: int | None) -> int:
-    """The seed as an int, or the system's choice for None; raises ValueError for anything else."""
+def check_seed(seed, name: str = "seed") -> int:
+    """The seed as an int: drawn by the system for None, or by a generator of numpy's.
+
+    Raises ValueError for anything else that is no seed.
+    """
     if seed is None:
         return secrets.randbelow(SEED_LIMIT)
+    if isinstance(seed, np.random.RandomState):
+        return int(seed.randint(SEED_LIMIT, dtype=np.int64))
+    if isinstance(seed, np.random.Generator):
+        return int(seed.integers(SEED_LIMIT))
     valid = isinstance(seed, Integral) and 0 <= seed < SEED_LIMIT
     wanted = f"a whole number from 0 to {SEED_LIMIT - 1}, or None for another each time"
-    check(valid, "seed", seed, wanted)
+    check(valid, name, seed, wanted)
     return int(seed)
 
 
-def make_generator(seed: int | None) -> torch.Generator:
+def make_generator(seed, name: str = "seed") -> torch.Generator:
     """A generator on the CPU, so that draws are the same for every device."""
-    return torch.Generator().manual_seed(check_seed(seed))
+    return torch.Generator().manual_seed(check_seed(seed, name))

@@ -189,7 +189,9 @@ def _registered(name: str, base: type) -> type:
 
 
 def _current_settings(kind: str, settings: dict) -> dict:
-    renamed = OLD_SETTINGS.get(kind, {})
+    renamed = dict(OLD_SETTINGS.get(kind, {}))
+    if kind != "ContextModel":
+        renamed["seed"] = "random_state"
     current = {renamed.get(name, name): value for name, value in settings.items()}
     current.pop(None, None)
     return current

@@ -71,13 +71,13 @@ class PatchFeatures(
     mirror: bool = False
     compact: bool = False
     matmul_dtype: str = "float32"
-    seed: int | None = 0
+    random_state: int | None = 0
     device: str = "auto"
 
     def fit(self, X, y=None):
         """Measure the whitening and draw the filters; ValueError for shapes or settings."""
         images = self._check(X)
-        generator = make_generator(self.seed)
+        generator = make_generator(self.random_state, "random_state")
         patches = self._draw(images, generator).to(resolve_device(self.device))
         contrast = float(patches.var(1).mean())
         if 0 < contrast < 0.1 * self.softening:

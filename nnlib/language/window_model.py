@@ -54,7 +54,7 @@ class WindowModel(SafetensorsMixin, BaseEstimator):
     max_neighbors: int = 10_000
     target_accuracy: float = 0.9
     max_count: int = 3
-    seed: int | None = 0
+    random_state: int | None = 0
     device: str = "auto"
     progress: bool = True
 

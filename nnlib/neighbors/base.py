@@ -52,7 +52,7 @@ class CondensingSettings:
     target_accuracy: float = 0.9
     max_neighbors: int = 100_000
     shuffle: bool = True
-    seed: int | None = 0
+    random_state: int | None = 0
     device: str = "auto"
     progress: bool = True
 
@@ -115,7 +115,7 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
         for name in ("batch_size", "max_neighbors", "max_count", "passes"):
             check_int(name, getattr(self, name, 1))
         check_number("target_accuracy", self.target_accuracy, "(0, 1]")
-        check_seed(self.seed)
+        check_seed(self.random_state, "random_state")
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         super()._restore(tensors)
@@ -162,7 +162,7 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
         rows = partial(block_rows, centers, self._rule())
         if batches is None:
             numbered = not more
-            generator = make_generator(self.seed)
+            generator = make_generator(self.random_state, "random_state")
             passes = (self._blocks(x, y, rows, generator, numbered) for _ in range(self.passes))
             self._condense(passes, centers, len(x) * self.passes)
         else:

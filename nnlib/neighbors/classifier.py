@@ -36,8 +36,8 @@ class DynamicClassifier(CondensingSettings, CenterClassifier):
         Learning stops once there are more centers.
     passes : int
         Over the data at most; with predictor="nearest" and batch_size=1 many are Hart's rule.
-    shuffle, seed, device, progress
-        Samples in random order, drawn by `seed` (None for another each time); "auto" takes a GPU
+    shuffle, random_state, device, progress
+        Samples in random order, drawn by `random_state` (None for another each time); "auto" takes a GPU
         where there is one; a bar for what takes long.
 
     Attributes

@@ -101,7 +101,7 @@ class NCATransformer(
         Fraction of the features hidden while learning.
     adversarial : float
         Learn also from rows moved that far, relative to their length, to where the loss is higher.
-    temperature, epochs, batch_size, lr, seed, device, progress
+    temperature, epochs, batch_size, lr, random_state, device, progress
         As PrototypeClassifier's, but for an absolute `lr`.
     matmul_dtype : {"float32", "bfloat16"}
 
@@ -137,7 +137,7 @@ class NCATransformer(
     batch_size: int | None = None
     lr: float = 2e-3
     matmul_dtype: str = "float32"
-    seed: int | None = 0
+    random_state: int | None = 0
     device: str = "auto"
     progress: bool = True
 
@@ -157,7 +157,7 @@ class NCATransformer(
         x = x.to(device)
         y = encode_labels(y, self.classes_).to(device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(check_seed(self.seed))
+            torch.manual_seed(check_seed(self.random_state, "random_state"))
             self.map_ = self._make_encoder().to(device)
             self.map_[0].measure(x)
             self._learn(x, y)
@@ -191,7 +191,7 @@ class NCATransformer(
             return (clean + loss_at(inputs.detach() + step, y[rows])) / 2
 
         rates = [(part, self.lr) for part in (*self.map_.parameters(), proxies)]
-        run = (len(x), self.epochs, self.batch_size, self.seed, self.progress)
+        run = (len(x), self.epochs, self.batch_size, self.random_state, self.progress)
         self.losses_ = minimize_adam(loss, rates, *run)
         self.map_ = average.module
         self.proxies_ = normalize(proxies.detach(), dim=1)

@@ -40,7 +40,7 @@ class PrototypeClassifier(CenterClassifier):
     ----------
     n_prototypes : int, optional
         None for a twentieth of the samples, at least two a class and at most 300.
-    kernel, exponent, epsilon, influence_cone_factor, scales, seed, device, progress
+    kernel, exponent, epsilon, influence_cone_factor, scales, random_state, device, progress
         As DynamicClassifier's; also "cosine_softmax", which starts from `temperature`.
     epochs, batch_size
         0 epochs leave centers at their start; None for a hundredth of the samples, 32 to 500.
@@ -75,7 +75,7 @@ class PrototypeClassifier(CenterClassifier):
     epochs: int = 20
     batch_size: int | None = None
     lr: float = 0.02
-    seed: int | None = 0
+    random_state: int | None = 0
     device: str = "auto"
     progress: bool = True
 
@@ -120,7 +120,7 @@ class PrototypeClassifier(CenterClassifier):
 
         spread = _spread(subsample(x, wide_dtype(x)))
         rates = [(centers, self.lr * spread), (logits, 5 * self.lr), (log_sharpness, self.lr)]
-        run = (len(x), self.epochs, self.batch_size, self.seed, self.progress)
+        run = (len(x), self.epochs, self.batch_size, self.random_state, self.progress)
         self.losses_ = minimize_adam(loss, rates, *run)
         self.sharpness_ = float(sharpness().detach())
         self.centers_ = centers.detach()
@@ -135,7 +135,7 @@ class PrototypeClassifier(CenterClassifier):
         with warnings.catch_warnings():
             # equal samples have equal centers
             warnings.filterwarnings("ignore", category=ConvergenceWarning)
-            seed = check_seed(self.seed)
+            seed = check_seed(self.random_state, "random_state")
             means = KMeans(min(count, len(rows)), n_init=1, max_iter=20, random_state=seed)
             centers = means.fit(rows / scale).cluster_centers_ * scale
         return torch.from_numpy(centers).to(x.device, torch.float32)

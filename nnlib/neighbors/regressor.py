@@ -33,7 +33,7 @@ class DynamicRegressor(CondensingSettings, RegressorMixin, CenterEstimator):
     target_accuracy : float
         A batch is learned until its mean absolute error is at most that, as published.
     kernel, epsilon, influence_cone_factor, scales, predictor, batch_size, max_neighbors, passes,
-    shuffle, seed, device, progress
+    shuffle, random_state, device, progress
         As DynamicClassifier's, and so are the attributes.
 
     References

@@ -218,7 +218,7 @@ class StackedClassifier(BaseStack):
     later: CenterClassifier | None = None
     folds: int = 5
     validation: float = 0.1
-    seed: int | None = 0
+    random_state: int | None = 0
     device: str = "auto"
     progress: bool = True
 
@@ -237,7 +237,7 @@ class StackedClassifier(BaseStack):
         labels = check_labels(y)
         check_consistent_length(x, labels)
         self._check_settings(len(x))
-        seed = check_seed(self.seed)
+        seed = check_seed(self.random_state, "random_state")
         train, held = self._split(labels, seed)
         held_x = x[held]
         held_labels = labels[held]
@@ -282,7 +282,11 @@ class StackedClassifier(BaseStack):
         layer = self.later if number else self.first
         if layer is not None:
             return layer
-        settings: dict = {"seed": self.seed, "device": self.device, "progress": False}
+        settings: dict = {
+            "random_state": self.random_state,
+            "device": self.device,
+            "progress": False,
+        }
         if number == 0:
             return DynamicClassifier("euclidean", **settings)
         return PrototypeClassifier(max(100, classes), "cosine_softmax", **settings)

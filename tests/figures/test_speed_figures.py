@@ -47,7 +47,7 @@ def race(kernel: str) -> Race:
     found = Race([], [], [])
     for _ in range(ROUNDS[kernel]):
         start = time.perf_counter()
-        model = DynamicClassifier(kernel, seed=0, progress=False).fit(x, y)
+        model = DynamicClassifier(kernel, random_state=0, progress=False).fit(x, y)
         found.ours.append(time.perf_counter() - start)
         start = time.perf_counter()
         centers, labels, chosen = reference_loop.fit(x, y, order, kernel)

@@ -68,7 +68,7 @@ def test_long_texts_are_taken_in_batches(model, monkeypatch):
 
 def test_layers_and_settings_reach_the_stack():
     model = WindowModel(
-        6, 2, 3, exponent=-6.0, batch_size=50, max_neighbors=300, seed=1, progress=False
+        6, 2, 3, exponent=-6.0, batch_size=50, max_neighbors=300, random_state=1, progress=False
     ).fit(TRAIN)
     assert len(model.stack_.layers_) == 2 and model.stack_.n_features_in_ == 6
     assert model.stack_.layers_[1].n_features_in_ == 3 * len(model.stack_.classes_)

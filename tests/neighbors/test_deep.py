@@ -80,9 +80,9 @@ def test_a_fitted_stack_passes_forward_as_the_naive_one(kernel, splits):
 
 def test_each_layer_is_fitted_on_the_outputs_of_the_one_before():
     x, y = blobs()
-    model = DeepClassifier(3, seed=3).fit(x, y)
+    model = DeepClassifier(3, random_state=3).fit(x, y)
     for layer in model.layers_:
-        alone = DynamicClassifier(seed=3).fit(x, y)
+        alone = DynamicClassifier(random_state=3).fit(x, y)
         assert torch.equal(layer.indices_, alone.indices_) and torch.equal(
             layer.centers_, alone.centers_
         )
@@ -95,7 +95,7 @@ def test_each_layer_is_fitted_on_the_outputs_of_the_one_before():
 )
 def test_one_layer_is_the_dynamic_classifier(kind):
     x, y = blobs()
-    how = {"kernel": "euclidean", "batch_size": 16, "max_count": 2, "seed": 4}
+    how = {"kernel": "euclidean", "batch_size": 16, "max_count": 2, "random_state": 4}
     deep, plain = (
         DeepClassifier(1, 7, **how).fit(kind(x), y),
         DynamicClassifier(**how).fit(kind(x), y),
@@ -190,7 +190,7 @@ def test_a_model_replaces_a_larger_one(model, tmp_path):
 
 
 def test_a_write_that_fails_leaves_what_was_there(model, tmp_path, monkeypatch):
-    before = DeepClassifier(2, seed=9).fit(*blobs())
+    before = DeepClassifier(2, random_state=9).fit(*blobs())
     before.save(tmp_path / "deep")
 
     def failing(tensors, path, header):

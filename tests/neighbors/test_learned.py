@@ -164,9 +164,9 @@ def test_predictions_are_the_equation_over_what_was_learned():
 def test_the_same_seed_learns_the_same_and_words_are_labels_too():
     x, y = ring(400)
     words = np.array(["inner", "outer"])[y]
-    models = [PrototypeClassifier(8, seed=3, **QUICK).fit(x, y) for _ in range(2)]
+    models = [PrototypeClassifier(8, random_state=3, **QUICK).fit(x, y) for _ in range(2)]
     assert torch.equal(models[0].centers_, models[1].centers_)
-    named = PrototypeClassifier(8, seed=3, **QUICK).fit(x.numpy(), words)
+    named = PrototypeClassifier(8, random_state=3, **QUICK).fit(x.numpy(), words)
     assert named.score(x.numpy(), words) == models[0].score(x, y)
 
 

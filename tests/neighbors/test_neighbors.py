@@ -87,7 +87,7 @@ def blobs(samples=300, features=5, classes=3, seed=0):
 @pytest.mark.parametrize("kernel", ["cosine", "euclidean", "euclidian_pyramid", "influence_cone"])
 def test_same_centers_in_the_same_order_as_the_plain_loop(kernel, digits):
     x, y = digits[0][:700].flatten(1).float() / 255, digits[1][:700]
-    model = DynamicClassifier(kernel, seed=5).fit(x, y)
+    model = DynamicClassifier(kernel, random_state=5).fit(x, y)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(5))
     wanted = oracle.condense(x, y, 10, kernel, order.split(64))
     assert torch.equal(model.indices_, wanted)
@@ -282,9 +282,9 @@ def test_seed_and_order():
     def fit(**how):
         return DynamicClassifier(**how).fit(x, y).indices_.tolist()
 
-    assert fit(seed=1) == fit(seed=1) != fit(seed=2)
+    assert fit(random_state=1) == fit(random_state=1) != fit(random_state=2)
     assert fit(shuffle=False)[:64] == list(range(64))
-    assert fit(seed=None) != fit(seed=None)
+    assert fit(random_state=None) != fit(random_state=None)
 
 
 def test_citizen_of_scikit_learn():

@@ -33,7 +33,7 @@ def _fitted(model, seed):
     generator = torch.Generator().manual_seed(0)
     x = 100 * torch.rand(60, 4, 4, generator=generator)
     answer = "transform" if hasattr(model, "transform") else "predict"
-    return getattr(model.set_params(seed=seed).fit(x, torch.arange(60) % 2), answer)(x)
+    return getattr(model.set_params(random_state=seed).fit(x, torch.arange(60) % 2), answer)(x)
 
 
 def test_a_seed_of_numpy_is_as_good_and_is_saved(model, tmp_path):
@@ -42,7 +42,7 @@ def test_a_seed_of_numpy_is_as_good_and_is_saved(model, tmp_path):
         _fitted(model, np.uint8(3)), wanted
     )
     model.save(tmp_path / "model")
-    assert type(model).load(tmp_path / "model", "cpu").seed == 3
+    assert type(model).load(tmp_path / "model", "cpu").random_state == 3
 
 
 def test_no_seed_will_do(model):
@@ -53,7 +53,7 @@ def test_no_seed_is_another_each_time():
     assert len({check_seed(None) for _ in range(5)}) == 5
     x, y = torch.rand(400, 3), torch.arange(400) % 2
     firsts = [
-        DynamicClassifier("euclidean", seed=None, progress=False).fit(x, y).indices_[:64]
+        DynamicClassifier("euclidean", random_state=None, progress=False).fit(x, y).indices_[:64]
         for _ in range(2)
     ]
     assert not torch.equal(*firsts)  # the first batch, of 64 drawn from 400
@@ -61,7 +61,7 @@ def test_no_seed_is_another_each_time():
 
 @pytest.mark.parametrize("seed", ["a", -1, 1.5, 2**32, float("nan")])
 def test_what_is_no_seed_is_refused(model, seed):
-    with pytest.raises(ValueError, match=f"seed={seed!r} can't be used"):
+    with pytest.raises(ValueError, match=f"random_state={seed!r} can't be used"):
         _fitted(model, seed)
 
 

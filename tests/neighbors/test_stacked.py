@@ -43,7 +43,9 @@ def mixed(samples, seed=0):
 @pytest.fixture(scope="module")
 def model():
     first = DynamicClassifier("euclidean", progress=False)
-    return StackedClassifier(3, first, LATER, folds=4, seed=5, progress=False).fit(*mixed(900))
+    return StackedClassifier(3, first, LATER, folds=4, random_state=5, progress=False).fit(
+        *mixed(900)
+    )
 
 
 def test_the_second_layer_learns_from_samples_left_out(model):
@@ -127,7 +129,7 @@ def test_save_and_load(model, tmp_path):
     again = StackedClassifier.load(tmp_path / "stack")
     assert torch.equal(again.predict_proba(more), model.predict_proba(more))
     assert [type(layer) for layer in again.layers_] == [type(layer) for layer in model.layers_]
-    assert again.folds == 4 and again.seed == 5
+    assert again.folds == 4 and again.random_state == 5
     assert again.first.get_params() == model.first.get_params()
     assert again.later.get_params() == model.later.get_params()
     with safe_open(tmp_path / "stack", "pt") as file:
