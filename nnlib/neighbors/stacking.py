@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from sklearn.base import BaseEstimator, clone
 from sklearn.metrics import accuracy_score
-from sklearn.model_selection import StratifiedKFold, train_test_split
+from sklearn.model_selection import StratifiedKFold, cross_val_predict, train_test_split
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -17,18 +17,17 @@ from nnlib._common.runtime import check_seed
 from nnlib._common.serialization import SafetensorsMixin
 from nnlib._common.validation import (
     as_array,
+    check,
     check_features,
     check_int,
     check_labels,
     check_number,
-    encode_labels,
+    like_input,
 )
 from nnlib.attention import Labels, attend
 from nnlib.neighbors.base import CenterClassifier, CondensingSettings, ProbabilisticClassifier
 from nnlib.neighbors.classifier import DynamicClassifier
 from nnlib.neighbors.prototypes import PrototypeClassifier
-
-LAYER_CLASSES = (DynamicClassifier, PrototypeClassifier)
 
 
 class BaseStack(ProbabilisticClassifier, SafetensorsMixin, BaseEstimator, torch.nn.Module):
@@ -97,9 +96,7 @@ class BaseStack(ProbabilisticClassifier, SafetensorsMixin, BaseEstimator, torch.
     def _probabilities(self, X) -> Float[Tensor, "N C"]:
         check_is_fitted(self)
         x = check_features(self, X, reset=False)
-        for layer in self.layers_[:-1]:
-            x = next_features(layer, x, self.splits_)
-        return self.layers_[-1]._probabilities(x)
+        return self.layers_[0]._averages(x, self._class_probabilities)
 
 
 def next_features(
@@ -115,16 +112,13 @@ def group_probabilities(
     """Concatenate the class probabilities by each group of centers, 0 where it lacks a class."""
     if splits == 1:
         return layer._class_probabilities(x)
-    if splits > layer.num_neighbors:
-        most = layer.num_neighbors
-        raise ValueError(
-            f"splits={splits} is more than a layer's {most} centers: give at most {most}"
-        )
-    classes = len(layer.classes_)
+    most = layer.num_neighbors
+    check(splits <= most, "splits", splits, f"at most a layer's {most} centers")
     groups = zip(
         layer.centers_.tensor_split(splits), layer.values_.tensor_split(splits), strict=True
     )
     kernel = layer._kernel()
+    classes = len(layer.classes_)
     return torch.cat([attend(x, c, Labels(labels, classes), kernel) for c, labels in groups], 1)
 
 
@@ -171,10 +165,10 @@ class DeepClassifier(CondensingSettings, _PublishedStack):
         num_layers = check_int("num_layers", settings.pop("num_layers"))
         splits = check_int("splits", settings.pop("splits"))
         x = check_features(self, X, reset=True)
-        layers = [DynamicClassifier(**settings) for _ in range(num_layers)]
-        for layer in layers[:-1]:
-            x = next_features(layer.fit(x, y), x, splits)
-        layers[-1].fit(x, y)
+        layers = [DynamicClassifier(**settings).fit(x, y)]
+        while len(layers) < num_layers:
+            x = next_features(layers[-1], x, splits)
+            layers.append(DynamicClassifier(**settings).fit(x, y))
         return self._set_layers(layers, splits)
 
 
@@ -244,14 +238,13 @@ class StackedClassifier(BaseStack):
         x = x[train]
         labels = labels[train]
         classes = np.unique(labels)
-        layers = []
-        right_before = None
+        folds = StratifiedKFold(self.folds, shuffle=True, random_state=seed)
+        layers: list[CenterClassifier] = []
+        right_before = np.zeros(len(held), bool)
         self.validation_scores_ = []
-        numbers = range(self.num_layers)
-        for number in tqdm(
-            numbers, unit=" layers", delay=5, leave=False, disable=not self.progress
-        ):
-            unfitted = self._unfitted(number, len(classes))
+        bar = {"unit": " layers", "delay": 5, "leave": False, "disable": not self.progress}
+        for number in tqdm(range(self.num_layers), **bar):
+            unfitted = self._unfitted(number, len(classes), seed)
             layer = clone(unfitted).fit(x, labels)
             held_x = next_features(layer, held_x)
             right = classes[held_x.argmax(1).cpu().numpy()] == held_labels
@@ -260,8 +253,10 @@ class StackedClassifier(BaseStack):
                 break
             layers.append(layer)
             right_before = right
-            if number + 1 < self.num_layers:
-                x = self._left_out(unfitted, x, labels, classes, seed)
+            if number + 1 < self.num_layers:  # 0 for a class that a fold's fit lacks
+                rows = like_input(x, None)
+                left_out = {"cv": folds, "method": "predict_proba"}
+                x = torch.from_numpy(cross_val_predict(unfitted, rows, labels, **left_out))
         return self._set_layers(layers, 1)
 
     def _split(self, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -278,46 +273,24 @@ class StackedClassifier(BaseStack):
         )
         return np.setdiff1d(np.arange(len(labels)), held), np.sort(held)
 
-    def _unfitted(self, number: int, classes: int) -> CenterClassifier:
+    def _unfitted(self, number: int, classes: int, seed: int) -> CenterClassifier:
         layer = self.later if number else self.first
         if layer is not None:
             return layer
-        settings: dict = {
-            "random_state": self.random_state,
-            "device": self.device,
-            "progress": False,
-        }
+        settings: dict = {"random_state": seed, "device": self.device, "progress": False}
         if number == 0:
             return DynamicClassifier("euclidean", **settings)
         return PrototypeClassifier(max(100, classes), "cosine_softmax", **settings)
-
-    def _left_out(
-        self, unfitted: CenterClassifier, x: Shaped[Tensor, "N D"], labels, classes, seed: int
-    ) -> Float[Tensor, "N C"]:
-        """Predict each sample by a fit without its fold; 0 for a class that this fit lacks."""
-        probabilities = torch.zeros(len(x), len(classes), device=x.device)
-        folds = StratifiedKFold(self.folds, shuffle=True, random_state=seed)
-        for train, held in folds.split(labels, labels):
-            layer = clone(unfitted).fit(x[train], labels[train])
-            columns = encode_labels(layer.classes_, classes).to(x.device)
-            rows = torch.from_numpy(held).to(x.device)
-            probabilities[rows[:, None], columns] = next_features(layer, x[rows]).to(x.device)
-        return probabilities
 
     def _check_settings(self, samples: int) -> None:
         check_int("num_layers", self.num_layers)
         check_number("validation", self.validation, "(0, 0.5]", "a fraction, at most 0.5")
         least = 2 * check_int("folds", self.folds, 2)
-        if samples < least:
-            raise ValueError(
-                f"n_samples={samples} for folds={self.folds}: "
-                f"give {least} samples or more, or fewer folds"
-            )
+        check(samples >= least, "n_samples", samples, f"{least} or more, or fewer folds")
         for name in ("first", "later"):
             layer = getattr(self, name)
-            if layer is not None and type(layer) not in LAYER_CLASSES:
-                known = ", ".join(kind.__name__ for kind in LAYER_CLASSES)
-                raise ValueError(f"{name}={layer!r} can't be a layer: give one of {known}, or None")
+            wanted = "a DynamicClassifier or PrototypeClassifier, or None"
+            check(layer is None or isinstance(layer, CenterClassifier), name, layer, wanted)
 
 
 def _is_better(right: np.ndarray, before: np.ndarray) -> bool:

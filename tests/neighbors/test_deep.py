@@ -281,7 +281,7 @@ def test_layers_of_other_classes_are_refused(model):
         (lambda m, x, y: DeepClassifier(splits="2").fit(x, y), "splits='2'"),
         (
             lambda m, x, y: DeepClassifier(2, 500).fit(x, y),
-            "splits=500 is more than a layer's [0-9]+ centers: give at",
+            "splits=500 can't be used: give at most a layer's [0-9]+ centers",
         ),
         (lambda m, x, y: DeepClassifier(exponent=4).fit(x, y), "exponent=4"),
         (lambda m, x, y: DeepClassifier(batch_size=0).fit(x, y), "batch_size=0"),

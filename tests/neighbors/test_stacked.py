@@ -145,10 +145,10 @@ def test_save_and_load(model, tmp_path):
     [
         ({"num_layers": 0}, "num_layers=0"),
         ({"folds": 1}, "folds=1"),
-        ({"folds": 31}, "n_samples=60 for folds=31"),
+        ({"folds": 31}, "n_samples=60 .*fewer folds"),
         ({"validation": 0.0}, "validation=0.0"),
-        ({"first": DynamicRegressor()}, "first=.*can't be a layer"),
-        ({"later": "cosine"}, "later='cosine' can't be a layer"),
+        ({"first": DynamicRegressor()}, "first=DynamicRegressor.*give a DynamicClassifier"),
+        ({"later": "cosine"}, "later='cosine' can't be used"),
     ],
 )
 def test_settings_without_sense_are_named(settings, word):
