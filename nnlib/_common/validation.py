@@ -1,6 +1,5 @@
 """Settings and data are checked by name, and refused with what would do; data becomes tensors."""
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral, Real
@@ -13,6 +12,14 @@ from sklearn.utils.validation import column_or_1d, validate_data
 from torch import Tensor
 
 STORED = (torch.uint8, torch.bfloat16, torch.float16, torch.float32)  # centers' types; else float32
+NUMBERS = (*STORED, torch.float64, torch.int8, torch.int16, torch.int32, torch.int64)
+WIDENED = {  # types that torch stores but doesn't compute in
+    torch.bool: torch.uint8,
+    torch.uint16: torch.int32,
+    torch.uint32: torch.int64,
+    torch.uint64: torch.float64,
+}
+NUMBERS_WANTED = "give real numbers, such as float32, all rows of one length"
 WIDE = (torch.float64, torch.int32, torch.int64)  # types that hold more digits than float32
 LOST = 0.05  # how much of a column's deviation may be rounded away
 BLOCK_NUMBERS = 1 << 22  # checked at a time
@@ -47,6 +54,81 @@ def check_choice(name: str, value, known: Iterable[str]) -> None:
         raise ValueError(f"{name}={value!r} is not known: give one of {', '.join(known)}")
 
 
+def as_tensor(name: str, array) -> Tensor:
+    """Numbers of any kind as a tensor, without a copy where possible, and with all their digits.
+
+    Missing values become NaN. Raises ValueError or TypeError, naming it, for what isn't numbers.
+    """
+    kind = _kind(array)
+    if array is None:
+        raise TypeError(f"{name} is None: {NUMBERS_WANTED}")
+    try:
+        tensor = array if isinstance(array, Tensor) else _from_numpy(_to_numpy(name, array))
+        tensor = tensor if tensor.layout == torch.strided else tensor.to_dense()
+    except (TypeError, ValueError, RuntimeError, MemoryError) as error:
+        if str(error).startswith(name):
+            raise
+        refusal = TypeError if isinstance(error, TypeError) else ValueError
+        raise refusal(f"{name} is {kind} ({error}): {NUMBERS_WANTED}") from None
+    if tensor.is_complex():
+        raise ValueError(
+            f"{name} is {kind}. Complex data not supported: give its parts as features"
+        )
+    dtype = WIDENED.get(tensor.dtype, tensor.dtype)
+    if dtype not in NUMBERS or tensor.is_meta or tensor.is_nested:
+        raise TypeError(f"{name} is {kind}: {NUMBERS_WANTED}")
+    return tensor.to(dtype)
+
+
+def _kind(array) -> str:
+    """What was given, as an error says it."""
+    dtype = getattr(array, "dtype", None)
+    kind = type(array).__name__ if dtype is None else str(dtype)
+    shape = None if getattr(array, "is_nested", False) else getattr(array, "shape", None)
+    return kind if shape is None else f"{kind} of shape {tuple(shape)}"
+
+
+def _to_numpy(name: str, array) -> np.ndarray:
+    """Numbers from lists, arrays, scipy's sparse matrices, and pandas' columns and frames."""
+    if isinstance(array, list | tuple) and any(isinstance(part, Tensor) for part in array):
+        array = torch.stack(list(array)).detach().cpu()
+        array = array.float() if array.dtype == torch.bfloat16 else array
+    if hasattr(array, "iloc"):
+        return _from_pandas(name, array)
+    if hasattr(array, "toarray"):
+        array = array.toarray()
+    if isinstance(array, np.ma.MaskedArray):
+        array = array.astype(np.float64).filled(np.nan)
+    array = np.asarray(array)
+    _check_dtype(name, array.dtype)
+    return array.astype(np.float64) if array.dtype == object else array
+
+
+def _from_pandas(name: str, data) -> np.ndarray:
+    """A column, or all columns of a frame; errors name the column."""
+    if data.ndim == 2:
+        columns = [as_tensor(f"{name}'s column {key!r}", part) for key, part in data.items()]
+        return np.column_stack(columns) if columns else np.empty((len(data), 0))
+    _check_dtype(name, data.dtype)
+    return _to_numpy(name, data.to_numpy(na_value=np.nan))
+
+
+def _check_dtype(name: str, dtype) -> None:
+    """Raise TypeError for times, words and categories, with what makes numbers of them."""
+    if dtype.kind in "mM":
+        raise TypeError(f"{name} is {dtype}: give numbers, as .astype('int64') makes of times")
+    if dtype.kind not in "biufcO" or (dtype.kind == "O" and not isinstance(dtype, np.dtype)):
+        wanted = "give numbers, as scikit-learn's OneHotEncoder or OrdinalEncoder makes of words"
+        raise TypeError(f"{name} is {dtype}: {wanted}")
+
+
+def _from_numpy(array: np.ndarray) -> Tensor:
+    dtype = np.float64 if array.dtype.type is np.longdouble else array.dtype.newbyteorder("=")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")  # it is only read
+        return torch.from_numpy(np.ascontiguousarray(array, dtype).reshape(array.shape))
+
+
 def check_features(estimator, X, reset: bool) -> Shaped[Tensor, "N D"]:
     """X as a tensor [N, D], without a copy where possible; further dimensions are flattened.
 
@@ -57,23 +139,39 @@ def check_features(estimator, X, reset: bool) -> Shaped[Tensor, "N D"]:
         raise ValueError(
             f"X is a stream of batches, which fit and partial_fit take alone: {wanted}"
         )
-    if isinstance(X, Tensor):
-        x = _flatten(X)
-        if reset:
-            estimator.n_features_in_ = x.shape[1]
-        elif x.shape[1] != estimator.n_features_in_:
-            raise ValueError(
-                f"X has {x.shape[1]} features, but {type(estimator).__name__} is expecting "
-                f"{estimator.n_features_in_} features as input: give as many as it was fitted on"
-            )
-    else:
-        if isinstance(X, np.ndarray) and X.ndim > 2:
-            X = X.reshape(len(X), math.prod(X.shape[1:]))
-        x = as_tensor(validate_data(estimator, X, reset=reset))
+    x = as_tensor("X", X).detach()
+    if x.ndim < 2:
+        wanted = "give [N, D]. Reshape your data: X[None] is one sample, X[:, None] one feature"
+        raise ValueError(f"X has shape {tuple(x.shape)}: {wanted}")
+    if x.numel() == 0:
+        empty = "sample(s)" if len(x) == 0 else "feature(s)"
+        shape = f"(shape={tuple(x.shape)})"
+        raise ValueError(f"X has 0 {empty} {shape} while a minimum of 1 is required: give some")
+    x = x.flatten(1)
     check_finite("X", x)
+    if not isinstance(X, Tensor):
+        validate_data(estimator, X, reset=reset, skip_check_array=True, ensure_2d=False)
+    if reset:
+        estimator.n_features_in_ = x.shape[1]
+    elif x.shape[1] != estimator.n_features_in_:
+        raise ValueError(
+            f"X has {x.shape[1]} features, but {type(estimator).__name__} is expecting "
+            f"{estimator.n_features_in_} features as input: give as many as it was fitted on"
+        )
     if reset and x.dtype in WIDE:
         _warn_of_lost_digits(x)
     return x
+
+
+def check_targets(y) -> Shaped[Tensor, "N *V"]:
+    """Targets of a regressor as a tensor; raises ValueError for NaN, infinity, and no columns."""
+    if y is None:
+        raise ValueError("requires y to be passed, but the target y is None")
+    y = as_tensor("y", y).detach()
+    if y.ndim == 0 or y.numel() == 0:
+        raise ValueError(f"y has shape {tuple(y.shape)}: give targets [N] or [N, V], V 1 or more")
+    check_finite("y", y)
+    return y
 
 
 def _warn_of_lost_digits(x: Shaped[Tensor, "N D"]) -> None:
@@ -90,25 +188,6 @@ def _warn_of_lost_digits(x: Shaped[Tensor, "N D"]) -> None:
         )
 
 
-def _flatten(X: Tensor) -> Shaped[Tensor, "N D"]:
-    if X.ndim < 2 or X.numel() == 0 or X.is_complex():
-        wanted = "give real numbers [N, D], N and D 1 or more"
-        raise ValueError(f"X is {X.dtype} of shape {tuple(X.shape)}: {wanted}")
-    return X.detach().flatten(1)
-
-
-def as_tensor(array) -> Tensor:
-    """Numbers as a tensor, without a copy where possible; types that torch lacks become float32."""
-    if isinstance(array, Tensor):
-        return array
-    array = np.asarray(array)
-    if array.dtype.kind in "ub" and array.dtype != np.uint8 or not array.dtype.isnative:
-        array = array.astype(np.float32)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*not writable.*")  # it is only read
-        return torch.from_numpy(np.ascontiguousarray(array))
-
-
 def check_finite(name: str, rows: Shaped[Tensor, "N *D"]) -> None:
     """Raise ValueError where a number is not finite in float32, looking at a block at a time."""
     if not rows.is_floating_point():
@@ -117,31 +196,41 @@ def check_finite(name: str, rows: Shaped[Tensor, "N *D"]) -> None:
     step = max(1, BLOCK_NUMBERS // max(1, width))
     for start in range(0, len(rows), step):
         block = rows[start : start + step].to(torch.float32).reshape(-1, width)
-        good = block.isfinite().all(1)
+        good = block.isfinite()
         if not good.all():
-            row = start + int(good.long().argmin())
-            wanted = "give finite numbers, or drop such rows"
+            row, column = (~good).nonzero()[0].tolist()
+            wanted = "drop such rows, or fill them in, as scikit-learn's SimpleImputer does"
             raise ValueError(
-                f"{name} holds NaN or infinity (in float32), first in row {row}: {wanted}"
+                f"{name} holds NaN or infinity (in float32), first in row {start + row}, "
+                f"column {column}: {wanted}"
             )
 
 
 def as_array(values) -> np.ndarray:
     """Labels or targets of any kind as an array."""
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    values = values.detach().to_dense().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def check_labels(y) -> np.ndarray:
     """Class labels as an array [N]; raises ValueError for none, columns, and non-classes."""
     if y is None:
         raise ValueError("requires y to be passed, but the target y is None")
-    y = column_or_1d(as_array(y), warn=True)
-    if y.dtype == object:
-        try:
-            np.unique(y)
-        except TypeError:
-            found = "labels that have no order, as words and None have"
-            raise ValueError(f"y holds {found}: give labels of one kind") from None
+    kind = _kind(y)
+    try:
+        y = column_or_1d(as_array(y), warn=True)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"y is {kind} ({error}): give one label a sample") from None
+    try:
+        classes = np.unique(y)
+        missing = bool((classes != classes).any())
+    except TypeError:
+        found = "labels that have no order, as words and None have"
+        raise ValueError(f"y holds {found}: give labels of one kind") from None
+    if missing:
+        raise ValueError("y holds missing labels (NaN or NaT): drop such samples")
     check_classification_targets(y)
     return y
 

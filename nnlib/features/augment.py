@@ -156,7 +156,7 @@ def mirrored_copies(images: Images) -> Images:
 
 
 def _check_images(images, dimensions: tuple[int, ...]) -> Images:
-    images = as_tensor(images)
+    images = as_tensor("images", images)
     if images.ndim not in dimensions:
         shapes = " or ".join(["[N, H, W]", "[N, H, W, C]"][: len(dimensions)])
         raise ValueError(f"images has shape {tuple(images.shape)}: give images {shapes}")

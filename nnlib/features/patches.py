@@ -166,7 +166,7 @@ class PatchFeatures(
         for name, interval in (("threshold", "["), ("softening", "["), ("floor", "(")):
             check_number(name, getattr(self, name), f"{interval}0, inf)")
         check_choice("matmul_dtype", self.matmul_dtype, MATMUL_DTYPES)
-        images = as_tensor(X)
+        images = as_tensor("X", X)
         least = self.size + self.pool - 1
         if images.ndim not in (3, 4) or len(images) == 0 or min(images.shape[1:3]) < least:
             raise ValueError(

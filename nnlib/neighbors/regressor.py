@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
-from sklearn.utils.validation import check_array, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from nnlib._common.validation import as_array, as_tensor, check_finite, check_number, like_input
+from nnlib._common.validation import as_array, check_number, check_targets, like_input
 from nnlib.attention import Kernel, attend
 from nnlib.neighbors.base import CenterEstimator, CondensingSettings
 from nnlib.neighbors.condensing.votes import CondensingRule
@@ -69,11 +69,7 @@ class DynamicRegressor(CondensingSettings, RegressorMixin, CenterEstimator):
         return self._fit(X, y, self.centers_ is not None)
 
     def _encode(self, y, more: bool, classes=None) -> Float[Tensor, "N V"]:
-        if y is None:
-            raise ValueError("requires y to be passed, but the target y is None")
-        if not isinstance(y, Tensor):
-            y = as_tensor(check_array(y, ensure_2d=False, dtype=np.float32, input_name="y"))
-        check_finite("y", y)
+        y = check_targets(y)
         shape = list(y.shape[1:])
         if more and shape != list(self.y_shape_):
             raise ValueError(
@@ -81,7 +77,7 @@ class DynamicRegressor(CondensingSettings, RegressorMixin, CenterEstimator):
                 f"give targets [N, *{self.y_shape_}], as it was fitted on"
             )
         self.y_shape_ = shape
-        return y.detach().to(torch.float32).reshape(len(y), math.prod(shape))
+        return y.to(torch.float32).reshape(len(y), math.prod(shape))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
