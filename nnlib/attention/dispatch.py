@@ -2,9 +2,9 @@
 
 "blocks" measures all distances, a block at a time. "search" finds the few centers that matter: at
 most 3 features, on a CPU, without gradients, for InfluenceCone and for UniformKNN by a Euclidean
-distance. "fused" runs in a few GPU kernels: by Triton for InverseDistance and InfluenceCone of at
-most 16 features, by PyTorch's attention for CosineSoftmax with products in bfloat16. "auto" takes
-the quickest that is exact.
+distance. "fused" runs in a few GPU kernels: by Triton for InverseDistance of at most 16 features,
+by PyTorch's attention for CosineSoftmax with products in bfloat16. "auto" takes the quickest that
+is exact.
 """
 
 import importlib.util
