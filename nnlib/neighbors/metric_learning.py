@@ -9,8 +9,10 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.nn.utils import skip_init
+from torch.optim.swa_utils import AveragedModel
 
-from nnlib._common.runtime import check_seed, resolve_device
+from nnlib._common.runtime import check_seed, make_generator, resolve_device
 from nnlib._common.serialization import SafetensorsMixin
 from nnlib._common.validation import (
     BLOCK_NUMBERS,
@@ -26,59 +28,42 @@ from nnlib.attention import MATMUL_DTYPES, CosineSoftmax, class_log_probabilitie
 from nnlib.distances import wide_dtype
 from nnlib.neighbors.optim import minimize_adam
 
-ENCODERS = ("linear", "residual", "network")
 PROXIES = 300  # by default, or one a class if there are more classes
 TRANSFORMED_ROWS = 8192  # at a time
 
 
 class Standardizer(nn.Module):
-    """Features less their mean, over one common deviation: learning rates suit any unit."""
+    """Columns less their mean, over their deviation: learning rates suit any unit."""
 
-    def __init__(self, features: int):
+    def __init__(self, mean: Float[Tensor, " D"], deviation: Tensor):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("deviation", torch.ones(()))
+        self.register_buffer("mean", mean)
+        self.register_buffer("deviation", deviation)
 
-    def measure(self, x: Shaped[Tensor, "N D"]) -> None:
+    @classmethod
+    def of(cls, x: Shaped[Tensor, "N D"]) -> "Standardizer":
         """Take mean and deviation from training samples [N, D] of any type, a block at a time."""
         blocks = x.split(max(1, BLOCK_NUMBERS // x.shape[1]))
         wide = wide_dtype(x)
-        self.mean.copy_(sum(block.to(wide).sum(0) for block in blocks) / len(x))
-        squares = sum(float((block.to(wide) - self.mean).square().sum()) for block in blocks)
-        self.deviation.fill_((squares / x.numel()) ** 0.5 or 1.0)
+        mean = sum(block.to(wide).sum(0) for block in blocks) / len(x)
+        squares = sum((block.to(wide) - mean).square().sum(0) for block in blocks)
+        deviation = (squares.mean() / len(x)).sqrt()
+        return cls(mean, torch.where(deviation > 0, deviation, 1).float())
+
+    def forward(self, x: Shaped[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        return (x.to(self.mean.dtype) - self.mean).to(self.deviation.dtype) / self.deviation
+
+
+class Dropout(nn.Dropout):
+    """Dropout by a generator of its own: fits in several threads don't disturb each other."""
+
+    generator: torch.Generator | None = None
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        return (x.float() - self.mean) / self.deviation
-
-
-class Residual(nn.Module):
-    """x + f(x), f a hidden layer that starts at 0: the published code's learned transform."""
-
-    def __init__(self, features: int, width: int, dropout: float):
-        super().__init__()
-        last = nn.Linear(width, features)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.inner = nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Dropout(dropout), last)
-
-    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        return x + self.inner(x)
-
-
-def make_encoder(
-    name: str, features: int, dim: int, width: int, dropout: float, drop_inputs: float
-) -> nn.Sequential:
-    """Make the encoder [B, features] -> [B, dim] of that name; "residual" keeps the features."""
-    check_choice("map", name, ENCODERS)
-    layers = [Standardizer(features), nn.Dropout(drop_inputs)]
-    if name == "residual":
-        return nn.Sequential(*layers, Residual(features, width, dropout))
-    last = features
-    for size in (width, width) if name == "network" else ():
-        layers += [nn.Linear(last, size, bias=False), nn.BatchNorm1d(size)]
-        layers += [nn.ReLU(), nn.Dropout(dropout)]
-        last = size
-    return nn.Sequential(*layers, nn.Linear(last, dim))
+        if self.p == 0 or not self.training:
+            return x
+        kept = torch.empty_like(x).bernoulli_(1 - self.p, generator=self.generator)
+        return x * kept.div_(1 - self.p)
 
 
 @dataclass(eq=False, repr=False)
@@ -91,10 +76,10 @@ class NCATransformer(
 
     Parameters
     ----------
-    map : {"network", "linear", "residual"}
-        Two hidden layers of `width`, a matrix, or x + f(x), which keeps the features.
+    map : {"network", "linear"}
+        Two hidden layers of `width`, or a matrix.
     dim : int
-        Features of a row, where the map doesn't keep them.
+        Features of a row.
     proxies : int, optional
         None for 300, or one a class if there are more; 0 to compare within the batch.
     drop_inputs : float
@@ -154,35 +139,41 @@ class NCATransformer(
         if len(x) < 2:
             raise ValueError("X has n_samples=1, which is no one's neighbor: give two or more")
         device = resolve_device(self.device)
-        x = x.to(device)
-        y = encode_labels(y, self.classes_).to(device)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(check_seed(self.random_state, "random_state"))
-            self.map_ = self._make_encoder().to(device)
-            self.map_[0].measure(x)
-            self._learn(x, y)
-        self.map_.eval().requires_grad_(False)
+        seed = check_seed(self.random_state, "random_state")
+        self._learn(x.to(device), encode_labels(y, self.classes_).to(device), seed)
         return self
 
-    def _learn(self, x: Shaped[Tensor, "N D"], y: Int64[Tensor, " N"]) -> None:
+    def _learn(self, x: Shaped[Tensor, "N D"], y: Int64[Tensor, " N"], seed: int) -> None:
+        generator = make_generator(seed)
+        encoder = self._make_encoder(Standardizer.of(x), "cpu")
+        for layer in encoder:
+            if isinstance(layer, nn.Linear):
+                bound = layer.in_features**-0.5
+                for parameter in layer.parameters():
+                    nn.init.uniform_(parameter, -bound, bound, generator)
+        encoder.to(x.device)
         count = max(PROXIES, len(self.classes_)) if self.proxies is None else self.proxies
         labels = torch.arange(count, device=x.device) % len(self.classes_)
-        start = torch.randn(count, self._n_features_out).to(x.device)
-        proxies = nn.Parameter(normalize(start, dim=1))
-        swa = torch.optim.swa_utils.AveragedModel
-        average = swa(self.map_, multi_avg_fn=_update_average, use_buffers=True)
-        reduced = self.matmul_dtype == "bfloat16"
+        start = torch.randn(count, self.dim, generator=generator, dtype=torch.float32)
+        proxies = nn.Parameter(normalize(start.to(x.device), dim=1))
+        average = AveragedModel(encoder, avg_fn=_running_mean, use_buffers=True)
+        if x.device.type != "cpu":
+            generator = torch.Generator(x.device).manual_seed(seed)
+        for layer in encoder:
+            if isinstance(layer, Dropout):
+                layer.generator = generator
 
         def loss_at(inputs: Float[Tensor, "B D"], y: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
             """The loss of standardized inputs."""
+            reduced = self.matmul_dtype == "bfloat16"
             with torch.autocast(x.device.type, torch.bfloat16, enabled=reduced):
-                z = self.map_[1:](inputs)
+                z = encoder[1:](inputs)
             return self._loss(normalize(z.float(), dim=1), y, proxies, labels)
 
         def loss(rows: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
             """The loss of some samples, and of what they become when moved against the metric."""
-            average.update_parameters(self.map_)  # with the step before
-            inputs = self.map_[0](x[rows]).requires_grad_(self.adversarial > 0)
+            average.update_parameters(encoder)  # with the step before
+            inputs = encoder[0](x[rows]).requires_grad_(self.adversarial > 0)
             clean = loss_at(inputs, y[rows])
             if not self.adversarial:
                 return clean
@@ -190,10 +181,10 @@ class NCATransformer(
             step = self.adversarial * inputs.shape[1] ** 0.5 * normalize(gradient, dim=1)
             return (clean + loss_at(inputs.detach() + step, y[rows])) / 2
 
-        rates = [(part, self.lr) for part in (*self.map_.parameters(), proxies)]
-        run = (len(x), self.epochs, self.batch_size, self.random_state, self.progress)
+        rates = [(part, self.lr) for part in (*encoder.parameters(), proxies)]
+        run = (len(x), self.epochs, self.batch_size, seed, self.progress)
         self.losses_ = minimize_adam(loss, rates, *run)
-        self.map_ = average.module
+        self.map_ = average.module.eval().requires_grad_(False)
         self.proxies_ = normalize(proxies.detach(), dim=1)
 
     def _loss(
@@ -208,15 +199,19 @@ class NCATransformer(
         logs = class_log_probabilities(z, proxies, labels, classes, kernel, exclude=exclude)
         return -logs.gather(1, y[:, None]).mean()
 
+    def forward(self, x: Shaped[Tensor, "B *D"]) -> Float[Tensor, "B dim"]:
+        """Return the unit rows, differentiable in x."""
+        check_is_fitted(self)
+        self.map_.eval()  # whatever mode a module around it was put in since
+        return normalize(self.map_(x.flatten(1)), dim=1)
+
+    @torch.no_grad()
     def transform(self, X) -> Float[Tensor, "N dim"]:
         """Return the unit rows [N, dim], on the device of X."""
         check_is_fitted(self)
         x = check_features(self, X, reset=False)
-        self.map_.eval()  # whatever mode a module around it was put in since
         device = next(self.map_.buffers()).device
-        with torch.no_grad():
-            blocks = x.split(TRANSFORMED_ROWS)
-            rows = [normalize(self.map_(block.to(device)).float(), dim=1) for block in blocks]
+        rows = [self(block.to(device)) for block in x.split(TRANSFORMED_ROWS)]
         return like_input(torch.cat(rows), X)
 
     def __sklearn_tags__(self):
@@ -224,9 +219,16 @@ class NCATransformer(
         tags.transformer_tags.preserves_dtype = []  # float32 for any input
         return tags
 
-    def _make_encoder(self) -> nn.Sequential:
-        sizes = (self.n_features_in_, self.dim, self.width)
-        return make_encoder(self.map, *sizes, self.dropout, self.drop_inputs)
+    def _make_encoder(self, standardizer: Standardizer, device: str) -> nn.Sequential:
+        """Make the encoder [B, D] -> [B, dim], whose weights are yet to be drawn or read."""
+        how = {"device": device, "dtype": torch.float32}
+        layers = [standardizer, Dropout(self.drop_inputs)]
+        last = self.n_features_in_
+        for width in (self.width, self.width) if self.map == "network" else ():
+            layers.append(skip_init(nn.Linear, last, width, bias=False, **how))
+            layers += [nn.BatchNorm1d(width, **how), nn.ReLU(), Dropout(self.dropout)]
+            last = width
+        return nn.Sequential(*layers, skip_init(nn.Linear, last, self.dim, **how))
 
     def _tensors(self) -> dict[str, Tensor]:
         state = {f"map.{name}": part for name, part in self.map_.state_dict().items()}
@@ -234,19 +236,21 @@ class NCATransformer(
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         self.proxies_ = tensors.pop("proxies")
-        with torch.device("meta"):  # so that a file's settings alone take no memory
-            self.map_ = self._make_encoder().eval().requires_grad_(False)
         state = {name.removeprefix("map."): part for name, part in tensors.items()}
+        standardizer = Standardizer(state["0.mean"], state["0.deviation"])
+        self.map_ = self._make_encoder(standardizer, "meta")  # whatever size a file's settings say
         self.map_.load_state_dict(state, assign=True)
+        self.map_.eval().requires_grad_(False)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "map_")
 
     @property
     def _n_features_out(self) -> int:
-        return self.n_features_in_ if self.map == "residual" else self.dim
+        return self.dim
 
     def _check_settings(self) -> None:
+        check_choice("map", self.map, ("network", "linear"))
         for name in ("dim", "width", "epochs"):
             check_int(name, getattr(self, name))
         classes = len(self.classes_)
@@ -261,11 +265,6 @@ class NCATransformer(
             check_number(name, getattr(self, name), "(0, inf)", "a positive number")
 
 
-def _update_average(averages: list[Tensor], parts: list[Tensor], steps: Tensor) -> None:
-    """Update a running mean of the weights over the last thousand steps, or fewer at the start."""
-    fraction = max(1e-3, float(1 / (steps / 10 + 1)))
-    for average, part in zip(averages, parts, strict=True):
-        if average.is_floating_point():
-            average.lerp_(part, fraction)
-        else:
-            average.copy_(part)
+def _running_mean(average: Tensor, part: Tensor, steps: Tensor) -> Tensor:
+    """The mean over the last thousand steps, or fewer at the start."""
+    return average + (part - average) * max(1e-3, 1 / (float(steps) / 10 + 1))

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
 from tqdm.auto import tqdm
 
 from nnlib._common.runtime import make_generator, single_thread
@@ -34,7 +35,10 @@ def minimize_adam(
         batch_size = min(max(samples // 100, 32), 500)
     check_int("batch_size", batch_size, 2)
     batches = max(1, round(samples / batch_size))
-    optimizer, scheduler = _one_cycle(rates, epochs * batches)
+    optimizer = torch.optim.Adam([{"params": parameter} for parameter, _ in rates], fused=True)
+    highest = [rate for _, rate in rates]
+    steps = max(6, epochs * batches)  # a fifth of five would be a rise of no length
+    scheduler = OneCycleLR(optimizer, highest, steps, pct_start=0.2)
     device = rates[0][0].device
     generator = make_generator(seed)
     losses = []
@@ -53,13 +57,3 @@ def minimize_adam(
             if not math.isfinite(losses[-1]):
                 raise ValueError(f"lr is too large: the loss is {losses[-1]}, give a smaller lr")
     return losses
-
-
-def _one_cycle(rates: list[tuple[Tensor, float]], steps: int):
-    """Return an optimizer and a scheduler, whose rates rise to these and fall again."""
-    groups = [{"params": [parameter], "lr": rate} for parameter, rate in rates]
-    optimizer = torch.optim.Adam(groups, fused=rates[0][0].device.type in ("cpu", "cuda"))
-    steps = max(6, steps)  # a fifth of five steps would be a rise of no length
-    highest = [rate for _, rate in rates]
-    cycle = torch.optim.lr_scheduler.OneCycleLR
-    return optimizer, cycle(optimizer, highest, steps, pct_start=0.2)
