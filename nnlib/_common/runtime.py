@@ -1,9 +1,10 @@
-"""Where and how to compute: the device, seeds, threads, and the precision of products.
+"""Where and how to compute: the device, seeds, threads, and what the caller has set.
 
 A generator's draws are the same wherever they are used: they are made on the CPU.
 """
 
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from numbers import Integral
@@ -14,6 +15,11 @@ import torch
 from nnlib._common.validation import check
 
 SEED_LIMIT = 2**32  # seeds are smaller, as in numpy
+SMALL_STEP = 1 << 22  # multiplications, some tenths of a millisecond
+_lock = threading.Lock()  # of the next two
+_users = 0  # threads and calls that rely on the process's defaults
+_restored = ExitStack()  # what their last puts back
+_draws = threading.RLock()  # of the global generator
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -35,10 +41,14 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 
 
 @contextmanager
-def single_thread() -> Iterator[None]:
-    """Compute on one core: small steps gain nothing from more, and lose much beside others."""
+def single_thread(step: float = 0) -> Iterator[None]:
+    """Compute on one core, if a step has fewer than SMALL_STEP multiplications.
+
+    More cores hardly help such steps, and wait long for each other beside another process.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    if step < SMALL_STEP:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
@@ -46,21 +56,63 @@ def single_thread() -> Iterator[None]:
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
-    """Multiply float32 in float32, whatever the process allows networks: autocast, tf32, bf16."""
+def torch_defaults(gradients: bool = False) -> Iterator[None]:
+    """Compute by PyTorch's own defaults, whatever the caller has set; a decorator too.
+
+    That is: new tensors are float32 on the CPU and good for gradients later, products are in full
+    precision, without autocast. Gradients are recorded as by the caller, or always.
+    """
     with ExitStack() as stack:
+        stack.enter_context(_process_defaults())
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
+        recorded = gradients or torch.is_grad_enabled()
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        if recorded != torch.is_grad_enabled():
+            stack.enter_context(torch.set_grad_enabled(recorded))
+        yield
+
+
+@contextmanager
+def _process_defaults() -> Iterator[None]:
+    """Hold what all threads share at its defaults, until the last of them that does so leaves."""
+    global _users
+    with _lock:
+        _users += 1
+        if torch.get_default_dtype() != torch.float32:
+            _restored.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(torch.float32)
         try:
             before = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision("highest")
-            stack.callback(torch.set_float32_matmul_precision, before)
+            if before != "highest":
+                _restored.callback(torch.set_float32_matmul_precision, before)
+                torch.set_float32_matmul_precision("highest")
         except RuntimeError:  # the process uses torch's newer switches, which exclude this one
             for switch in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
-                stack.callback(setattr, switch, "fp32_precision", switch.fp32_precision)
+                _restored.callback(setattr, switch, "fp32_precision", switch.fp32_precision)
                 switch.fp32_precision = "ieee"
+    try:
         yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                _restored.close()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the CPU's global generator for modules that draw from no other, then put it back."""
+    with _draws, torch.random.fork_rng(devices=[]):  # one thread at a time
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+full_precision = torch_defaults
 
 
 def check_seed(seed, name: str = "seed") -> int:
