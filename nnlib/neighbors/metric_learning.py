@@ -54,18 +54,6 @@ class Standardizer(nn.Module):
         return (x.to(self.mean.dtype) - self.mean).to(self.deviation.dtype) / self.deviation
 
 
-class Dropout(nn.Dropout):
-    """Dropout by a generator of its own: fits in several threads don't disturb each other."""
-
-    generator: torch.Generator | None = None
-
-    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        if self.p == 0 or not self.training:
-            return x
-        kept = torch.empty_like(x).bernoulli_(1 - self.p, generator=self.generator)
-        return x * kept.div_(1 - self.p)
-
-
 @dataclass(eq=False, repr=False)
 class NCATransformer(
     SafetensorsMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, nn.Module
@@ -145,30 +133,20 @@ class NCATransformer(
 
     def _learn(self, x: Shaped[Tensor, "N D"], y: Int64[Tensor, " N"], seed: int) -> None:
         generator = make_generator(seed)
-        encoder = self._make_encoder(Standardizer.of(x), "cpu")
-        for layer in encoder:
-            if isinstance(layer, nn.Linear):
-                bound = layer.in_features**-0.5
-                for parameter in layer.parameters():
-                    nn.init.uniform_(parameter, -bound, bound, generator)
-        encoder.to(x.device)
+        encoder = self._make_encoder(Standardizer.of(x), generator).to(x.device)
         count = max(PROXIES, len(self.classes_)) if self.proxies is None else self.proxies
-        labels = torch.arange(count, device=x.device) % len(self.classes_)
         start = torch.randn(count, self.dim, generator=generator, dtype=torch.float32)
         proxies = nn.Parameter(normalize(start.to(x.device), dim=1))
         average = AveragedModel(encoder, avg_fn=_running_mean, use_buffers=True)
         if x.device.type != "cpu":
             generator = torch.Generator(x.device).manual_seed(seed)
-        for layer in encoder:
-            if isinstance(layer, Dropout):
-                layer.generator = generator
 
         def loss_at(inputs: Float[Tensor, "B D"], y: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
             """The loss of standardized inputs."""
             reduced = self.matmul_dtype == "bfloat16"
             with torch.autocast(x.device.type, torch.bfloat16, enabled=reduced):
-                z = encoder[1:](inputs)
-            return self._loss(normalize(z.float(), dim=1), y, proxies, labels)
+                z = _with_dropout(encoder[1:], inputs, generator)
+            return self._loss(normalize(z.float(), dim=1), y, proxies)
 
         def loss(rows: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
             """The loss of some samples, and of what they become when moved against the metric."""
@@ -188,15 +166,17 @@ class NCATransformer(
         self.proxies_ = normalize(proxies.detach(), dim=1)
 
     def _loss(
-        self, z: Float[Tensor, "B D"], y: Int64[Tensor, " B"], proxies, labels
+        self, z: Float[Tensor, "B D"], y: Int64[Tensor, " B"], proxies: Float[Tensor, "K D"]
     ) -> Float[Tensor, ""]:
+        """The mean of -log p(own class), among proxies, or within the batch if there are none."""
+        labels = torch.arange(len(proxies), device=z.device) % len(self.classes_)
         exclude = None
-        if self.proxies == 0:
-            proxies, labels = z, y
+        if len(proxies) == 0:
+            proxies = z
+            labels = y
             exclude = torch.arange(len(z), device=z.device)
-        kernel = CosineSoftmax(self.temperature)
-        classes = len(self.classes_)
-        logs = class_log_probabilities(z, proxies, labels, classes, kernel, exclude=exclude)
+        settings = (len(self.classes_), CosineSoftmax(self.temperature), exclude)
+        logs = class_log_probabilities(z, proxies, labels, *settings)
         return -logs.gather(1, y[:, None]).mean()
 
     def forward(self, x: Shaped[Tensor, "B *D"]) -> Float[Tensor, "B dim"]:
@@ -219,16 +199,24 @@ class NCATransformer(
         tags.transformer_tags.preserves_dtype = []  # float32 for any input
         return tags
 
-    def _make_encoder(self, standardizer: Standardizer, device: str) -> nn.Sequential:
-        """Make the encoder [B, D] -> [B, dim], whose weights are yet to be drawn or read."""
-        how = {"device": device, "dtype": torch.float32}
-        layers = [standardizer, Dropout(self.drop_inputs)]
+    def _make_encoder(
+        self, standardizer: Standardizer, generator: torch.Generator | None
+    ) -> nn.Sequential:
+        """Make the encoder [B, D] -> [B, dim], drawn by a generator, or to be read if None."""
+        how = {"device": "meta" if generator is None else "cpu", "dtype": torch.float32}
+        layers = [standardizer, nn.Dropout(self.drop_inputs)]
         last = self.n_features_in_
         for width in (self.width, self.width) if self.map == "network" else ():
             layers.append(skip_init(nn.Linear, last, width, bias=False, **how))
-            layers += [nn.BatchNorm1d(width, **how), nn.ReLU(), Dropout(self.dropout)]
+            layers += [nn.BatchNorm1d(width, **how), nn.ReLU(), nn.Dropout(self.dropout)]
             last = width
-        return nn.Sequential(*layers, skip_init(nn.Linear, last, self.dim, **how))
+        layers.append(skip_init(nn.Linear, last, self.dim, **how))
+        for layer in layers:
+            if generator is not None and isinstance(layer, nn.Linear):
+                bound = layer.in_features**-0.5
+                for parameter in layer.parameters():
+                    nn.init.uniform_(parameter, -bound, bound, generator)
+        return nn.Sequential(*layers)
 
     def _tensors(self) -> dict[str, Tensor]:
         state = {f"map.{name}": part for name, part in self.map_.state_dict().items()}
@@ -238,7 +226,7 @@ class NCATransformer(
         self.proxies_ = tensors.pop("proxies")
         state = {name.removeprefix("map."): part for name, part in tensors.items()}
         standardizer = Standardizer(state["0.mean"], state["0.deviation"])
-        self.map_ = self._make_encoder(standardizer, "meta")  # whatever size a file's settings say
+        self.map_ = self._make_encoder(standardizer, None)
         self.map_.load_state_dict(state, assign=True)
         self.map_.eval().requires_grad_(False)
 
@@ -263,6 +251,19 @@ class NCATransformer(
             check_number(name, getattr(self, name), "[0, 1)", "a fraction in [0, 1)")
         for name in ("lr", "temperature"):
             check_number(name, getattr(self, name), "(0, inf)", "a positive number")
+
+
+def _with_dropout(
+    layers: nn.Sequential, x: Float[Tensor, "B D"], generator: torch.Generator
+) -> Float[Tensor, "B dim"]:
+    """Apply the layers, dropout by a generator of one's own: fits in threads don't meet."""
+    for layer in layers:
+        if not isinstance(layer, nn.Dropout):
+            x = layer(x)
+        elif layer.p > 0:
+            kept = torch.empty_like(x).bernoulli_(1 - layer.p, generator=generator)
+            x = x * kept.div_(1 - layer.p)
+    return x
 
 
 def _running_mean(average: Tensor, part: Tensor, steps: Tensor) -> Tensor:
