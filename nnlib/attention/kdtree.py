@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from scipy.spatial import cKDTree
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from nnlib._common.runtime import single_thread
 from nnlib.attention.blockwise import (
@@ -21,6 +22,7 @@ from nnlib.attention.blockwise import (
     PerQuery,
     Sums,
     average_of,
+    block_slices,
     mean_of_rows,
     with_ones,
     working_dtype,
@@ -33,10 +35,10 @@ PAIRS = 1 << 16  # of queries and centers weighed at a time, so that they stay i
 LAST_AXIS_FACTOR = 4  # times as many lines along a row of cells, where they cost nothing
 MARGIN = 1 + 1e-5  # covers the rounding of a radius to float32
 QUERIES = 1 << 17  # at a time
-VALUES = 1 << 21  # gathered at a time
 
 Queries = Float[Tensor, "B D"]
 Centers = Float[Tensor, "M D"]
+Numbers = Int[np.ndarray, " N"]
 
 
 def unsupported_reason(kernel: Kernel, centers, *others: Tensor) -> str | None:
@@ -67,24 +69,18 @@ def tree_average(
 ) -> Averages:
     """The averages that `attend` gives."""
     dtype = working_dtype(queries, centers)
-    x = queries.detach().to(dtype)
+    if kernel.k is not None:
+        _, index = tree_nearest(queries, centers, kernel.k, kernel, exclude)
+        parts = [mean_of_rows(values, index[rows], dtype) for rows in block_slices(queries, 0)]
+        return torch.cat(parts)
     preconditioner = kernel.distance(queries.detach(), centers.detach(), dtype).preconditioner
-    c = centers.detach().to(dtype)
-    size = QUERIES
-    if kernel.k is None:
-        grid = QuantileGrid(c, values, kernel, preconditioner)
-    else:
-        tree = KDTreeIndex(c, preconditioner)
-        size = max(1, min(QUERIES, VALUES // (kernel.k * values.shape[1])))
+    grid = QuantileGrid(centers.detach().to(dtype), values, kernel, preconditioner)
     averages = []
-    for start in range(0, len(x), size):
-        part = slice(start, start + size)
+    for start in range(0, len(queries), QUERIES):
+        part = slice(start, start + QUERIES)
+        x = queries[part].detach().to(dtype)
         skip = None if exclude is None else exclude[part]
-        if kernel.k is None:
-            averages.append(average_of(grid.sums(x[part], grid.nearest(x[part], skip), skip)))
-        else:
-            index = tree.nearest(x[part], kernel.k, skip)[1]
-            averages.append(mean_of_rows(values, index, dtype))
+        averages.append(average_of(grid.sums(x, grid.nearest(x, skip), skip)))
     return torch.cat(averages)
 
 
@@ -126,17 +122,13 @@ class QuantileGrid:
     """Sums over fixed centers for a cone, which weighs the few within a radius of a query."""
 
     def __init__(
-        self,
-        centers: Centers,
-        values,
-        kernel: InfluenceCone,
-        preconditioner: Preconditioner,
+        self, centers: Centers, values, kernel: InfluenceCone, preconditioner: Preconditioner
     ):
-        self.centers = centers
+        self.tree = KDTreeIndex(centers, preconditioner)
         self.kernel = kernel
         self.preconditioner = preconditioner
-        self.tree = KDTreeIndex(centers, preconditioner)
-        points = preconditioner(centers).numpy()
+        self.centers = preconditioner(centers)
+        points = self.centers.numpy()
         features = points.shape[1]
         rows = max(1, round(len(centers) ** (1 / features)))
         self.shape = (rows,) * (features - 1) + (LAST_AXIS_FACTOR * rows,)
@@ -146,92 +138,72 @@ class QuantileGrid:
         self.order = np.argsort(cell)
         counts = np.bincount(cell, minlength=np.prod(self.shape))
         self.starts = np.concatenate([[0], counts.cumsum()])
-        self.points = points[self.order].T.copy()
+        self.columns = points[self.order].T.copy()
         self.table = with_ones(values[torch.from_numpy(self.order)].to(centers.dtype))
 
     def nearest(self, x: Queries, exclude: Exclude = None) -> PerQuery:
         """The nearest center's distance, rounded as by blocks; inf where there is none."""
         index = self.tree.nearest(x, 1, exclude)[1][:, 0]
-        difference = self.preconditioner(x) - self.preconditioner(self.centers[index])
+        difference = self.preconditioner(x) - self.centers[index]
         return torch.linalg.vector_norm(difference, dim=1).masked_fill_(index < 0, torch.inf)
 
     @single_thread()
-    def sums(
-        self,
-        x: Queries,
-        nearest: PerQuery,
-        exclude: Exclude = None,
-    ) -> Sums:
+    def sums(self, x: Queries, nearest: PerQuery, exclude: Exclude = None) -> Sums:
         """Sums of weights times values, and of the weights in the last column.
 
         nearest [B]: the distance of the nearest center there is, be it one of these or not.
         """
+        points = self.preconditioner(x)
+        radius = self.kernel.support_radius(nearest, self.preconditioner.scale)
+        farthest = (nearest + radius).double()[:, None] * MARGIN
+        low = self._cells((points.double() - farthest).numpy())
+        high = self._cells((points.double() + farthest).numpy())
+        runs = np.ones(len(x))
+        for first, last in zip(low[:-1], high[:-1], strict=True):
+            runs *= last - first + 1
+        columns = (points.T.contiguous(), radius, nearest, exclude)
+        queries = [None if column is None else column.numpy() for column in columns]
         sums = x.new_zeros(len(x), self.table.shape[1])
-        queries = _GridQueries(self, x, nearest, exclude)
-        reachable = np.flatnonzero(np.isfinite(queries.nearest))
-        for part in _pieces(queries.runs[reachable], PAIRS):
-            for who, begin, length in self._runs(queries, reachable[part]):
-                weighted = self._sum_runs(queries, who, begin, length)
-                sums.index_add_(0, torch.from_numpy(who), weighted)
+        reachable = np.flatnonzero(nearest.isfinite().numpy())
+        for part in _pieces(runs[reachable], PAIRS):
+            who, begin, length = self._runs(reachable[part], low, high)
+            for run in _pieces(length, PAIRS):
+                weighted = self._sum_runs(queries, who[run], begin[run], length[run])
+                sums.index_add_(0, torch.from_numpy(who[run]), weighted)
         return sums
 
     def _cells(self, points) -> list[np.ndarray]:
         axes = zip(self.lines, points.T, strict=True)
         return [np.searchsorted(lines, column, "right") for lines, column in axes]
 
-    def _runs(self, queries, who) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Queries, and where runs of centers start and how long they are, some pairs at a time."""
+    def _runs(self, who: Numbers, low, high) -> tuple[Numbers, Numbers, Numbers]:
+        """Queries, where runs of centers within their reach start, and how long these are."""
         row = np.zeros(len(who), np.int64)
-        axes = zip(queries.low[:-1], queries.high[:-1], self.shape[1:], strict=True)
-        for low, high, count in axes:
-            of, step = _repeated(high[who] - low[who] + 1)
+        for first, last, count in zip(low[:-1], high[:-1], self.shape[1:], strict=True):
+            of, step = _repeated(last[who] - first[who] + 1)
             who = who[of]
-            row = (row[of] + low[who] + step) * count
-        begin = self.starts[row + queries.low[-1][who]]
-        length = self.starts[row + queries.high[-1][who] + 1] - begin
+            row = (row[of] + first[who] + step) * count
+        begin = self.starts[row + low[-1][who]]
+        length = self.starts[row + high[-1][who] + 1] - begin
         of, step = _repeated(-(-length // SUM_CENTERS))
-        who = who[of]
-        begin = begin[of] + SUM_CENTERS * step
-        length = np.minimum(length[of] - SUM_CENTERS * step, SUM_CENTERS)
-        for part in _pieces(length, PAIRS):
-            yield who[part], begin[part], length[part]
+        step *= SUM_CENTERS
+        return who[of], begin[of] + step, np.minimum(length[of] - step, SUM_CENTERS)
 
-    def _sum_runs(self, queries, who, begin, length) -> Float[Tensor, "R W"]:
+    def _sum_runs(self, queries, who: Numbers, begin: Numbers, length: Numbers) -> Sums:
         """The weighted sum of each run."""
-        starts = length.cumsum() - length
-        index = np.arange(length.sum()) + np.repeat(begin - starts, length)
+        points, radius, nearest, exclude = queries
+        of, step = _repeated(length)
+        index = begin[of] + step
+        who = who[of]
         distance = 0
-        for own, points in zip(queries.points, self.points, strict=True):
-            difference = np.repeat(own[who], length)
-            difference -= points.take(index)
-            distance += np.square(difference, out=difference)
-        weight = np.repeat(queries.radius[who], length)
-        weight -= np.sqrt(distance, out=distance) - np.repeat(queries.nearest[who], length)
-        weight = np.maximum(weight, 0, out=weight)
-        if queries.exclude is not None:
-            weight[self.order[index] == np.repeat(queries.exclude[who], length)] = 0
+        for own, column in zip(points, self.columns, strict=True):
+            distance += np.square(own[who] - column[index])
+        weight = np.maximum(radius[who] - (np.sqrt(distance) - nearest[who]), 0)
+        if exclude is not None:
+            weight[self.order[index] == exclude[who]] = 0
+        starts = length.cumsum() - length
         index, weight, starts = map(torch.from_numpy, (index, weight, starts))
-        return torch.nn.functional.embedding_bag(
-            index, self.table, starts, mode="sum", per_sample_weights=weight
-        )
-
-
-class _GridQueries:
-    """The queries of a grid: columns, support radius, and the range of cells they meet."""
-
-    def __init__(self, grid: QuantileGrid, x, nearest, exclude):
-        points = grid.preconditioner(x)
-        radius = grid.kernel.support_radius(nearest, grid.preconditioner.scale)
-        farthest = (nearest + radius).double()[:, None] * MARGIN
-        self.points = points.T.contiguous().numpy()
-        self.nearest = nearest.numpy()
-        self.radius = radius.numpy()
-        self.exclude = None if exclude is None else exclude.numpy()
-        self.low = grid._cells((points.double() - farthest).numpy())
-        self.high = grid._cells((points.double() + farthest).numpy())
-        axes = zip(self.low[:-1], self.high[:-1], strict=True)
-        widths = [high - low + 1.0 for low, high in axes]
-        self.runs = np.prod(widths, 0) * np.ones(len(x))
+        return embedding_bag(index, self.table, starts, mode="sum", per_sample_weights=weight)
 
 
 def _quantiles(column: np.ndarray, parts: int) -> np.ndarray:
@@ -240,7 +212,7 @@ def _quantiles(column: np.ndarray, parts: int) -> np.ndarray:
     return sample[np.arange(1, parts) * len(sample) // parts].astype(np.float64)
 
 
-def _repeated(counts: Int[np.ndarray, " N"]) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
+def _repeated(counts: Numbers) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
     """For counts[i] copies of each i: the i, and 0, 1, 2 ... among its copies."""
     of = np.repeat(np.arange(len(counts)), counts)
     return of, np.arange(len(of)) - np.repeat(counts.cumsum() - counts, counts)
