@@ -38,7 +38,7 @@ QUERIES = 1 << 17  # at a time
 
 Queries = Float[Tensor, "B D"]
 Centers = Float[Tensor, "M D"]
-Numbers = Int[np.ndarray, " N"]
+Numbers = Int[np.ndarray, " _"]
 
 
 def unsupported_reason(kernel: Kernel, centers, *others: Tensor) -> str | None:
@@ -212,7 +212,7 @@ def _quantiles(column: np.ndarray, parts: int) -> np.ndarray:
     return sample[np.arange(1, parts) * len(sample) // parts].astype(np.float64)
 
 
-def _repeated(counts: Numbers) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " P"]]:
+def _repeated(counts: Numbers) -> tuple[Numbers, Numbers]:
     """For counts[i] copies of each i: the i, and 0, 1, 2 ... among its copies."""
     of = np.repeat(np.arange(len(counts)), counts)
     return of, np.arange(len(of)) - np.repeat(counts.cumsum() - counts, counts)
