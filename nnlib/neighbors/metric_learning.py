@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from torch.nn.utils import skip_init
 from torch.optim.swa_utils import AveragedModel
 
-from nnlib._common.runtime import check_seed, make_generator, resolve_device
+from nnlib._common.runtime import check_seed, make_generator, resolve_device, torch_defaults
 from nnlib._common.serialization import SafetensorsMixin
 from nnlib._common.validation import (
     BLOCK_NUMBERS,
@@ -117,6 +117,7 @@ class NCATransformer(
     def __post_init__(self):
         nn.Module.__init__(self)
 
+    @torch_defaults(gradients=True)
     def fit(self, X, y=None):
         """Learn from X [N, D] and labels y [N]; ValueError for NaN or settings without sense."""
         x = check_features(self, X, reset=True)
@@ -179,12 +180,14 @@ class NCATransformer(
         logs = class_log_probabilities(z, proxies, labels, *settings)
         return -logs.gather(1, y[:, None]).mean()
 
+    @torch_defaults()
     def forward(self, x: Shaped[Tensor, "B *D"]) -> Float[Tensor, "B dim"]:
         """Return the unit rows, differentiable in x."""
         check_is_fitted(self)
         self.map_.eval()  # whatever mode a module around it was put in since
         return normalize(self.map_(x.flatten(1)), dim=1)
 
+    @torch_defaults()
     @torch.no_grad()
     def transform(self, X) -> Float[Tensor, "N dim"]:
         """Return the unit rows [N, dim], on the device of X."""
@@ -196,6 +199,7 @@ class NCATransformer(
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = []  # float32 for any input
         return tags
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float, Int64
@@ -12,8 +11,6 @@ from tqdm.auto import tqdm
 
 from nnlib._common.runtime import make_generator, single_thread
 from nnlib._common.validation import check_int
-
-SMALL_STEP = 1 << 22  # multiplications in a step, below which more threads only delay it
 
 
 def minimize_adam(
@@ -42,8 +39,7 @@ def minimize_adam(
     device = rates[0][0].device
     generator = make_generator(seed)
     losses = []
-    small = batch_size * sum(parameter.numel() for parameter, _ in rates) < SMALL_STEP
-    with single_thread() if small else nullcontext():
+    with single_thread(batch_size * sum(parameter.numel() for parameter, _ in rates)):
         for _ in tqdm(range(epochs), unit=" epochs", delay=5, leave=False, disable=not progress):
             total = torch.zeros((), device=device)
             for rows in torch.randperm(samples, generator=generator).tensor_split(batches):

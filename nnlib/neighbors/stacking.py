@@ -7,16 +7,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from sklearn.base import BaseEstimator, clone
-from sklearn.metrics import accuracy_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict, train_test_split
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from nnlib._common.runtime import check_seed
+from nnlib._common.runtime import check_seed, torch_defaults
 from nnlib._common.serialization import SafetensorsMixin
 from nnlib._common.validation import (
-    as_array,
     check,
     check_features,
     check_int,
@@ -42,6 +40,11 @@ class BaseStack(ProbabilisticClassifier, SafetensorsMixin, BaseEstimator, torch.
     def __post_init__(self):
         torch.nn.Module.__init__(self)
 
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
     @property
     def num_neighbors(self) -> int:
         """The number of centers in all layers."""
@@ -50,17 +53,15 @@ class BaseStack(ProbabilisticClassifier, SafetensorsMixin, BaseEstimator, torch.
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "layers_")
 
+    @torch_defaults()
     def layer_scores(self, X, y) -> list[float]:
-        """Return the accuracy of each layer's own whole prediction, in one pass."""
+        """Return the accuracy of each layer's own whole prediction."""
         check_is_fitted(self)
         x = check_features(self, X, reset=False)
-        scores = []
-        for number, layer in enumerate(self.layers_, 1):
-            probabilities = layer.predict_proba(x)
-            predicted = self.classes_[probabilities.argmax(1).cpu().numpy()]
-            scores.append(float(accuracy_score(as_array(y), predicted)))
-            if number < len(self.layers_):
-                x = probabilities if self.splits_ == 1 else next_features(layer, x, self.splits_)
+        scores = [self.layers_[0].score(x, y)]
+        for before, layer in pairwise(self.layers_):
+            x = next_features(before, x, self.splits_)
+            scores.append(layer.score(x, y))
         return scores
 
     def _set_layers(self, layers: list[CenterClassifier], splits: int):
@@ -156,6 +157,7 @@ class DeepClassifier(CondensingSettings, _PublishedStack):
 
     max_count: int = 3
 
+    @torch_defaults(gradients=True)
     def fit(self, X, y=None):
         """Learn from X [N, D] and labels y [N] of any kind, one pass a layer.
 
@@ -221,6 +223,7 @@ class StackedClassifier(BaseStack):
         owner = object if name in ("first", "later") else torch.nn.Module
         owner.__setattr__(self, name, value)
 
+    @torch_defaults(gradients=True)
     def fit(self, X, y=None):
         """Learn from X [N, D] and labels y [N] of any kind: folds + 1 fits a layer.
 
