@@ -3,18 +3,26 @@
 from collections.abc import Callable, Iterable
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
 from nnlib._common.runtime import full_precision
-from nnlib._common.validation import check_int, check_number
-from nnlib.attention import blockwise_nearest, working_dtype
-from nnlib.distances import NegativeDotProduct
+from nnlib._common.validation import (
+    as_integers,
+    as_tensor,
+    check_finite,
+    check_int,
+    check_number,
+    like_input,
+)
+from nnlib.attention import working_dtype
+from nnlib.distances import normalize_rows, wide_dtype
 from nnlib.nca.distributed import all_gather_rows, all_reduce_sum, own_rows
-from nnlib.nca.memory_bank import MemoryBank, view_bank
+from nnlib.nca.memory_bank import BankView, MemoryBank, view_bank
 
-VOTE_PAIRS = 1 << 22  # pairs of neighbors compared at a time
+BLOCK_QUERIES = 256
+BLOCK_PAIRS = 1 << 22  # of a query and a row, compared at a time
 Bank = Float[Tensor, "N D"] | MemoryBank
 
 
@@ -30,80 +38,118 @@ def knn_predict(
 ) -> Int64[Tensor, "B *top"]:
     """Return the class that the k nearest rows vote for, each with the weight exp(cos/temperature).
 
+    Classes of equal votes come in the order of their nearest rows. Rows of zeros don't vote.
+
     Parameters
     ----------
     features : [B, D], of which only directions count
-    bank, bank_labels : MemoryBank, or rows [N, D] with int64 [N]
+    bank, bank_labels : MemoryBank, or rows [N, D] with whole numbers [N]
     k, temperature : number of neighbors, and T of their weights
     exclude : int64 [B], the sample whose own row a feature may not take, -1 for none
-    top : return so many first classes, -1 where fewer have a vote
+    top : return so many first classes
     sharded : features and plain rows are this process's part, and all processes call at once
 
     Returns
     -------
-    int64 [B], or [B, top]
+    int64 [B], or [B, top], as a tensor for tensors; where fewer classes have a vote, -1, or one
+    less than the least label where labels are negative
+
+    Raises
+    ------
+    ValueError, naming what holds NaN or infinity, doesn't fit, or makes no sense.
 
     Examples
     --------
     >>> knn_predict(torch.tensor([[2.0, 1.0]]), torch.eye(2), torch.tensor([7, 8]), k=1)
     tensor([7])
     """
-    check_number("temperature", temperature, "(0, inf)")
-    cosines, labels = _nearest(features, bank, bank_labels, k, exclude, sharded)
-    classes = _vote(cosines, labels, temperature, 1 if top is None else check_int("top", top))
-    return classes[:, 0] if top is None else classes
+    count = 1 if top is None else check_int("top", top)
+    view = view_bank(bank, bank_labels, sharded)
+    classes, voted, _ = _classify(features, view, k, temperature, exclude, count)
+    classes = classes.masked_fill(~voted, min(view.lowest, 0) - 1)
+    return like_input(classes[:, 0] if top is None else classes, features)
 
 
-def _nearest(features, bank, bank_labels, k, exclude, sharded) -> tuple[Tensor, Tensor]:
-    """Return cosines and labels of the nearest rows, nearest first; labels of -1 for none."""
+def _classify(
+    features, bank: BankView, k: int, temperature: float, exclude, top: int
+) -> tuple[Int64[Tensor, "B top"], Bool[Tensor, "B top"], Int64[Tensor, " B"]]:
+    """Return the classes of most votes, whether there are so many, and the nearest row's class."""
     check_int("k", k)
-    bank = view_bank(bank, bank_labels, sharded)
-    if features.ndim != 2 or features.shape[1] != bank.memory.shape[1]:
-        shapes = f"features {tuple(features.shape)} and bank {tuple(bank.memory.shape)}"
+    check_number("temperature", temperature, "(0, inf)")
+    x = as_tensor("features", features).detach().to(bank.labels.device)
+    if x.ndim != 2 or x.shape[1] != bank.memory.shape[1]:
+        shapes = f"features {tuple(x.shape)} and bank {tuple(bank.memory.shape)}"
         raise ValueError(f"{shapes}: give [B, D] and [N, D]")
-    check_exclude(exclude, bank.samples, len(features))
-    x = normalize(features.to(working_dtype(features)), dim=1)
-    parts = all_gather_rows(x) if bank.sharded else [x]
+    check_finite("features", x)
+    exclude = check_exclude(exclude, bank.samples, len(x))
+    row = x.new_full((len(x),), -1, dtype=torch.int64)
     if exclude is not None:
-        everyone = all_gather_rows(exclude) if bank.sharded else [exclude]
-        exclude = bank.local_rows(torch.cat(everyone))
+        row = exclude.to(x.device)
+    x = normalize_rows(x.to(working_dtype(x, bank.memory)))
+    parts = all_gather_rows(x) if bank.sharded else [x]
+    row = torch.cat(all_gather_rows(row)) if bank.sharded else row
+    row = row if exclude is None else bank.local_rows(row)
+    blocks = zip(torch.cat(parts).split(BLOCK_QUERIES), row.split(BLOCK_QUERIES), strict=True)
+    found = []
     with full_precision():
-        x = torch.cat(parts)
-        distances, rows = blockwise_nearest(x, bank.memory, k, NegativeDotProduct(), exclude)
-    cosines = -distances
-    labels = bank.labels[rows.clamp(min=0)].masked_fill(rows < 0, -1)
-    if not bank.sharded:
-        return cosines, labels
-    cosines, order = torch.cat(all_gather_rows(cosines.T)).T.topk(k, dim=1)
-    labels = torch.cat(all_gather_rows(labels.T)).T.gather(1, order)
-    return own_rows(cosines, parts), own_rows(labels, parts)
+        for queries, own in blocks:
+            cosines, labels = _nearest(queries, bank, k, own)
+            found.append((*_vote(cosines, labels, temperature, top), labels[:, 0]))
+    return tuple(own_rows(torch.cat(each), parts) for each in zip(*found, strict=True))
 
 
-def check_exclude(exclude: Tensor | None, samples: int, queries: int) -> None:
-    """Raise ValueError for an `exclude` that isn't -1 or a sample's number for each query."""
+def _nearest(x, bank: BankView, k: int, excluded_row) -> tuple[Float[Tensor, "B K"], Tensor]:
+    """Return cosines and labels of the nearest rows, nearest first; -inf where none is left."""
+    cosines = x.new_empty(len(x), 0)
+    labels = bank.labels.new_empty(len(x), 0)
+    size = max(1, BLOCK_PAIRS // max(1, len(x)))
+    for start in range(0, len(bank.labels), size):
+        rows = bank.memory[start : start + size].to(x.dtype)
+        empty = rows.new_zeros(len(rows)).masked_fill_(~rows.any(1), -torch.inf)
+        cosine = torch.addmm(empty, x, rows.T)
+        row = (excluded_row - start)[:, None]
+        column = row.clamp(0, len(rows) - 1)
+        kept = cosine.gather(1, column).masked_fill(row == column, -torch.inf)
+        found, place = cosine.scatter_(1, column, kept).topk(min(k, len(rows)))
+        cosines, labels = _merge(
+            [cosines, found], [labels, bank.labels[start : start + size][place]], k
+        )
+    if bank.sharded:
+        cosines, labels = (all_gather_rows(part.T.contiguous()) for part in (cosines, labels))
+        cosines, labels = _merge([part.T for part in cosines], [part.T for part in labels], k)
+    return cosines, labels
+
+
+def _merge(cosines: list, labels: list, k: int) -> tuple[Float[Tensor, "B K"], Tensor]:
+    joined = torch.cat(cosines, 1)
+    nearest, order = joined.topk(min(k, joined.shape[1]))
+    return nearest, torch.cat(labels, 1).gather(1, order)
+
+
+def check_exclude(exclude, samples: int, queries: int) -> Int64[Tensor, " B"] | None:
+    """Return `exclude`; raises ValueError unless it is a sample's number, or -1, for each query."""
     if exclude is None:
-        return
-    if exclude.dtype != torch.int64 or exclude.shape != (queries,):
-        given = f"{exclude.dtype} {tuple(exclude.shape)}"
-        raise ValueError(f"exclude is {given}: give int64 [{queries}], samples or -1")
-    outside = exclude[(exclude < -1) | (exclude >= samples)]
-    if len(outside):
-        raise ValueError(f"exclude holds {outside[0]}: give samples 0 ... {samples - 1}, or -1")
+        return None
+    return as_integers("exclude", exclude, queries, (-1, samples - 1))
 
 
-def _vote(cosines, labels, temperature: float, top: int) -> Int64[Tensor, "B top"]:
-    """Return the classes of the most votes, the nearest first where votes are equal."""
-    size = max(1, VOTE_PAIRS // labels.shape[1] ** 2)
-    ranked = [labels.new_empty(0, top)]
-    for cosine, label in zip(cosines.split(size), labels.split(size), strict=True):
-        votes = torch.exp((cosine - cosine[:, :1]) / temperature).masked_fill_(label < 0, 0)
-        same = label[:, :, None] == label[:, None, :]
-        total = (same * votes[:, None, :]).sum(2)
-        repeated = same.tril(-1).any(2)  # a class counts where it is met first
-        order = total.masked_fill(repeated | (label < 0), -1).sort(descending=True, stable=True)
-        classes = label.gather(1, order.indices).masked_fill(order.values < 0, -1)[:, :top]
-        ranked.append(pad(classes, (0, top - classes.shape[1]), value=-1))
-    return torch.cat(ranked)
+def _vote(
+    cosines, labels, temperature: float, top: int
+) -> tuple[Int64[Tensor, "B top"], Bool[Tensor, "B top"]]:
+    """Return the classes of most votes, the nearest first where votes are equal, and which are."""
+    weights = torch.exp((cosines - cosines[:, :1].clamp(min=-1)) / temperature)
+    classes, order = labels.sort(dim=1, stable=True)
+    begins = torch.ones_like(classes, dtype=torch.bool)  # a class counts where it is met first
+    begins[:, 1:] = classes[:, 1:] != classes[:, :-1]
+    group = begins.cumsum(1) - 1
+    weights = weights.to(wide_dtype(weights)).gather(1, order)
+    total = torch.zeros_like(weights).scatter_add_(1, group, weights).gather(1, group)
+    absent = cosines.gather(1, order) == -torch.inf
+    total = total.masked_fill_(~begins | absent, -1)
+    ranked = torch.empty_like(total).scatter_(1, order, total).sort(descending=True, stable=True)
+    missing = (0, max(0, top - labels.shape[1]))
+    votes = pad(ranked.values[:, :top], missing, value=-1)
+    return pad(labels.gather(1, ranked.indices)[:, :top], missing), votes >= 0
 
 
 @torch.no_grad()
@@ -179,12 +225,14 @@ def knn_accuracy(
     >>> knn_accuracy(rows, labels, rows, labels)["nearest_top1"]
     1.0
     """
-    cosines, neighbor_labels = _nearest(features, bank, bank_labels, k, None, sharded)
-    hits = _vote(cosines, neighbor_labels, temperature, 5) == labels[:, None]
-    nearest = neighbor_labels[:, 0] == labels
-    counts = torch.stack([hits[:, 0], hits.any(1), nearest, torch.ones_like(nearest)]).sum(1)
-    if sharded or getattr(bank, "sharded", False):
+    view = view_bank(bank, bank_labels, sharded)
+    classes, voted, nearest = _classify(features, view, k, temperature, None, 5)
+    labels = as_integers("labels", labels, len(classes)).to(classes.device)
+    hits = voted & (classes == labels[:, None])
+    right = (hits[:, 0], hits.any(1), nearest == labels, torch.ones_like(nearest))
+    counts = torch.stack([each.sum() for each in right])
+    if view.sharded:
         all_reduce_sum(counts)
-    *right, total = counts.tolist()
+    *counts, total = counts.tolist()
     names = ("knn_top1", "knn_top5", "nearest_top1")
-    return {name: count / total for name, count in zip(names, right, strict=True)}
+    return {name: count / total for name, count in zip(names, counts, strict=True)}

@@ -82,9 +82,9 @@ def _check_batch(bank: BankView, features, labels, exclude) -> None:
     if labels.dtype != torch.int64 or labels.shape != features.shape[:1]:
         given = f"{labels.dtype} {tuple(labels.shape)}"
         raise ValueError(f"labels is {given}: give int64 [{len(features)}]")
-    outside = labels[(labels < 0) | (labels >= bank.classes)]
+    outside = labels[(labels < bank.lowest) | (labels > bank.highest)]
     if len(outside):
-        known = f"0 ... {bank.classes - 1}"
+        known = f"{bank.lowest} ... {bank.highest}"
         raise ValueError(f"labels holds {outside[0]}: give classes of the bank, {known}")
     check_exclude(exclude, bank.samples, len(features))
     tensors = (features, labels, exclude, bank.labels)

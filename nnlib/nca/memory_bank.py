@@ -12,9 +12,16 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from nnlib._common.runtime import make_generator
-from nnlib._common.validation import check_int, check_number
+from nnlib._common.validation import (
+    as_integers,
+    as_tensor,
+    check_finite,
+    check_int,
+    check_number,
+)
 from nnlib.attention import working_dtype
-from nnlib.nca.distributed import all_gather_rows, shard_bounds, world_size
+from nnlib.distances import normalize_rows
+from nnlib.nca.distributed import all_gather_rows, rank, shard_bounds, world_size
 
 BLOCK_ROWS = 1 << 16  # rows drawn or copied at a time
 
@@ -24,7 +31,7 @@ class MemoryBank(nn.Module):
 
     Parameters
     ----------
-    labels : int64 [N], classes from 0
+    labels : whole numbers [N], the samples' classes
     dim : length of a row
     momentum : fraction of a row that an update keeps
     sharded : whether each process of torch.distributed holds its part of the rows alone; then all
@@ -52,25 +59,21 @@ class MemoryBank(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
+        labels = as_integers("labels", labels).cpu()
         least = world_size() if sharded else 1
-        if labels.ndim != 1 or labels.dtype != torch.int64 or len(labels) < least:
-            given = f"{labels.dtype} {tuple(labels.shape)}"
-            raise ValueError(
-                f"labels is {given}: give int64 [N], {least} or more for {least} processes"
-            )
-        if int(labels.min()) < 0:
-            raise ValueError(f"labels is {int(labels.min())} at least: give classes from 0")
+        if len(labels) < least:
+            wanted = f"give int64 [N], {least} or more for {least} processes"
+            raise ValueError(f"labels is of {len(labels)} samples: {wanted}")
         self.dim = check_int("dim", dim)
         self.momentum = check_number("momentum", momentum, "[0, 1)")
         self.sharded = sharded and world_size() > 1
-        self.classes = int(labels.max()) + 1
-        labels = labels.cpu()
+        self.lowest, self.highest = map(int, torch.aminmax(labels))
         order = labels.argsort(stable=True)
         self.rows = shard_bounds(len(labels)) if self.sharded else slice(0, len(labels))
         self.register_buffer("order", order[self.rows])  # the sample of each row here
         self.register_buffer("labels", labels[self.order])
         self.register_buffer("place", torch.empty_like(order))  # the row of each sample
-        self.place[order] = torch.arange(len(order))
+        self.place[order] = torch.arange(len(order), device="cpu")
         self.register_buffer("memory", self._draw_rows(seed))
 
     def __len__(self) -> int:
@@ -92,56 +95,59 @@ class MemoryBank(nn.Module):
 
         A feature of zeros leaves its row as it is. `momentum` is the bank's own by default.
         """
-        if features.shape != (len(index), self.dim):
-            wanted = [len(index), self.dim]
-            raise ValueError(f"features {tuple(features.shape)} don't fit: give {wanted}")
-        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self):
-            given = f"{int(index.min())} ... {int(index.max())}"
-            raise ValueError(f"index holds {given}: give 0 ... {len(self) - 1}")
+        index = self._check_samples(index)
+        features = self._check_rows("features", features, len(index)).to(self.memory)
         keep = check_number("momentum", self.momentum if momentum is None else momentum, "[0, 1)")
-        index = index.to(self.memory.device)
-        features = features.to(self.memory)
         if self.sharded:
             index = torch.cat(all_gather_rows(index))
             features = torch.cat(all_gather_rows(features))
         row = self.local_rows(index)
         here = row >= 0
         row = row[here]
-        mixed = torch.lerp(normalize(features[here], dim=1), self.memory[row], keep)
+        mixed = torch.lerp(normalize_rows(features[here]), self.memory[row], keep)
         length = torch.linalg.vector_norm(mixed, dim=1, keepdim=True)
         self.memory[row] = torch.where(length > 0, mixed / length, self.memory[row])
 
     def fill(self, embeddings: Float[Tensor, "N D"]) -> None:
         """Replace all rows by these embeddings, given in the samples' order."""
-        if embeddings.shape != (len(self), self.dim):
-            wanted = [len(self), self.dim]
-            raise ValueError(f"embeddings {tuple(embeddings.shape)} don't fit: give {wanted}")
+        embeddings = self._check_rows("embeddings", embeddings, len(self))
+        check_finite("embeddings", embeddings)
         unit = BankRows(embeddings)
         for start in range(0, len(self.memory), BLOCK_ROWS):
             samples = self.order[start : start + BLOCK_ROWS].to(embeddings.device)
             self.memory[start : start + BLOCK_ROWS] = unit[samples].to(self.memory)
 
     def clear(self, index: Int64[Tensor, " K"]) -> None:
-        """Set the rows of samples that can't be read to zeros, which are near nothing."""
-        row = self.local_rows(index.to(self.place.device))
+        """Set the rows of samples that can't be read to zeros, which are no one's neighbors."""
+        row = self.local_rows(self._check_samples(index))
         self.memory[row[row >= 0]] = 0
 
     def embeddings(self) -> Float[Tensor, "N D"]:
         """Return all rows in the samples' order, on the CPU. All processes call it at once."""
-        whole = torch.empty(len(self), self.dim)
+        whole = torch.empty(len(self), self.dim, device="cpu", dtype=self.memory.dtype)
         order = all_gather_rows(self.order) if self.sharded else [self.order]
         memory = all_gather_rows(self.memory) if self.sharded else [self.memory]
         for samples, rows in zip(order, memory, strict=True):
             whole[samples.cpu()] = rows.cpu()
         return whole
 
+    def _check_samples(self, index) -> Int64[Tensor, " B"]:
+        return as_integers("index", index, None, (0, len(self) - 1)).to(self.place.device)
+
+    def _check_rows(self, name: str, rows, count: int) -> Float[Tensor, "B D"]:
+        rows = as_tensor(name, rows).detach()
+        if rows.shape != (count, self.dim):
+            raise ValueError(f"{name} {tuple(rows.shape)} don't fit: give {[count, self.dim]}")
+        return rows
+
     def _draw_rows(self, seed: int) -> Float[Tensor, "n D"]:
         generator = make_generator(seed)
-        memory = torch.empty(len(self.order), self.dim)
+        kind = {"dtype": torch.float32, "device": "cpu"}
+        memory = torch.empty(len(self.order), self.dim, **kind)
         # the rows before its own are drawn too, so that every process sees the same ones
         for start in range(0, self.rows.stop, BLOCK_ROWS):
             count = min(BLOCK_ROWS, self.rows.stop - start)
-            drawn = torch.rand(count, self.dim, generator=generator) * 2 - 1
+            drawn = torch.rand(count, self.dim, generator=generator, **kind) * 2 - 1
             own = drawn[max(0, self.rows.start - start) :]
             end = start + count - self.rows.start
             if len(own):
@@ -162,7 +168,7 @@ class BankRows:
         rows = self.rows[part].to(self.dtype)
         length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
         unit = ((length - 1).abs() < 1e-6) | (length == 0)  # left as they are, to the bit
-        return rows if unit.all() else rows / torch.where(unit, 1, length)
+        return rows if unit.all() else torch.where(unit, rows, normalize_rows(rows))
 
 
 class BankView(NamedTuple):
@@ -170,7 +176,8 @@ class BankView(NamedTuple):
 
     memory: Tensor | BankRows
     labels: Int64[Tensor, " n"]
-    classes: int
+    lowest: int  # of all labels, those of other processes too
+    highest: int
     samples: int
     sharded: bool
     local_rows: Callable[[Tensor], Tensor]
@@ -181,14 +188,18 @@ def view_bank(bank: Tensor | MemoryBank, labels: Tensor | None, sharded=False) -
     if isinstance(bank, MemoryBank):
         if labels is not None:
             raise ValueError("bank_labels: a MemoryBank has labels of its own, leave them out")
-        own = (bank.classes, len(bank), bank.sharded, bank.local_rows)
+        own = (bank.lowest, bank.highest, len(bank), bank.sharded, bank.local_rows)
         return BankView(bank.memory, bank.labels, *own)
-    given = None if labels is None else (labels.dtype, tuple(labels.shape))
-    if bank.ndim != 2 or len(bank) == 0 or given != (torch.int64, tuple(bank.shape[:1])):
-        wanted = "[N, D] with int64 [N], N 1 or more"
-        raise ValueError(f"bank {tuple(bank.shape)} with bank_labels {given}: give {wanted}")
-    low, high = map(int, torch.aminmax(labels))
-    if low < 0:
-        raise ValueError(f"bank_labels of {len(labels)} rows holds {low}: give classes from 0")
-    rows = BankRows(bank.detach())
-    return BankView(rows, labels, high + 1, len(bank), sharded, lambda samples: samples)
+    rows = as_tensor("bank", bank).detach()
+    if labels is None or rows.ndim != 2 or len(rows) == 0:
+        given = "None" if labels is None else f"of {len(labels)} rows"
+        wanted = "give rows [N, D] with their classes [N], N 1 or more"
+        raise ValueError(f"bank {tuple(rows.shape)} with bank_labels {given}: {wanted}")
+    labels = as_integers("bank_labels", labels, len(rows)).to(rows.device)
+    check_finite("bank", rows)
+    summary = torch.stack([*labels.aminmax(), torch.full_like(labels[0], len(rows))])[None]
+    everyone = torch.cat(all_gather_rows(summary) if sharded else [summary]).tolist()
+    lows, highs, lengths = zip(*everyone, strict=True)
+    start = sum(lengths[: rank() if sharded else 0])
+    own = (min(lows), max(highs), sum(lengths), sharded, lambda samples: samples - start)
+    return BankView(BankRows(rows), labels, *own)

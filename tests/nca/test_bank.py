@@ -1,11 +1,12 @@
 """The bank's rows, one by one and over processes, and the k-NN that reads them."""
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
 from torch.nn.functional import normalize
 
-from nnlib.nca import MemoryBank, knn_evaluate, knn_predict, nca_loss
+from nnlib.nca import MemoryBank, knn_accuracy, knn_evaluate, knn_predict, nca_loss
 
 
 def drawn(n=101, b=24, dim=16, classes=5, seed=0):
@@ -49,7 +50,11 @@ def test_a_bank_is_drawn_by_its_seed_and_saved_by_torch():
     ("make", "word"),
     [
         (lambda: MemoryBank(torch.tensor([0.0, 1.0])), "labels is"),
-        (lambda: MemoryBank(torch.tensor([-1, 0])), "labels is"),
+        (lambda: MemoryBank([]), "labels is of 0 samples"),
+        (lambda: MemoryBank(["a", "b"]), "labels is"),
+        (lambda: MemoryBank([0, 1], 4).update([-1], torch.ones(1, 4)), "index holds -1"),
+        (lambda: MemoryBank([0, 1], 4).clear([2]), "index holds 2"),
+        (lambda: MemoryBank([0, 1], 1).fill([[1.0], [float("nan")]]), "embeddings holds NaN"),
         (lambda: MemoryBank(torch.tensor([0, 1]), dim=0), "dim=0"),
         (lambda: MemoryBank(torch.tensor([0, 1]), momentum=1), "momentum=1"),
         (
@@ -64,31 +69,121 @@ def test_a_bank_is_drawn_by_its_seed_and_saved_by_torch():
     ],
 )
 def test_what_does_not_fit_is_named(make, word):
-    with pytest.raises(ValueError, match=word):
+    with pytest.raises((ValueError, TypeError), match=word):
         make()
 
 
-def naive_knn(x, rows, labels, k, temperature, classes, exclude=None):
+def naive_knn(x, rows, labels, k, temperature, exclude=None):
+    """Each query's classes by their votes in float64, most first, -1 for no further class."""
     cosine = normalize(x.double(), dim=1) @ normalize(rows.double(), dim=1).T
+    cosine[:, ~rows.any(1)] = -torch.inf
     if exclude is not None:
-        cosine[torch.arange(len(x)), exclude] = -torch.inf
-    near, index = cosine.topk(k)
-    votes = torch.zeros(len(x), classes, dtype=torch.float64)
-    return votes.scatter_add_(1, labels[index], (near / temperature).exp())
+        cosine[torch.arange(len(x))[exclude >= 0], exclude[exclude >= 0]] = -torch.inf
+    ranked = []
+    for similarity in cosine:
+        votes = {}
+        for row in similarity.argsort(descending=True, stable=True)[:k].tolist():
+            if similarity[row] > -torch.inf:
+                weight = torch.exp(similarity[row] / temperature).item()
+                votes[int(labels[row])] = votes.get(int(labels[row]), 0) + weight
+        best = sorted(votes, key=votes.get, reverse=True)  # stable: the nearest first
+        ranked.append(best + [min(0, int(labels.min())) - 1] * (10 - len(best)))
+    return torch.tensor(ranked)
 
 
-@pytest.mark.parametrize("k", [1, 3, 30])
-def test_votes_agree_with_float64(k):
-    labels, index, _, rows = drawn(n=900, b=200)
-    x = rows[index] + 0.3 * torch.randn(200, 16, generator=torch.Generator().manual_seed(1))
-    votes = naive_knn(x, rows, labels, k, 0.1, 5, index)
-    classes = knn_predict(x, rows, labels, k=k, temperature=0.1, exclude=index, top=5)
-    assert torch.equal(classes[:, 0], votes.argmax(1))
-    assert torch.equal(
-        classes[:, 0], knn_predict(x, rows, labels, k=k, temperature=0.1, exclude=index)
-    )
-    ranked, order = votes.sort(1, descending=True)
-    assert torch.equal(classes, order.masked_fill(ranked == 0, -1))
+@pytest.mark.parametrize("classes", [(0, 1, 2, 3, 4), (-1, 1), (-(2**40), -7, 0, 2**40)])
+@pytest.mark.parametrize("k", [1, 3, 30, 1000])
+def test_votes_agree_with_float64(k, classes, monkeypatch):
+    labels, index, _, rows = drawn(n=900, b=40, classes=len(classes))
+    labels = torch.tensor(classes)[labels]
+    x = rows[index] + 0.3 * torch.randn(40, 16, generator=torch.Generator().manual_seed(1))
+    index[::3] = -1
+    wanted = naive_knn(x, rows, labels, k, 0.1, index)
+    settings = {"k": k, "temperature": 0.1, "exclude": index}
+    for queries, pairs in ((256, 1 << 22), (37, 1 << 12)):  # in one block, and in many
+        monkeypatch.setattr("nnlib.nca.knn.BLOCK_QUERIES", queries)
+        monkeypatch.setattr("nnlib.nca.knn.BLOCK_PAIRS", pairs)
+        assert torch.equal(knn_predict(x, rows, labels, top=10, **settings), wanted)
+        assert torch.equal(knn_predict(x, rows, labels, **settings), wanted[:, 0])
+
+
+def test_of_equal_votes_the_nearest_comes_first():
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [-1.0, 0.0]])
+    labels = torch.tensor([9, -4, 5, 9])
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.01]])
+    found = knn_predict(x, rows, labels, k=3, temperature=1e4, top=3)  # all weights are about 1
+    assert found.tolist() == [[9, 5, -4], [-4, 5, 9], [9, -4, 5]]
+    assert knn_predict(x[:1], rows[[2, 2, 2]], [3, 1, 2], k=3, top=3).tolist() == [[3, 1, 2]]
+
+
+def test_rows_of_zeros_are_no_ones_neighbors():
+    labels, index, _, rows = drawn()
+    bank = MemoryBank(labels, 16)
+    bank.fill(rows)
+    bank.clear(index)
+    rows[index] = 0
+    x = -rows[labels == 0][:20].mean(0, keepdim=True)  # most rows are opposite ones
+    for count in (5, 100):
+        wanted = naive_knn(x, rows, labels, count, 0.05)[:, :5]
+        assert torch.equal(knn_predict(x, bank, k=count, top=5), wanted)
+        assert torch.equal(knn_predict(x, rows, labels, k=count, top=5), wanted)
+    bank.clear(range(101))
+    assert knn_predict(x, bank, top=2).tolist() == [[-1, -1]]
+    assert knn_accuracy(x, [-1], bank)["knn_top5"] == 0
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_only_directions_count_at_any_scale(scale):
+    labels, _, _, rows = drawn()
+    x = torch.randn(50, 16, generator=torch.Generator().manual_seed(2))
+    wanted = knn_predict(x, rows, labels)
+    assert torch.equal(knn_predict(x * scale, rows / scale, labels), wanted)
+
+
+def test_any_types_of_features_rows_and_labels():
+    labels, index, _, rows = drawn()
+    rows = rows.bfloat16().float()
+    x = rows[index]
+    wanted = knn_predict(x, rows, labels)
+    for kind in (torch.bfloat16, torch.float64):
+        assert torch.equal(knn_predict(x.to(kind), rows.to(kind), labels.int()), wanted)
+    small = labels.numpy().astype(np.uint8)
+    found = knn_predict(x.numpy(), rows.numpy(), small, exclude=np.full(len(x), -1, np.int32))
+    assert isinstance(found, np.ndarray) and np.array_equal(found, wanted)
+    assert np.array_equal(knn_predict(x.tolist(), rows.tolist(), labels.tolist()), wanted)
+    bank = MemoryBank(small, 16)
+    bank.fill(rows.numpy())
+    bank.update(index.numpy(), x.numpy(), momentum=0)
+    assert torch.equal(knn_predict(x, bank), wanted)
+    right = knn_accuracy(x.tolist(), labels[index].tolist(), bank)["knn_top1"]
+    assert right == pytest.approx((wanted == labels[index]).float().mean())
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"features": [[1.0, float("nan")]]}, "features holds NaN or infinity .* row 0, column 1"),
+        ({"features": [[1.0, float("inf")]]}, "features holds NaN or infinity"),
+        ({"features": [1.0, 2.0]}, r"features \(2,\) and bank"),
+        ({"features": [["a", "b"]]}, "features is <U1"),
+        ({"bank": [[1.0, 0.0], [float("nan"), 1.0]]}, "bank holds NaN"),
+        ({"bank_labels": [0.5, 1.0]}, "bank_labels is torch.float64"),
+        ({"bank_labels": None}, "bank_labels None"),
+        ({"bank_labels": [0, 1, 2]}, r"bank_labels is .*give int64 \[2\]"),
+        ({"exclude": [2]}, "exclude holds 2: give 0 ... 1, or -1"),
+        ({"exclude": [-2]}, "exclude holds -2"),
+        ({"exclude": [0.0]}, "exclude is torch.float64"),
+        ({"exclude": [0, 0]}, "exclude is"),
+        ({"k": 0}, "k=0"),
+        ({"top": 0}, "top=0"),
+        ({"temperature": 0}, "temperature=0"),
+    ],
+)
+def test_what_a_prediction_cannot_use_is_named(change, word):
+    given = {"features": [[1.0, 2.0]], "bank": [[1.0, 0.0], [0.0, 1.0]], "bank_labels": [0, 1]}
+    assert knn_predict(**given).tolist() == [1]
+    with pytest.raises((ValueError, TypeError), match=word):
+        knn_predict(**given | change)
 
 
 def test_small_temperatures_take_the_nearest_and_bank_and_rows_agree():

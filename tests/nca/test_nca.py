@@ -191,7 +191,7 @@ def test_under_autocast_scores_stay_in_float32():
         ({"features": torch.zeros(32, 5)}, "features (32, 5)"),
         ({"exclude": torch.full((32,), 600)}, "exclude holds 600"),
         ({"exclude": torch.full((32,), -7)}, "exclude holds -7"),
-        ({"bank_labels": torch.full((600,), -1)}, "bank_labels of 600 rows"),
+        ({"bank_labels": torch.full((600,), -1)}, "classes of the bank, -1 ... -1"),
     ],
 )
 def test_what_does_not_fit_is_named(change, word):
