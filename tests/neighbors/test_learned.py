@@ -1,11 +1,14 @@
 """Prototypes and learned metrics, against float64 and against their starting points."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import oracle
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
@@ -336,6 +339,94 @@ def test_proxies_are_as_many_as_classes_at_least():
 def test_equal_samples_of_a_class_are_no_cause_for_warnings(recwarn):
     model = PrototypeClassifier(8, **QUICK).fit(torch.eye(2).repeat(10, 1), torch.arange(20) % 2)
     assert model.num_neighbors == 8 and not recwarn.list
+
+
+def test_each_column_has_a_unit_of_its_own():
+    x, y = ring(200)
+    units = 10.0 ** torch.arange(-9, 9, 3)
+    settings = QUICK | {"width": 8, "proxies": 4}
+    fits = [NCATransformer(**settings).fit(rows, y) for rows in (x, x * units)]
+    torch.testing.assert_close(
+        fits[1].transform(x * units), fits[0].transform(x), atol=1e-3, rtol=0
+    )
+    assert fits[0].map_[0].deviation.shape == (6,)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16], ids=str)
+def test_columns_of_pictures_and_compact_features_share_one_deviation(dtype):
+    x, y = ring(200)
+    x = (x * torch.arange(1, 7) * 9 + 128).clamp(0, 255).to(dtype)
+    metric = NCATransformer("linear", **QUICK).fit(x, y)
+    wide = x.double() - x.double().mean(0)
+    wanted = (wide / wide.square().mean().sqrt()).float()
+    torch.testing.assert_close(metric.map_[0](x), wanted)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.float64], ids=str)
+def test_seconds_since_1970_are_told_apart(kind):
+    y = torch.arange(400) % 2
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-9, 9, (400, 3), generator=generator)
+    x[:, 1] += 60 * y
+    late = (x + 1_700_000_000).to(kind)
+    settings = QUICK | {"width": 8, "epochs": 9}
+    metric = NCATransformer(**settings).fit(late, y)
+    early = NCATransformer(**settings).fit(x.to(kind), y)
+    torch.testing.assert_close(metric.transform(late), early.transform(x.to(kind)))
+    z = metric.transform(late)
+    voted = attend(z, z, Labels(y, 2), UniformKNN(9), exclude=torch.arange(400))
+    assert (voted.argmax(1) == y).all()
+
+
+def test_a_constant_column_says_nothing():
+    x, y = ring(100)
+    constant = torch.cat([x.double(), torch.full((100, 2), 0.1) * torch.tensor([1e9, 1.0])], 1)
+    rows = NCATransformer("linear", **QUICK).fit(constant, y).map_[0](constant)
+    assert rows.abs().max() < 6 and not rows[:, 6:].any()
+
+
+def in_four_threads(fit):
+    """What six calls at the same time give."""
+    with ThreadPoolExecutor(4) as threads:
+        return list(threads.map(lambda _: fit(), range(6)))
+
+
+@pytest.mark.parametrize("matmul_dtype", ["float32", "bfloat16"])
+def test_fits_in_several_threads_do_not_disturb_each_other(matmul_dtype):
+    x, y = ring(150)
+    settings = QUICK | {"width": 16, "dim": 4, "matmul_dtype": matmul_dtype}
+
+    def fit():
+        return NCATransformer(**settings).fit(x, y).transform(x)
+
+    alone = fit()
+    assert all(torch.equal(rows, alone) for rows in in_four_threads(fit))
+
+
+def test_a_metric_is_a_layer_of_a_network():
+    x, y = ring(60)
+    metric = NCATransformer(width=8, dim=3, **QUICK).fit(x, y)
+    torch.nn.Sequential(metric, torch.nn.Linear(3, 1)).train()
+    assert torch.equal(metric(x), metric.transform(x))
+    metric.double()
+    point = x[:4].double().requires_grad_()
+    assert torch.autograd.gradcheck(metric, point) and torch.autograd.gradgradcheck(metric, point)
+    slopes = torch.func.vmap(torch.func.jacrev(lambda row: metric(row[None])[0]))(point)
+    (wanted,) = torch.autograd.grad(metric(point)[:, 0].sum(), point)
+    torch.testing.assert_close(slopes[:, 0], wanted)
+
+
+def test_a_file_of_one_deviation_is_read(tmp_path):
+    x, y = ring(100)
+    metric = NCATransformer("linear", **QUICK).fit(x.bfloat16(), y)
+    metric.save(tmp_path / "now")
+    with safe_open(tmp_path / "now", "pt") as file:
+        header = file.metadata()
+    tensors = load_file(tmp_path / "now")
+    tensors["map.0.mean"] = tensors["map.0.mean"].float()
+    save_file(tensors, tmp_path / "before", header)
+    again = NCATransformer.load(tmp_path / "before", "cpu")
+    torch.testing.assert_close(again.transform(x), metric.transform(x))
 
 
 def test_learning_leaves_the_random_numbers_of_others_alone():
