@@ -1,9 +1,13 @@
 """Fitted models as one .safetensors file: tensors, and settings as JSON in its header."""
 
 import json
+from collections.abc import Callable
+from copy import copy
+from functools import wraps
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from sklearn.utils.validation import check_is_fitted
@@ -39,37 +43,54 @@ class Registered:
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
-        Registered.subclasses[cls.__name__] = cls
+        Registered.subclasses[class_name(cls)] = cls
+
+
+def class_name(kind: type) -> str:
+    """The name of a class in files: a user's own with its module, which has to be imported."""
+    own = kind.__module__.partition(".")[0] == "nnlib"
+    return kind.__name__ if own else f"{kind.__module__}:{kind.__qualname__}"
 
 
 class SafetensorsMixin(Registered):
     """Saving and loading of an estimator, whose class names the tensors and attributes of its fit.
 
     A model made of others gives them in `_submodels` and takes them over in `_restore_submodels`.
+    A fit that raises leaves the model as it was. A state_dict of torch's holds what a file does.
     """
 
     saved_attributes: tuple[str, ...] = ("n_features_in_",)
     saved_tensors: tuple[str, ...] = ("centers_", "values_")
 
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        for name in ("fit", "partial_fit"):
+            if name in vars(cls):
+                setattr(cls, name, _whole_or_not(vars(cls)[name]))
+
     def save(self, path: str | Path) -> None:
         """Write the fitted model to one .safetensors file, whole or not at all.
 
         A fit's history, such as `growth_` or `losses_`, is not saved. Raises NotFittedError before
-        a fit, OSError where `path` can't be written.
+        a fit, OSError where `path` can't be written, TypeError for settings that JSON can't hold.
         """
         check_is_fitted(self, msg="This %(name)s instance is not fitted yet: call fit or load one")
+        folder = Path(path).parent
+        if not folder.is_dir():
+            wrong = f"{str(folder)!r} is no folder"
+            raise OSError(f"path={str(path)!r} can't be written ({wrong}): make it first")
         metadata = json.dumps(self._metadata())
-        header = {"format": FORMAT, "class": type(self).__name__, "metadata": metadata}
+        header = {"format": FORMAT, "class": class_name(type(self)), "metadata": metadata}
         tensors = {name: part.contiguous() for name, part in self._all_tensors().items()}
         with atomic_write(path) as part:
             save_file(tensors, part, header)
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto"):
+    def load(cls, path: str | Path, device: str | torch.device = "auto"):
         """Read a model that `save` wrote, onto the device.
 
         Raises ModelError, naming the file and what is wrong with it, for one that is missing,
-        truncated or foreign.
+        truncated or foreign, or holds NaN. A kernel of one's own has to be imported before.
         """
         device = str(resolve_device(device))
         if Path(path).is_dir():
@@ -80,9 +101,12 @@ class SafetensorsMixin(Registered):
         try:
             with safe_open(path, "pt", device=device) as file:
                 header = file.metadata() or {}
-                _check_header(header, cls.__name__, path)
+                _check_header(header, cls, path)
                 # Copies: products over rows that begin elsewhere in memory would round otherwise.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            for name, part in tensors.items():
+                if not part.isfinite().all():
+                    raise ValueError(f"NaN or infinity in the tensor {name!r}")
             metadata = json.loads(header["metadata" if "metadata" in header else "told"])
             return cls._from_metadata(metadata, tensors)
         except ModelError:
@@ -93,6 +117,26 @@ class SafetensorsMixin(Registered):
                 f"({type(error).__name__}: {error}): give a file that its save() wrote"
             ) from None
 
+    def get_extra_state(self) -> dict | None:
+        """What a state_dict of torch's holds beside parameters and buffers, None before a fit."""
+        if not self.__sklearn_is_fitted__():
+            return None
+        return {"metadata": json.dumps(self._metadata()), "tensors": self._all_tensors()}
+
+    def set_extra_state(self, state: dict | None) -> None:
+        """Do nothing: it is taken over before parameters and buffers are."""
+
+    def _load_from_state_dict(self, state: dict, prefix: str, *options) -> None:
+        """Make what a fit makes, whose shapes the state has, then take over its numbers."""
+        fitted = state.setdefault(f"{prefix}_extra_state", None)
+        if fitted is not None:
+            tensors = {name: part.clone() for name, part in fitted["tensors"].items()}
+            model = self._from_metadata(json.loads(fitted["metadata"]), tensors)
+            for name, value in {**vars(model), **model._buffers, **model._modules}.items():
+                if name.endswith("_"):
+                    setattr(self, name, value)
+        super()._load_from_state_dict(state, prefix, *options)
+
     def _metadata(self) -> dict:
         settings = self.get_params(deep=False)
         submodels = self._submodels()
@@ -100,9 +144,9 @@ class SafetensorsMixin(Registered):
         if hasattr(self, COLUMNS):
             attributes.append(COLUMNS)
         return {
-            "class": type(self).__name__,
-            "settings": {name: to_json(value) for name, value in settings.items()},
-            "attributes": {name: to_json(getattr(self, name)) for name in attributes},
+            "class": class_name(type(self)),
+            "settings": {name: to_json(value, name) for name, value in settings.items()},
+            "attributes": {name: to_json(getattr(self, name), name) for name in attributes},
             "submodels": {name: model._metadata() for name, model in submodels.items()},
         }
 
@@ -148,23 +192,51 @@ class SafetensorsMixin(Registered):
         """Take over the models that were read, before `_restore`."""
 
 
-def to_json(value):
+def _whole_or_not(fit: Callable) -> Callable:
+    """Let a fit that raises leave the model as it was."""
+
+    @wraps(fit)
+    def fit_or_restore(self, *args, **options):
+        held = vars(self).items()  # torch holds buffers and modules in dictionaries
+        before = {name: copy(value) if isinstance(value, dict) else value for name, value in held}
+        try:
+            return fit(self, *args, **options)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    return fit_or_restore
+
+
+def to_json(value, name: str = "value"):
     """A value as JSON can hold it: kernels and unfitted models by name, arrays by type and list."""
     if isinstance(value, SafetensorsMixin):
         settings = value.get_params(deep=False).items()
-        fields = {name: to_json(setting) for name, setting in settings}
-        return {"estimator": type(value).__name__, "settings": fields}
+        fields = {field: to_json(setting, f"{name}.{field}") for field, setting in settings}
+        return {"estimator": class_name(type(value)), "settings": fields}
     if isinstance(value, Registered):
-        own = vars(type(value))
+        kind = type(value)
+        own = vars(kind)
         if "__dataclass_fields__" not in own and ("__init__" in own or "__annotations__" in own):
-            name = type(value).__name__
-            raise TypeError(f"{name} can't be saved: decorate it with @dataclass(frozen=True)")
-        fields = {name: to_json(getattr(value, name)) for name in value.__dataclass_fields__}
-        return {"kernel": type(value).__name__, "fields": fields}
+            wanted = "decorate it with @dataclass(frozen=True)"
+            raise TypeError(f"{kind.__name__} can't be saved: {wanted}")
+        names = kind.__dataclass_fields__
+        fields = {field: to_json(getattr(value, field), f"{name}.{field}") for field in names}
+        return {"kernel": class_name(kind), "fields": fields}
     if isinstance(value, np.ndarray):
         dtype = "object" if value.dtype == object else value.dtype.str
-        return {"array": value.tolist(), "type": dtype}
-    return value.item() if isinstance(value, np.generic) else value
+        numbers = value.astype(np.int64) if value.dtype.kind in "mM" else value
+        return {"array": to_json(numbers.tolist(), name), "type": dtype}
+    if isinstance(value, list | tuple):
+        return [to_json(part, name) for part in value]
+    if isinstance(value, np.random.RandomState | np.random.Generator):
+        return None
+    value = value.item() if isinstance(value, np.generic) else value
+    value = str(value) if isinstance(value, torch.device) else value
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"{name}={value!r:.60} can't be saved: give numbers, words or a kernel")
 
 
 def from_json(value):
@@ -182,9 +254,16 @@ def from_json(value):
 
 
 def _registered(name: str, base: type) -> type:
-    kind = Registered.subclasses.get(OLD_CLASSES.get(name, name))
+    """The class of that name, which is known once its module is imported: files import nothing."""
+    name = OLD_CLASSES.get(name, name)
+    kind = Registered.subclasses.get(name)
+    module, _, short = name.rpartition(":")
+    if kind is None and module in ("", "__main__"):  # written before modules were, or by a script
+        found = [each for each in Registered.subclasses.values() if each.__name__ == short]
+        kind = found[0] if len(found) == 1 else None
     if kind is None or not issubclass(kind, base):
-        raise ValueError(f"class {name!r} is unknown: import the module that defines it first")
+        wanted = "import the module that defines it first"
+        raise ValueError(f"class {name!r} is unknown: {wanted}")
     return kind
 
 
@@ -197,13 +276,14 @@ def _current_settings(kind: str, settings: dict) -> dict:
     return current
 
 
-def _check_header(header: dict, kind: str, path: str | Path) -> None:
-    found = header.get("class")
+def _check_header(header: dict, kind: type, path: str | Path) -> None:
+    found = str(header.get("class"))
+    name = found.replace(":", ".").rpartition(".")[2]
     version = header.get("format")
     if version not in (FORMAT, OLD_FORMAT):
         wrong = f"the format {version!r}, not {FORMAT!r}"
-    elif OLD_CLASSES.get(found, found) != kind:
-        wrong = f"the class {found!r}, not {kind!r}"
+    elif OLD_CLASSES.get(name, name) != kind.__name__:
+        wrong = f"the class {found!r}, not {kind.__name__!r}"
     else:
         return
     wanted = "give a file that save() of this class and version wrote"

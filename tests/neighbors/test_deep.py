@@ -163,14 +163,14 @@ def test_torch_module(model):
 
 def test_save_and_load(model, tmp_path):
     x, y = blobs(seed=1)
-    path = tmp_path / "models" / "deep.safetensors"
+    path = tmp_path / "deep.safetensors"
     model.save(path)
     again = DeepClassifier.load(path)
     assert again.get_params() == model.get_params()
     assert np.array_equal(again.classes_, model.classes_)
     assert torch.equal(again.predict_proba(x), model.predict_proba(x))
     assert again.layer_scores(x, y) == model.layer_scores(x, y)
-    assert [file.name for file in (tmp_path / "models").iterdir()] == ["deep.safetensors"]
+    assert [file.name for file in tmp_path.iterdir()] == ["deep.safetensors"]
 
 
 def test_tensors_are_named_by_their_layer(model, tmp_path):
