@@ -45,6 +45,14 @@ def test_a_seed_of_numpy_is_as_good_and_is_saved(model, tmp_path):
     assert type(model).load(tmp_path / "model", "cpu").random_state == 3
 
 
+@pytest.mark.parametrize("kind", [np.random.RandomState, np.random.default_rng])
+def test_a_generator_of_numpy_is_drawn_from(model, kind):
+    generator = kind(0)
+    first = _fitted(model, generator)
+    assert torch.equal(_fitted(model, kind(0)), first)
+    assert generator.random() != kind(0).random()
+
+
 def test_no_seed_will_do(model):
     assert len(_fitted(model, None)) == 60
 

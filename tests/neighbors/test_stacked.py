@@ -1,5 +1,7 @@
 """Stacks on outputs for samples left out, against a plain loop over the folds."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -96,6 +98,19 @@ def test_a_class_with_one_sample_and_labels_of_any_kind():
         assert model.predict_proba(x.numpy()).shape == (60, 4) and set(
             model.predict(x.numpy())
         ) <= set(labels)
+
+
+def test_stacks_in_several_threads_do_not_disturb_each_other():
+    x, y = mixed(90)
+
+    def fit():
+        stack = StackedClassifier(2, later=LATER, folds=2, progress=False).fit(x, y)
+        return stack.layers_[0].centers_, stack.predict_proba(x)
+
+    centers, alone = fit()
+    with ThreadPoolExecutor(4) as threads:
+        for other, probabilities in threads.map(lambda _: fit(), range(6)):
+            assert torch.equal(other, centers) and torch.equal(probabilities, alone)
 
 
 def test_a_class_of_which_nothing_can_be_held_out_is_no_stack():
