@@ -13,6 +13,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from nnlib._common.files import atomic_write
+from nnlib._common.runtime import torch_defaults
 from nnlib.errors import DataError
 
 __all__ = ["Dataset", "data_folder", "load", "load_photo", "load_text"]
@@ -49,6 +50,7 @@ class Dataset(NamedTuple):
     classes: tuple[str, ...]
 
 
+@torch_defaults()
 def load(name: str, folder: str | Path | None = None) -> Dataset:
     """Load "mnist" (shipped), "fashion_mnist", "cifar10" or "cifar100", downloaded once if missing.
 
@@ -108,6 +110,7 @@ def data_folder(folder: str | Path | None = None) -> Path:
     return path
 
 
+@torch_defaults()
 def load_photo(name: str | Path, as_it_is: bool = False) -> UInt8[Tensor, "H W *C"]:
     """Open "astronaut", "chelsea", "tmshre_500" or any picture by its path: upright, [H, W, 3].
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from nnlib._common.runtime import make_generator
+from nnlib._common.runtime import make_generator, torch_defaults
 from nnlib._common.validation import as_tensor, check, check_int, check_number
 
 BATCH = 4096  # images at a time
@@ -17,6 +17,7 @@ Images = Shaped[Tensor, "N H W *C"]
 Grey = Float[Tensor, "N H W"]
 
 
+@torch_defaults()
 def deskew(images: Images) -> Grey:
     """Shear and move grey images until their mass is upright and centered.
 
@@ -59,6 +60,7 @@ def _upright(images: Grey) -> Grey:
     return grid_sample(images[:, None], grid, align_corners=True)[:, 0]
 
 
+@torch_defaults()
 def blur(images: Images, sigma: float = 1.0) -> Grey:
     """Blur grey images, so that small shifts change distances little.
 
@@ -82,6 +84,7 @@ def blur(images: Images, sigma: float = 1.0) -> Grey:
     return torch.cat([gaussian_blur(part, 2 * radius + 1, sigma)[:, 0] for part in parts])
 
 
+@torch_defaults()
 def shifted_copies(
     images: Images,
     labels: Tensor | np.ndarray,
@@ -140,6 +143,7 @@ def _draw_shifts(images: int, still: int, copies: int, seed: int | None) -> list
     return shifts
 
 
+@torch_defaults()
 def mirrored_copies(images: Images) -> Images:
     """Mirror images left to right.
 

@@ -9,7 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, normalize
 
-from nnlib._common.runtime import make_generator, resolve_device
+from nnlib._common.runtime import make_generator, resolve_device, torch_defaults
 from nnlib._common.serialization import SafetensorsMixin
 from nnlib._common.validation import (
     as_tensor,
@@ -74,6 +74,7 @@ class PatchFeatures(
     random_state: int | None = 0
     device: str = "auto"
 
+    @torch_defaults()
     def fit(self, X, y=None):
         """Measure the whitening and draw the filters; ValueError for shapes or settings."""
         images = self._check(X)
@@ -98,6 +99,7 @@ class PatchFeatures(
         self.shape_ = tuple(images.shape[1:])
         return self
 
+    @torch_defaults()
     def transform(self, X) -> Float[Tensor, "N F"]:
         """Return the features, on the device of X."""
         check_is_fitted(self)

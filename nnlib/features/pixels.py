@@ -4,7 +4,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from nnlib._common.runtime import torch_defaults
 
+
+@torch_defaults()
 def pixel_samples(
     image: UInt8[Tensor, "H W C"],
 ) -> tuple[Float[Tensor, "P 2"], Float[Tensor, "P C"]]:

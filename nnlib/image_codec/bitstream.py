@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnlib._common.runtime import torch_defaults
 from nnlib._common.validation import check
 from nnlib.errors import CorruptError
 from nnlib.image_codec import lapped_cosine
@@ -33,8 +34,8 @@ MAX_PIXELS = 1 << 24  # that are decoded unless a caller allows more: 16.8 milli
 COLOUR, NO_CHANNEL_AXIS, BLOCKS_OF_16 = 1, 2, 4  # flags
 STEP_SIZES = [2 ** (1 - n / 24) for n in range(256)]  # of coefficients; full scale is 1
 # luma, red - blue, green - both: orthonormal, so that errors count alike
-OPPONENT = torch.tensor([[1, 1, 1], [1, 0, -1], [-1, 2, -1]], dtype=torch.float64)
-OPPONENT = (OPPONENT / OPPONENT.norm(dim=1, keepdim=True)).float()
+OPPONENT = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]])
+OPPONENT = (OPPONENT / np.linalg.norm(OPPONENT, axis=1, keepdims=True)).astype(np.float32)
 
 
 class CodedImage(NamedTuple):
@@ -125,9 +126,12 @@ def _read_header(data: bytes, max_pixels: int, zoom: int = 1):
 
 def rgb_to_opponent(picture: Tensor) -> Tensor:
     """Turn RGB into luma and two opponent colours; grey becomes luma on the same scale."""
-    return picture @ OPPONENT.to(picture).T if picture.shape[2] == 3 else picture * 3**0.5
+    if picture.shape[2] == 1:
+        return picture * 3**0.5
+    return picture @ torch.from_numpy(OPPONENT).to(picture).T
 
 
+@torch_defaults()
 def opponent_to_rgb(picture: Tensor) -> Tensor:
     """Turn luma and opponent colours, or luma alone, into RGB or grey.
 
@@ -140,4 +144,6 @@ def opponent_to_rgb(picture: Tensor) -> Tensor:
     >>> opponent_to_rgb(torch.full((1, 1, 1), 3**0.5)).item()
     1.0
     """
-    return picture @ OPPONENT.to(picture) if picture.shape[2] == 3 else picture / 3**0.5
+    if picture.shape[2] == 1:
+        return picture / 3**0.5
+    return picture @ torch.from_numpy(OPPONENT).to(picture)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnlib._common.runtime import full_precision
+from nnlib._common.runtime import single_thread, torch_defaults
 from nnlib._common.validation import check, check_int, check_number
 from nnlib.image_codec import bitstream
 from nnlib.image_codec.bitstream import MAX_PIXELS
@@ -16,6 +16,8 @@ MAX_SIDE = 65_535  # pixels
 MAX_ZOOM = 64  # as a tile's samples are rendered together
 
 
+@torch_defaults(gradients=True)
+@single_thread()  # as quick, and the same bytes everywhere
 def encode(
     image: Tensor | np.ndarray,
     bits_per_pixel: float | None = None,
@@ -45,15 +47,16 @@ def encode(
     b'nnc'
     """
     _check_settings(bits_per_pixel, quality, steps)
-    with torch.inference_mode(False), torch.enable_grad(), full_precision():
-        picture = _to_pixels(image, background).to(device).float() / 255
-        size = (bits_per_pixel or 0.25) * picture[..., 0].numel() / 8
-        step = None if quality is None else round(24 + 1.5 * quality)
-        no_channel_axis = np.ndim(image) == 2
-        options = (size, step, steps, seed, callback)
-        return RateController(picture, no_channel_axis, *options).encode()
+    picture = _to_pixels(image, background).to(device).float() / 255
+    size = (bits_per_pixel or 0.25) * picture[..., 0].numel() / 8
+    step = None if quality is None else round(24 + 1.5 * quality)
+    no_channel_axis = np.ndim(image) == 2
+    options = (size, step, steps, seed, callback)
+    return RateController(picture, no_channel_axis, *options).encode()
 
 
+@torch_defaults()
+@single_thread()
 def decode(
     data: bytes, zoom: int = 1, max_pixels: int = MAX_PIXELS, device: str | torch.device = "cpu"
 ) -> Tensor:
@@ -81,14 +84,13 @@ def decode(
     """
     check(zoom in range(1, MAX_ZOOM + 1), "zoom", zoom, f"a whole number from 1 to {MAX_ZOOM}")
     zoom = int(zoom)
-    with full_precision():
-        coded = bitstream.unpack(data, max_pixels, zoom)
-        grid = TileGrid(coded.height, coded.width, zoom, device)
-        picture = render(grid, *(part.to(device) for part in coded.centers.tensors()))
-        codes = torch.from_numpy(coded.codes).to(device)
-        coefficients = dequantize(codes, bitstream.STEP_SIZES[coded.step])
-        residual = synthesize(coefficients, coded.height, coded.width, coded.pitch, zoom)
-        rgb = bitstream.opponent_to_rgb(picture + residual)
+    coded = bitstream.unpack(data, max_pixels, zoom)
+    grid = TileGrid(coded.height, coded.width, zoom, device)
+    picture = render(grid, *(part.to(device) for part in coded.centers.tensors()))
+    codes = torch.from_numpy(coded.codes).to(device)
+    coefficients = dequantize(codes, bitstream.STEP_SIZES[coded.step])
+    residual = synthesize(coefficients, coded.height, coded.width, coded.pitch, zoom)
+    rgb = bitstream.opponent_to_rgb(picture + residual)
     pixels = (rgb * 255).round().clamp(0, 255).to(torch.uint8).cpu()
     return pixels[..., 0] if coded.no_channel_axis else pixels.expand(-1, -1, 3).contiguous()
 

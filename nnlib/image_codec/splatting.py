@@ -77,7 +77,6 @@ def coefficients(positions: Tensor, shapes: Tensor) -> Tensor:
     return torch.stack([constant, 2 * linear_y, 2 * linear_x, -yy, -2 * yx, -xx], -1)
 
 
-@torch.no_grad()
 def render(grid: TileGrid, positions: Tensor, shapes: Tensor, values: Tensor) -> Tensor:
     """The weighted average at every pixel, [H, W, V], over the centers that its tile selects."""
     selected = select_centers(grid, positions, shapes)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
-from nnlib._common.runtime import check_seed, single_thread
+from nnlib._common.runtime import check_seed, single_thread, torch_defaults
 from nnlib._common.serialization import UNREADABLE, SafetensorsMixin
 from nnlib._common.validation import check, check_int
 from nnlib.language.coding import SCALARS, StreamingPredictor
@@ -67,6 +67,8 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
         self.seed = check_seed(seed)
         self._index: SuffixIndex | None = None
 
+    @torch_defaults(gradients=True)
+    @single_thread()
     def fit(self, text: str) -> "ContextModel":
         """Learn from a text; raises ValueError for one that is empty or that UTF-8 can't hold."""
         _check_text("text", text, least=1)
@@ -74,15 +76,14 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
         self.gating_ = GatingNetwork(len(EXPERTS))
         parts = _held_out_parts(len(text))
         if parts:
-            with single_thread():
-                codes = encode_characters(text)
-                size = (sum(map(len, parts)), len(EXPERTS), 3)
-                samples = torch.empty(size, dtype=torch.float16)
-                by_part = samples.split([len(part) for part in parts])
-                for sample, part in zip(by_part, parts, strict=True):
-                    for expert, counts in enumerate(_count_all(contexts, codes, part)):
-                        sample[:, expert] = encode_counts(counts)
-                self.gating_.fit(samples, 1 / (len(set(text)) + 1), self.seed)
+            codes = encode_characters(text)
+            size = (sum(map(len, parts)), len(EXPERTS), 3)
+            samples = torch.empty(size, dtype=torch.float16)
+            by_part = samples.split([len(part) for part in parts])
+            for sample, part in zip(by_part, parts, strict=True):
+                for expert, counts in enumerate(_count_all(contexts, codes, part)):
+                    sample[:, expert] = encode_counts(counts)
+            self.gating_.fit(samples, 1 / (len(set(text)) + 1), self.seed)
         self._index = SuffixIndex(text, contexts)
         return self
 
@@ -138,8 +139,7 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
             unknown &= count_earlier(codes[start:]) == 0
             alphabet_size = alphabet_size + np.cumsum(unknown) - unknown
         uniform = 1 / (alphabet_size + 1.0) / np.where(unknown, SCALARS - alphabet_size, 1)
-        with single_thread():
-            p = self.gating_.true_probabilities(np.stack(list(counts), 1), uniform)
+        p = self.gating_.true_probabilities(np.stack(list(counts), 1), uniform)
         return -np.log2(p)
 
     def bits_per_character(self, text: str, adapt: bool = False) -> float:

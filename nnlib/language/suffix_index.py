@@ -65,8 +65,18 @@ class SuffixIndex:
                 known = SortedContinuations(kind, order, self.codes)
                 self.repeats[number] = known.by_row(known.repeat)
         self.appended_counts: dict[tuple[int, str], dict[int, int]] = {}
+        self._make_caches()
+
+    def _make_caches(self) -> None:
         self._cached_count = lru_cache(CACHED_COUNTS)(self._count)
         self._cached_rows = lru_cache(CACHED_ROWS)(self._rows)
+
+    def __getstate__(self) -> dict:
+        return {key: part for key, part in vars(self).items() if not key.startswith("_cached")}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._make_caches()
 
     def counts(self, context: str) -> Float64[np.ndarray, "E A"]:
         """How often each character followed the end of `context`, for each of EXPERTS."""

@@ -9,6 +9,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from nnlib._common.runtime import torch_defaults
 from nnlib._common.serialization import SafetensorsMixin
 from nnlib._common.validation import check_int
 from nnlib.language.sampling import sample_text
@@ -58,6 +59,7 @@ class WindowModel(SafetensorsMixin, BaseEstimator):
     device: str = "auto"
     progress: bool = True
 
+    @torch_defaults(gradients=True)
     def fit(self, text: str) -> "WindowModel":
         """Learn every character of a text that has a full window before it."""
         settings = self.get_params()
@@ -69,12 +71,14 @@ class WindowModel(SafetensorsMixin, BaseEstimator):
         """The fraction of the characters after a full window that are the most likely ones."""
         return self.layer_accuracies(text)[-1]
 
+    @torch_defaults()
     def layer_accuracies(self, text: str) -> list[float]:
         """The same by each layer."""
         batches = self._batches(text)
         correct = sum(len(y) * np.array(self.stack_.layer_scores(x, y)) for x, y in batches)
         return (correct / (len(text) - self.stack_.n_features_in_)).tolist()
 
+    @torch_defaults()
     def bits_per_character(self, text: str) -> float:
         """The mean of -log2 p of the characters after a full window, where p is 2^-20 at least.
 
@@ -85,6 +89,7 @@ class WindowModel(SafetensorsMixin, BaseEstimator):
         p = (1 - CODES * MIN_PROBABILITY) * p + MIN_PROBABILITY
         return -torch.log2(p).mean().item()
 
+    @torch_defaults()
     def predict_proba(self, context: str) -> np.ndarray:
         """The probability of every code after a context, which is padded with spaces if short."""
         check_is_fitted(self)

@@ -5,6 +5,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from nnlib._common.runtime import check_seed, seeded, torch_defaults
 from nnlib._common.validation import check_choice, check_int
 
 ARCHITECTURES = ("small", "resnet18", "resnet34", "resnet50")
@@ -22,6 +23,7 @@ class Embedding(nn.Module):
     channels : of the pictures, 1 or 3
     size : side of the pictures in pixels, which a residual network's stem is chosen for
     pretrained : start from torchvision's ImageNet weights (fetched once), but for the last layer
+    seed : of the first weights, default 0
 
     Examples
     --------
@@ -30,7 +32,10 @@ class Embedding(nn.Module):
     torch.Size([5, 16])
     """
 
-    def __init__(self, arch="resnet18", low_dim=128, channels=3, size=224, pretrained=False):
+    @torch_defaults()
+    def __init__(
+        self, arch="resnet18", low_dim=128, channels=3, size=224, pretrained=False, seed=0
+    ):
         super().__init__()
         check_choice("arch", arch, ARCHITECTURES)
         if arch == "small" and pretrained:
@@ -39,10 +44,11 @@ class Embedding(nn.Module):
         self.low_dim = check_int("low_dim", low_dim)
         self.channels = channels
         self.size = size
-        if arch == "small":
-            self.backbone = _small(channels, low_dim)
-        else:
-            self.backbone = _residual(arch, low_dim, channels, size, pretrained)
+        with seeded(check_seed(seed)):
+            if arch == "small":
+                self.backbone = _small(channels, low_dim)
+            else:
+                self.backbone = _residual(arch, low_dim, channels, size, pretrained)
         moments = IMAGENET_MOMENTS if channels == 3 else {"mean": [0.5], "deviation": [0.5]}
         for name, values in moments.items():
             self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from nnlib._common.runtime import make_generator
+from nnlib._common.runtime import make_generator, torch_defaults
 from nnlib._common.validation import check_number
 from nnlib.datasets import CLASSES, load
 from nnlib.errors import DataError
@@ -62,11 +62,13 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @torch_defaults()
     def hold_out(self, fraction: float, seed: int) -> tuple["Pictures", "Pictures"]:
         """Return the pictures but for a drawn fraction of each class, and these."""
         chosen = held_out(self.labels, fraction, seed)
         return self.subset((~chosen).nonzero()[:, 0]), self.subset(chosen.nonzero()[:, 0])
 
+    @torch_defaults()
     def subset(self, numbers: Int64[Tensor, " M"]) -> "Pictures":
         """Return those pictures, numbered anew."""
         part = copy.copy(self)
@@ -74,10 +76,12 @@ class Pictures:
         part.files = [self.files[number] for number in numbers.tolist()]
         return part
 
+    @torch_defaults()
     def draw(self, wanted, seed: int | None) -> list[int]:
         """Return the numbers of so many drawn pictures of each class."""
         return draw_per_class(self.labels, wanted, seed).nonzero()[:, 0].tolist()
 
+    @torch_defaults()
     def in_batches(self, batch_size=256, rows=slice(None), workers=0) -> Iterator[Batch]:
         """Hand out a range of the pictures in order, not augmented; an empty one as one batch."""
         parts = torch.arange(len(self))[rows].split(batch_size)
@@ -92,6 +96,7 @@ class SetPictures(Pictures):
         super().__init__(labels, classes, images.shape[1], 1 if images.ndim == 3 else 3, flip)
         self.images = images
 
+    @torch_defaults()
     def __getitems__(self, requests: Requests) -> Batch:
         numbers = torch.tensor([number for number, _ in requests], dtype=torch.int64)
         images = self.images[numbers].view(-1, self.size, self.size, self.channels).movedim(3, 1)
@@ -113,6 +118,7 @@ class FolderPictures(Pictures):
         self.files = files
         self.least = least
 
+    @torch_defaults()
     def __getitems__(self, requests: Requests) -> Batch:
         images = [np.empty((0, self.size, self.size, 3), np.uint8)]
         numbers = []
@@ -187,7 +193,9 @@ def random_box(width, height, generator, least):
 def load_batches(pictures, requests: Iterable, workers=0) -> Iterator[Batch]:
     """Hand out the requested batches in order, read ahead by so many processes."""
     ahead = {"prefetch_factor": 4, "num_workers": workers} if workers else {}
-    return iter(DataLoader(pictures, batch_sampler=requests, collate_fn=Batch._make, **ahead))
+    generator = torch.Generator()  # of nothing that is used, but otherwise the global one is moved
+    how = {"collate_fn": Batch._make, "generator": generator} | ahead
+    return iter(DataLoader(pictures, batch_sampler=requests, **how))
 
 
 def epoch_batches(pictures, steps, epoch, step, settings) -> Iterator[Batch]:
@@ -219,6 +227,7 @@ class Splits(NamedTuple):
     test: Pictures
 
 
+@torch_defaults()
 def open_pictures(data, size=224, validation=0.05, flip=None, least=0.08, seed=0) -> Splits:
     """Open a set of nnlib.datasets by its name, or a folder of pictures in folders of classes.
 

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from nnlib._common.runtime import seeded
 from nnlib.nca import MemoryBank, nca_loss
 
 LOSSES = ("nca", "instance", "softmax")
@@ -40,10 +41,13 @@ class Objective(nn.Module):
 class Learner(nn.Module):
     """The network, and for a softmax the layer of class directions: all that is trained."""
 
-    def __init__(self, network: nn.Module, classes: int | None):
+    def __init__(self, network: nn.Module, classes: int | None, seed: int = 0):
         super().__init__()
         self.network = network
-        self.head = None if classes is None else nn.Linear(network.low_dim, classes, bias=False)
+        self.head = None
+        if classes is not None:
+            with seeded(seed + 1):  # the network's first weights are drawn by the seed itself
+                self.head = nn.Linear(network.low_dim, classes, bias=False)
 
     def forward(self, images):
         features = self.network(images)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from nnlib._common.runtime import resolve_device
+from nnlib._common.runtime import resolve_device, torch_defaults
 from nnlib.errors import DataError, ModelError
 from nnlib.nca import distributed, embed, knn_accuracy
 from nnlib.training import checkpoints
@@ -35,6 +35,7 @@ class Result(NamedTuple):
     unread: list[str]
 
 
+@torch_defaults(gradients=True)
 def train(settings: TrainingConfig) -> Result:
     """Train, choose the epoch on validation pictures, and look at the test pictures once.
 
@@ -59,6 +60,7 @@ def train(settings: TrainingConfig) -> Result:
         return Trainer(settings.check()).fit().test()
 
 
+@torch_defaults(gradients=True)
 def evaluate(settings: TrainingConfig) -> Result:
     """Only test what settings.resume names, against a gallery that is embedded anew."""
     with process_group(settings.device):
@@ -93,11 +95,11 @@ class Trainer:
     def _make_learner(self) -> None:
         s = self.settings
         pictures = self.pictures.train
-        torch.manual_seed(s.seed)
-        network = Embedding(s.arch, s.low_dim, pictures.channels, pictures.size, s.pretrained)
+        form = (s.arch, s.low_dim, pictures.channels, pictures.size)
+        network = Embedding(*form, s.pretrained, s.seed)
         layout = torch.contiguous_format if self.device.type == "mps" else torch.channels_last
         classes = len(pictures.classes) if s.loss == "softmax" else None
-        self.learner = Learner(network, classes).to(self.device, memory_format=layout)
+        self.learner = Learner(network, classes, s.seed).to(self.device, memory_format=layout)
         self.objective = Objective(pictures.labels, s).to(self.device)
         self.bank = self.objective.bank
         self.optimizer = torch.optim.SGD(
