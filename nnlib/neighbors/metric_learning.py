@@ -76,7 +76,7 @@ class NCATransformer(
     dim : int
         Features of a row.
     proxies : int, optional
-        None for 300, or one a class if there are more; 0 to compare within the batch.
+        At least one a class; None for 300, or one a class if there are more.
     drop_inputs : float
         Fraction of the features hidden while learning.
     adversarial : float
@@ -145,16 +145,20 @@ class NCATransformer(
         count = max(PROXIES, len(self.classes_)) if self.proxies is None else self.proxies
         start = torch.randn(count, self.dim, generator=generator, dtype=torch.float32)
         proxies = nn.Parameter(normalize(start.to(x.device), dim=1))
+        labels = torch.arange(count, device=x.device) % len(self.classes_)
+        kernel = CosineSoftmax(self.temperature)
         average = AveragedModel(encoder, avg_fn=_running_mean, use_buffers=True)
         if x.device.type != "cpu":
             generator = torch.Generator(x.device).manual_seed(seed)
 
         def loss_at(inputs: Float[Tensor, "B D"], y: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
-            """The loss of standardized inputs."""
+            """The mean of -log p(own class), of standardized inputs."""
             reduced = self.matmul_dtype == "bfloat16"
             with torch.autocast(x.device.type, torch.bfloat16, enabled=reduced):
                 z = _with_dropout(encoder[1:], inputs, generator)
-            return self._loss(normalize(z.float(), dim=1), y, proxies)
+            z = normalize(z.float(), dim=1)
+            logs = class_log_probabilities(z, proxies, labels, len(self.classes_), kernel)
+            return -logs.gather(1, y[:, None]).mean()
 
         def loss(rows: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
             """The loss of some samples, and of what they become when moved against the metric."""
@@ -172,20 +176,6 @@ class NCATransformer(
         self.losses_ = minimize_adam(loss, rates, *run)
         self.map_ = average.module.eval().requires_grad_(False)
         self.proxies_ = normalize(proxies.detach(), dim=1)
-
-    def _loss(
-        self, z: Float[Tensor, "B D"], y: Int64[Tensor, " B"], proxies: Float[Tensor, "K D"]
-    ) -> Float[Tensor, ""]:
-        """The mean of -log p(own class), among proxies, or within the batch if there are none."""
-        labels = torch.arange(len(proxies), device=z.device) % len(self.classes_)
-        exclude = None
-        if len(proxies) == 0:
-            proxies = z
-            labels = y
-            exclude = torch.arange(len(z), device=z.device)
-        settings = (len(self.classes_), CosineSoftmax(self.temperature), exclude)
-        logs = class_log_probabilities(z, proxies, labels, *settings)
-        return -logs.gather(1, y[:, None]).mean()
 
     @torch_defaults()
     def forward(self, x: Shaped[Tensor, "B *D"]) -> Float[Tensor, "B dim"]:
@@ -252,11 +242,8 @@ class NCATransformer(
         check_choice("map", self.map, ("network", "linear"))
         for name in ("dim", "width", "epochs"):
             check_int(name, getattr(self, name))
-        classes = len(self.classes_)
-        if self.proxies is not None and 0 < check_int("proxies", self.proxies, 0) < classes:
-            raise ValueError(
-                f"proxies={self.proxies!r} for {classes} classes: give one each at least, or 0"
-            )
+        if self.proxies is not None:
+            check_int("proxies", self.proxies, len(self.classes_))
         check_choice("matmul_dtype", self.matmul_dtype, MATMUL_DTYPES)
         for name in ("dropout", "drop_inputs", "adversarial"):
             check_number(name, getattr(self, name), "[0, 1)", "a fraction in [0, 1)")
