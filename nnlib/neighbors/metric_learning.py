@@ -1,5 +1,6 @@
 """A learned metric: an encoder after which samples of a class are neighbors."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from nnlib._common.runtime import check_seed, make_generator, resolve_device, to
 from nnlib._common.serialization import SafetensorsMixin
 from nnlib._common.validation import (
     BLOCK_NUMBERS,
+    as_tensor,
     check_choice,
     check_features,
     check_int,
@@ -181,6 +183,9 @@ class NCATransformer(
     def forward(self, x: Shaped[Tensor, "B *D"]) -> Float[Tensor, "B dim"]:
         """Return the unit rows, differentiable in x."""
         check_is_fitted(self)
+        x = as_tensor("x", x)
+        if x.ndim < 2 or math.prod(x.shape[1:]) != self.n_features_in_:
+            raise ValueError(f"x has shape {tuple(x.shape)}: give [B, {self.n_features_in_}]")
         self.map_.eval()  # whatever mode a module around it was put in since
         return normalize(self.map_(x.flatten(1)), dim=1)
 

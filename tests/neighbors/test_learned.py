@@ -401,6 +401,14 @@ def test_a_metric_is_a_layer_of_a_network():
     torch.testing.assert_close(slopes[:, 0], wanted)
 
 
+@pytest.mark.parametrize("bad", [torch.ones(3), np.ones((2, 5)), "abc", torch.ones(2, 2, 2)])
+def test_what_a_metric_can_not_encode_is_named(bad):
+    metric = NCATransformer("linear", **QUICK).fit(*ring(20))
+    with pytest.raises((ValueError, TypeError), match="^x "):
+        metric(bad)
+    assert metric(np.ones((2, 2, 3))).shape == (2, 64)
+
+
 def test_a_file_of_one_deviation_is_read(tmp_path):
     x, y = ring(100)
     metric = NCATransformer("linear", **QUICK).fit(x.bfloat16(), y)
