@@ -3,13 +3,16 @@
 import json
 from collections.abc import Callable
 from copy import copy
+from dataclasses import fields, is_dataclass
 from functools import wraps
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -24,7 +27,7 @@ OLD_CLASSES = {
     "LearnedCenters": "PrototypeClassifier",
     "LearnedMetric": "NCATransformer",
 }
-OLD_SETTINGS = {  # None: gone, and of no use to a fitted model
+OLD_SETTINGS: dict[str, dict[str, str | None]] = {  # None: gone, and of no use to a fitted model
     "DynamicClassifier": {"condensing": None},
     "NCATransformer": {"products": "matmul_dtype"},
     "PatchFeatures": {"products": "matmul_dtype"},
@@ -33,6 +36,7 @@ OLD_SETTINGS = {  # None: gone, and of no use to a fitted model
 }
 COLUMNS = "feature_names_in_"  # where it was fitted on a frame
 FOREIGN = (ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+Kind = TypeVar("Kind")
 UNREADABLE = (SafetensorError, OSError, *FOREIGN)
 
 
@@ -52,7 +56,7 @@ def class_name(kind: type) -> str:
     return kind.__name__ if own else f"{kind.__module__}:{kind.__qualname__}"
 
 
-class SafetensorsMixin(Registered):
+class SafetensorsMixin(Registered, BaseEstimator):
     """Saving and loading of an estimator, whose class names the tensors and attributes of its fit.
 
     A model made of others gives them in `_submodels` and takes them over in `_restore_submodels`.
@@ -119,7 +123,7 @@ class SafetensorsMixin(Registered):
 
     def get_extra_state(self) -> dict | None:
         """What a state_dict of torch's holds beside parameters and buffers, None before a fit."""
-        if not self.__sklearn_is_fitted__():
+        if not hasattr(self, "n_features_in_"):
             return None
         return {"metadata": json.dumps(self._metadata()), "tensors": self._all_tensors()}
 
@@ -213,17 +217,18 @@ def to_json(value, name: str = "value"):
     """A value as JSON can hold it: kernels and unfitted models by name, arrays by type and list."""
     if isinstance(value, SafetensorsMixin):
         settings = value.get_params(deep=False).items()
-        fields = {field: to_json(setting, f"{name}.{field}") for field, setting in settings}
-        return {"estimator": class_name(type(value)), "settings": fields}
+        held = {key: to_json(setting, f"{name}.{key}") for key, setting in settings}
+        return {"estimator": class_name(type(value)), "settings": held}
     if isinstance(value, Registered):
         kind = type(value)
         own = vars(kind)
-        if "__dataclass_fields__" not in own and ("__init__" in own or "__annotations__" in own):
+        plain = "__dataclass_fields__" in own or not {"__init__", "__annotations__"} & own.keys()
+        if not plain or not is_dataclass(value):
             wanted = "decorate it with @dataclass(frozen=True)"
             raise TypeError(f"{kind.__name__} can't be saved: {wanted}")
-        names = kind.__dataclass_fields__
-        fields = {field: to_json(getattr(value, field), f"{name}.{field}") for field in names}
-        return {"kernel": class_name(kind), "fields": fields}
+        names = [field.name for field in fields(value)]
+        held = {key: to_json(getattr(value, key), f"{name}.{key}") for key in names}
+        return {"kernel": class_name(kind), "fields": held}
     if isinstance(value, np.ndarray):
         dtype = "object" if value.dtype == object else value.dtype.str
         numbers = value.astype(np.int64) if value.dtype.kind in "mM" else value
@@ -246,14 +251,14 @@ def from_json(value):
         return kind(**{name: from_json(field) for name, field in value["settings"].items()})
     if isinstance(value, dict) and "kernel" in value:
         kind = _registered(value["kernel"], Registered)
-        fields = _current_settings(kind.__name__, value["fields"])
-        return kind(**{name: from_json(field) for name, field in fields.items()})
+        settings = _current_settings(kind.__name__, value["fields"])
+        return kind(**{name: from_json(field) for name, field in settings.items()})
     if isinstance(value, dict):
         return np.array(value["array"], dtype=value["type"])
     return value
 
 
-def _registered(name: str, base: type) -> type:
+def _registered(name: str, base: type[Kind]) -> type[Kind]:
     """The class of that name, which is known once its module is imported: files import nothing."""
     name = OLD_CLASSES.get(name, name)
     kind = Registered.subclasses.get(name)

@@ -19,9 +19,7 @@ WIDENED = {  # types that torch stores but doesn't compute in
     torch.uint32: torch.int64,
     torch.uint64: torch.float64,
 }
-NUMBERS_WANTED = "give real numbers, such as float32, all rows of one length"
 WIDE = (torch.float64, torch.int32, torch.int64)  # types that hold more digits than float32
-LOST = 0.05  # how much of a column's deviation may be rounded away
 BLOCK_NUMBERS = 1 << 22  # checked at a time
 
 
@@ -59,58 +57,54 @@ def as_tensor(name: str, array) -> Tensor:
 
     Missing values become NaN. Raises ValueError or TypeError, naming it, for what isn't numbers.
     """
+    wanted = "give real numbers, such as float32, all rows of one length"
     kind = _kind(array)
-    if array is None:
-        raise TypeError(f"{name} is None: {NUMBERS_WANTED}")
     try:
-        tensor = array if isinstance(array, Tensor) else _from_numpy(_to_numpy(name, array))
+        tensor = array if isinstance(array, Tensor) else _from_array(name, array)
         tensor = tensor if tensor.layout == torch.strided else tensor.to_dense()
     except (TypeError, ValueError, RuntimeError, MemoryError) as error:
         if str(error).startswith(name):
             raise
         refusal = TypeError if isinstance(error, TypeError) else ValueError
-        raise refusal(f"{name} is {kind} ({error}): {NUMBERS_WANTED}") from None
-    if tensor.is_complex():
-        raise ValueError(
-            f"{name} is {kind}. Complex data not supported: give its parts as features"
-        )
+        raise refusal(f"{name} is {kind} ({error}): {wanted}") from None
     dtype = WIDENED.get(tensor.dtype, tensor.dtype)
+    if tensor.is_complex():
+        wanted = "Complex data not supported, give its parts as features"
     if dtype not in NUMBERS or tensor.is_meta or tensor.is_nested:
-        raise TypeError(f"{name} is {kind}: {NUMBERS_WANTED}")
-    return tensor.to(dtype)
+        raise ValueError(f"{name} is {kind}: {wanted}")
+    return (tensor.clone() if tensor.is_inference() else tensor).to(dtype)
 
 
 def _kind(array) -> str:
     """What was given, as an error says it."""
-    dtype = getattr(array, "dtype", None)
-    kind = type(array).__name__ if dtype is None else str(dtype)
-    shape = None if getattr(array, "is_nested", False) else getattr(array, "shape", None)
-    return kind if shape is None else f"{kind} of shape {tuple(shape)}"
+    if not hasattr(array, "dtype") or getattr(array, "is_nested", False):
+        return type(array).__name__
+    return f"{array.dtype} of shape {tuple(array.shape)}"
 
 
-def _to_numpy(name: str, array) -> np.ndarray:
+def _from_array(name: str, array) -> Tensor:
     """Numbers from lists, arrays, scipy's sparse matrices, and pandas' columns and frames."""
-    if isinstance(array, list | tuple) and any(isinstance(part, Tensor) for part in array):
-        array = torch.stack(list(array)).detach().cpu()
-        array = array.float() if array.dtype == torch.bfloat16 else array
-    if hasattr(array, "iloc"):
-        return _from_pandas(name, array)
-    if hasattr(array, "toarray"):
+    if array is None:
+        raise TypeError("which holds no numbers")
+    if hasattr(array, "iloc") and array.ndim == 2:
+        columns = [as_tensor(f"{name}'s column {key!r}", part) for key, part in array.items()]
+        array = np.column_stack(columns) if columns else np.empty((len(array), 0))
+    elif hasattr(array, "iloc"):
+        _check_dtype(name, array.dtype)
+        array = array.to_numpy(na_value=np.nan)
+    elif hasattr(array, "toarray"):
         array = array.toarray()
-    if isinstance(array, np.ma.MaskedArray):
-        array = array.astype(np.float64).filled(np.nan)
+    elif isinstance(array, np.ma.MaskedArray):
+        array = np.ma.filled(array.astype(np.float64), np.nan)
+    elif isinstance(array, list | tuple) and any(isinstance(part, Tensor) for part in array):
+        return torch.stack(list(array)).detach()
     array = np.asarray(array)
     _check_dtype(name, array.dtype)
-    return array.astype(np.float64) if array.dtype == object else array
-
-
-def _from_pandas(name: str, data) -> np.ndarray:
-    """A column, or all columns of a frame; errors name the column."""
-    if data.ndim == 2:
-        columns = [as_tensor(f"{name}'s column {key!r}", part) for key, part in data.items()]
-        return np.column_stack(columns) if columns else np.empty((len(data), 0))
-    _check_dtype(name, data.dtype)
-    return _to_numpy(name, data.to_numpy(na_value=np.nan))
+    wide = array.dtype.kind == "O" or array.dtype.type is np.longdouble
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")  # it is only read
+        dtype = np.float64 if wide else array.dtype.newbyteorder("=")
+        return torch.from_numpy(np.asarray(array, dtype, order="C"))
 
 
 def _check_dtype(name: str, dtype) -> None:
@@ -120,13 +114,6 @@ def _check_dtype(name: str, dtype) -> None:
     if dtype.kind not in "biufcO" or (dtype.kind == "O" and not isinstance(dtype, np.dtype)):
         wanted = "give numbers, as scikit-learn's OneHotEncoder or OrdinalEncoder makes of words"
         raise TypeError(f"{name} is {dtype}: {wanted}")
-
-
-def _from_numpy(array: np.ndarray) -> Tensor:
-    dtype = np.float64 if array.dtype.type is np.longdouble else array.dtype.newbyteorder("=")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*not writable.*")  # it is only read
-        return torch.from_numpy(np.ascontiguousarray(array, dtype).reshape(array.shape))
 
 
 def as_integers(
@@ -177,8 +164,6 @@ def check_features(estimator, X, reset: bool) -> Shaped[Tensor, "N D"]:
             f"X has {x.shape[1]} features, but {type(estimator).__name__} is expecting "
             f"{estimator.n_features_in_} features as input: give as many as it was fitted on"
         )
-    if reset and x.dtype in WIDE:
-        _warn_of_lost_digits(x)
     return x
 
 
@@ -191,20 +176,6 @@ def check_targets(y) -> Shaped[Tensor, "N *V"]:
         raise ValueError(f"y has shape {tuple(y.shape)}: give targets [N] or [N, V], V 1 or more")
     check_finite("y", y)
     return y
-
-
-def _warn_of_lost_digits(x: Shaped[Tensor, "N D"]) -> None:
-    """Warn where different numbers are one in float32, as those far from 0 can be."""
-    rows = x[:: max(1, len(x) // 512)].cpu().double()
-    lost = (rows - rows.float()).abs().amax(0) > LOST * rows.std(0, correction=0)
-    lost &= rows.amax(0) > rows.amin(0)
-    if lost.any():
-        column = int(lost.int().argmax())
-        warnings.warn(
-            f"X's column {column} is so far from 0 that float32, in which all is computed, holds "
-            "too few digits of its differences: subtract its mean first, as StandardScaler does",
-            stacklevel=5,
-        )
 
 
 def check_finite(name: str, rows: Shaped[Tensor, "N *D"]) -> None:
@@ -296,7 +267,7 @@ def rebatch(batches: Iterable, rows: Callable[[], int]) -> Iterator[tuple[Tensor
         yield x, y
 
 
-def like_input(result: Tensor, given) -> Tensor | np.ndarray:
+def like_input(result: Tensor, given):
     """A result in the kind of the input: a tensor on its device, or an array for all else."""
     if isinstance(given, Tensor):
         return result.to(given.device)

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
-from nnlib._common.runtime import full_precision
+from nnlib._common.runtime import torch_defaults
 from nnlib._common.validation import (
     as_integers,
     as_tensor,
@@ -26,6 +26,7 @@ BLOCK_PAIRS = 1 << 22  # of a query and a row, compared at a time
 Bank = Float[Tensor, "N D"] | MemoryBank
 
 
+@torch_defaults()
 def knn_predict(
     features: Float[Tensor, "B D"],
     bank: Bank,
@@ -91,11 +92,11 @@ def _classify(
     row = row if exclude is None else bank.local_rows(row)
     blocks = zip(torch.cat(parts).split(BLOCK_QUERIES), row.split(BLOCK_QUERIES), strict=True)
     found = []
-    with full_precision():
-        for queries, own in blocks:
-            cosines, labels = _nearest(queries, bank, k, own)
-            found.append((*_vote(cosines, labels, temperature, top), labels[:, 0]))
-    return tuple(own_rows(torch.cat(each), parts) for each in zip(*found, strict=True))
+    for queries, own in blocks:
+        cosines, labels = _nearest(queries, bank, k, own)
+        found.append((*_vote(cosines, labels, temperature, top), labels[:, 0]))
+    classes, voted, nearest = (torch.cat(each) for each in zip(*found, strict=True))
+    return own_rows(classes, parts), own_rows(voted, parts), own_rows(nearest, parts)
 
 
 def _nearest(x, bank: BankView, k: int, excluded_row) -> tuple[Float[Tensor, "B K"], Tensor]:
@@ -115,8 +116,10 @@ def _nearest(x, bank: BankView, k: int, excluded_row) -> tuple[Float[Tensor, "B 
             [cosines, found], [labels, bank.labels[start : start + size][place]], k
         )
     if bank.sharded:
-        cosines, labels = (all_gather_rows(part.T.contiguous()) for part in (cosines, labels))
-        cosines, labels = _merge([part.T for part in cosines], [part.T for part in labels], k)
+        cosines, labels = (
+            torch.cat(all_gather_rows(part.T.contiguous())).T for part in (cosines, labels)
+        )
+        cosines, labels = _merge([cosines], [labels], k)
     return cosines, labels
 
 
@@ -205,6 +208,7 @@ def knn_evaluate(network: nn.Module | Callable, queries: Iterable, gallery: Iter
     return knn_accuracy(*embed(network, queries), *embed(network, gallery), **settings)
 
 
+@torch_defaults()
 def knn_accuracy(
     features, labels, bank: Bank, bank_labels=None, k=30, temperature=0.05, sharded=False
 ) -> dict[str, float]:
@@ -233,6 +237,6 @@ def knn_accuracy(
     counts = torch.stack([each.sum() for each in right])
     if view.sharded:
         all_reduce_sum(counts)
-    *counts, total = counts.tolist()
+    *found, total = counts.tolist()
     names = ("knn_top1", "knn_top5", "nearest_top1")
-    return {name: count / total for name, count in zip(names, counts, strict=True)}
+    return {name: count / total for name, count in zip(names, found, strict=True)}

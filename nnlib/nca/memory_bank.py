@@ -11,14 +11,8 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from nnlib._common.runtime import make_generator
-from nnlib._common.validation import (
-    as_integers,
-    as_tensor,
-    check_finite,
-    check_int,
-    check_number,
-)
+from nnlib._common.runtime import make_generator, torch_defaults
+from nnlib._common.validation import as_integers, as_tensor, check_finite, check_int, check_number
 from nnlib.attention import working_dtype
 from nnlib.distances import normalize_rows
 from nnlib.nca.distributed import all_gather_rows, rank, shard_bounds, world_size
@@ -50,6 +44,12 @@ class MemoryBank(nn.Module):
     tensor([0.6000, 0.8000])
     """
 
+    order: Tensor  # the sample of each row here
+    place: Tensor  # the row of each sample
+    labels: Tensor
+    memory: Tensor
+
+    @torch_defaults()
     def __init__(
         self,
         labels: Int64[Tensor, " N"],
@@ -70,10 +70,10 @@ class MemoryBank(nn.Module):
         self.lowest, self.highest = map(int, torch.aminmax(labels))
         order = labels.argsort(stable=True)
         self.rows = shard_bounds(len(labels)) if self.sharded else slice(0, len(labels))
-        self.register_buffer("order", order[self.rows])  # the sample of each row here
+        self.register_buffer("order", order[self.rows])
         self.register_buffer("labels", labels[self.order])
-        self.register_buffer("place", torch.empty_like(order))  # the row of each sample
-        self.place[order] = torch.arange(len(order), device="cpu")
+        self.register_buffer("place", torch.empty_like(order))
+        self.place[order] = torch.arange(len(order))
         self.register_buffer("memory", self._draw_rows(seed))
 
     def __len__(self) -> int:
@@ -84,6 +84,7 @@ class MemoryBank(nn.Module):
         row = self.place[samples.clamp(min=0)] - self.rows.start
         return row.masked_fill((samples < 0) | (row < 0) | (row >= len(self.memory)), -1)
 
+    @torch_defaults()
     @torch.no_grad()
     def update(
         self,
@@ -108,6 +109,7 @@ class MemoryBank(nn.Module):
         length = torch.linalg.vector_norm(mixed, dim=1, keepdim=True)
         self.memory[row] = torch.where(length > 0, mixed / length, self.memory[row])
 
+    @torch_defaults()
     def fill(self, embeddings: Float[Tensor, "N D"]) -> None:
         """Replace all rows by these embeddings, given in the samples' order."""
         embeddings = self._check_rows("embeddings", embeddings, len(self))
@@ -117,14 +119,16 @@ class MemoryBank(nn.Module):
             samples = self.order[start : start + BLOCK_ROWS].to(embeddings.device)
             self.memory[start : start + BLOCK_ROWS] = unit[samples].to(self.memory)
 
+    @torch_defaults()
     def clear(self, index: Int64[Tensor, " K"]) -> None:
         """Set the rows of samples that can't be read to zeros, which are no one's neighbors."""
         row = self.local_rows(self._check_samples(index))
         self.memory[row[row >= 0]] = 0
 
+    @torch_defaults()
     def embeddings(self) -> Float[Tensor, "N D"]:
         """Return all rows in the samples' order, on the CPU. All processes call it at once."""
-        whole = torch.empty(len(self), self.dim, device="cpu", dtype=self.memory.dtype)
+        whole = torch.empty(len(self), self.dim)
         order = all_gather_rows(self.order) if self.sharded else [self.order]
         memory = all_gather_rows(self.memory) if self.sharded else [self.memory]
         for samples, rows in zip(order, memory, strict=True):
@@ -142,12 +146,11 @@ class MemoryBank(nn.Module):
 
     def _draw_rows(self, seed: int) -> Float[Tensor, "n D"]:
         generator = make_generator(seed)
-        kind = {"dtype": torch.float32, "device": "cpu"}
-        memory = torch.empty(len(self.order), self.dim, **kind)
+        memory = torch.empty(len(self.order), self.dim)
         # the rows before its own are drawn too, so that every process sees the same ones
         for start in range(0, self.rows.stop, BLOCK_ROWS):
             count = min(BLOCK_ROWS, self.rows.stop - start)
-            drawn = torch.rand(count, self.dim, generator=generator, **kind) * 2 - 1
+            drawn = torch.rand(count, self.dim, generator=generator) * 2 - 1
             own = drawn[max(0, self.rows.start - start) :]
             end = start + count - self.rows.start
             if len(own):
