@@ -17,7 +17,7 @@ WIDENED = {  # types that torch stores but doesn't compute in
     torch.bool: torch.uint8,
     torch.uint16: torch.int32,
     torch.uint32: torch.int64,
-    torch.uint64: torch.float64,
+    torch.uint64: torch.int64,
 }
 WIDE = (torch.float64, torch.int32, torch.int64)  # types that hold more digits than float32
 BLOCK_NUMBERS = 1 << 22  # checked at a time
@@ -72,6 +72,8 @@ def as_tensor(name: str, array) -> Tensor:
         wanted = "Complex data not supported, give its parts as features"
     if dtype not in NUMBERS or tensor.is_meta or tensor.is_nested:
         raise ValueError(f"{name} is {kind}: {wanted}")
+    if tensor.dtype == torch.uint64 and (tensor.to(dtype) < 0).any():  # too large for it
+        dtype = torch.float64
     return (tensor.clone() if tensor.is_inference() else tensor).to(dtype)
 
 
@@ -180,10 +182,10 @@ def check_targets(y) -> Shaped[Tensor, "N *V"]:
 
 def check_finite(name: str, rows: Shaped[Tensor, "N *D"]) -> None:
     """Raise ValueError where a number is not finite in float32, looking at a block at a time."""
-    if not rows.is_floating_point():
+    if not rows.is_floating_point() or rows.numel() == 0:
         return
     width = rows[:1].numel()
-    step = max(1, BLOCK_NUMBERS // max(1, width))
+    step = max(1, BLOCK_NUMBERS // width)
     for start in range(0, len(rows), step):
         block = rows[start : start + step].to(torch.float32).reshape(-1, width)
         if block.sum().isfinite():  # quicker than to look at each
@@ -238,6 +240,13 @@ def encode_labels(y, classes: np.ndarray) -> Int64[Tensor, " N"]:
             "drop such samples, or fit anew with all classes"
         )
     return torch.from_numpy(index.astype(np.int64))
+
+
+def check_lengths(x, y) -> None:
+    """Raise ValueError where there isn't one label or target a sample."""
+    if len(x) != len(y):
+        wanted = "give one label or target a sample"
+        raise ValueError(f"X has {len(x)} samples and y {len(y)}: {wanted}")
 
 
 def storage_dtype(rows: Tensor) -> torch.dtype:

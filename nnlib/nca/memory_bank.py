@@ -194,7 +194,7 @@ def view_bank(bank: Tensor | MemoryBank, labels: Tensor | None, sharded=False) -
         own = (bank.lowest, bank.highest, len(bank), bank.sharded, bank.local_rows)
         return BankView(bank.memory, bank.labels, *own)
     rows = as_tensor("bank", bank).detach()
-    if labels is None or rows.ndim != 2 or len(rows) == 0:
+    if labels is None or rows.ndim != 2 or rows.numel() == 0:
         given = "None" if labels is None else f"of {len(labels)} rows"
         wanted = "give rows [N, D] with their classes [N], N 1 or more"
         raise ValueError(f"bank {tuple(rows.shape)} with bank_labels {given}: {wanted}")
