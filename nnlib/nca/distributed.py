@@ -23,9 +23,14 @@ def shard_bounds(length: int) -> slice:
     return slice(length * rank() // world_size(), length * (rank() + 1) // world_size())
 
 
-def all_gather_rows(rows: Shaped[Tensor, "B *D"]) -> list[Shaped[Tensor, "_ *D"]]:
-    """Return the rows of every process, in the order of ranks. All processes call it at once."""
-    if world_size() == 1:
+def all_gather_rows(
+    rows: Shaped[Tensor, "B *D"], sharded: bool = True
+) -> list[Shaped[Tensor, "_ *D"]]:
+    """Return the rows of every process, in the order of ranks, if they are spread over them.
+
+    All processes call it at once.
+    """
+    if world_size() == 1 or not sharded:
         return [rows]
     lengths = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
     dist.all_gather(lengths, torch.tensor([len(rows)], device=rows.device))

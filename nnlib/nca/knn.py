@@ -21,8 +21,8 @@ from nnlib.distances import normalize_rows, wide_dtype
 from nnlib.nca.distributed import all_gather_rows, all_reduce_sum, own_rows
 from nnlib.nca.memory_bank import BankView, MemoryBank, view_bank
 
-BLOCK_QUERIES = 256
-BLOCK_PAIRS = 1 << 22  # of a query and a row, compared at a time
+BLOCK_QUERIES = {"cpu": 256, "other": 1024}
+BLOCK_PAIRS = {"cpu": 1 << 22, "other": 1 << 25}  # of a query and a row, compared at a time
 Bank = Float[Tensor, "N D"] | MemoryBank
 
 
@@ -82,18 +82,14 @@ def _classify(
         shapes = f"features {tuple(x.shape)} and bank {tuple(bank.memory.shape)}"
         raise ValueError(f"{shapes}: give [B, D] and [N, D]")
     check_finite("features", x)
-    exclude = check_exclude(exclude, bank.samples, len(x))
-    row = x.new_full((len(x),), -1, dtype=torch.int64)
-    if exclude is not None:
-        row = exclude.to(x.device)
+    exclude = check_exclude(exclude, bank.samples, len(x)).to(x.device)
     x = normalize_rows(x.to(working_dtype(x, bank.memory)))
-    parts = all_gather_rows(x) if bank.sharded else [x]
-    row = torch.cat(all_gather_rows(row)) if bank.sharded else row
-    row = row if exclude is None else bank.local_rows(row)
-    blocks = zip(torch.cat(parts).split(BLOCK_QUERIES), row.split(BLOCK_QUERIES), strict=True)
+    parts = all_gather_rows(x, bank.sharded)
+    own = bank.local_rows(torch.cat(all_gather_rows(exclude, bank.sharded)))
+    size = BLOCK_QUERIES["cpu" if x.device.type == "cpu" else "other"]
     found = []
-    for queries, own in blocks:
-        cosines, labels = _nearest(queries, bank, k, own)
+    for queries, rows in zip(torch.cat(parts).split(size), own.split(size), strict=True):
+        cosines, labels = _nearest(queries, bank, k, rows)
         found.append((*_vote(cosines, labels, temperature, top), labels[:, 0]))
     classes, voted, nearest = (torch.cat(each) for each in zip(*found, strict=True))
     return own_rows(classes, parts), own_rows(voted, parts), own_rows(nearest, parts)
@@ -103,7 +99,8 @@ def _nearest(x, bank: BankView, k: int, excluded_row) -> tuple[Float[Tensor, "B 
     """Return cosines and labels of the nearest rows, nearest first; -inf where none is left."""
     cosines = x.new_empty(len(x), 0)
     labels = bank.labels.new_empty(len(x), 0)
-    size = max(1, BLOCK_PAIRS // max(1, len(x)))
+    pairs = BLOCK_PAIRS["cpu" if x.device.type == "cpu" else "other"]
+    size = max(1, pairs // max(1, len(x)))
     for start in range(0, len(bank.labels), size):
         rows = bank.memory[start : start + size].to(x.dtype)
         empty = rows.new_zeros(len(rows)).masked_fill_(~rows.any(1), -torch.inf)
@@ -112,14 +109,11 @@ def _nearest(x, bank: BankView, k: int, excluded_row) -> tuple[Float[Tensor, "B 
         column = row.clamp(0, len(rows) - 1)
         kept = cosine.gather(1, column).masked_fill(row == column, -torch.inf)
         found, place = cosine.scatter_(1, column, kept).topk(min(k, len(rows)))
-        cosines, labels = _merge(
-            [cosines, found], [labels, bank.labels[start : start + size][place]], k
-        )
+        near = bank.labels[start : start + size][place]
+        cosines, labels = _merge([cosines, found], [labels, near], k)
     if bank.sharded:
-        cosines, labels = (
-            torch.cat(all_gather_rows(part.T.contiguous())).T for part in (cosines, labels)
-        )
-        cosines, labels = _merge([cosines], [labels], k)
+        everyone = (all_gather_rows(part.T.contiguous()) for part in (cosines, labels))
+        cosines, labels = _merge(*([part.T for part in parts] for parts in everyone), k)
     return cosines, labels
 
 
@@ -129,10 +123,10 @@ def _merge(cosines: list, labels: list, k: int) -> tuple[Float[Tensor, "B K"], T
     return nearest, torch.cat(labels, 1).gather(1, order)
 
 
-def check_exclude(exclude, samples: int, queries: int) -> Int64[Tensor, " B"] | None:
-    """Return `exclude`; raises ValueError unless it is a sample's number, or -1, for each query."""
+def check_exclude(exclude, samples: int, queries: int) -> Int64[Tensor, " B"]:
+    """Return `exclude`, -1 for None; raises ValueError where it is no samples' numbers or -1."""
     if exclude is None:
-        return None
+        return torch.full((queries,), -1)
     return as_integers("exclude", exclude, queries, (-1, samples - 1))
 
 

@@ -99,10 +99,8 @@ class MemoryBank(nn.Module):
         index = self._check_samples(index)
         features = self._check_rows("features", features, len(index)).to(self.memory)
         keep = check_number("momentum", self.momentum if momentum is None else momentum, "[0, 1)")
-        if self.sharded:
-            index = torch.cat(all_gather_rows(index))
-            features = torch.cat(all_gather_rows(features))
-        row = self.local_rows(index)
+        features = torch.cat(all_gather_rows(features, self.sharded))
+        row = self.local_rows(torch.cat(all_gather_rows(index, self.sharded)))
         here = row >= 0
         row = row[here]
         mixed = torch.lerp(normalize_rows(features[here]), self.memory[row], keep)
@@ -129,8 +127,8 @@ class MemoryBank(nn.Module):
     def embeddings(self) -> Float[Tensor, "N D"]:
         """Return all rows in the samples' order, on the CPU. All processes call it at once."""
         whole = torch.empty(len(self), self.dim)
-        order = all_gather_rows(self.order) if self.sharded else [self.order]
-        memory = all_gather_rows(self.memory) if self.sharded else [self.memory]
+        order = all_gather_rows(self.order, self.sharded)
+        memory = all_gather_rows(self.memory, self.sharded)
         for samples, rows in zip(order, memory, strict=True):
             whole[samples.cpu()] = rows.cpu()
         return whole
@@ -200,9 +198,10 @@ def view_bank(bank: Tensor | MemoryBank, labels: Tensor | None, sharded=False) -
         raise ValueError(f"bank {tuple(rows.shape)} with bank_labels {given}: {wanted}")
     labels = as_integers("bank_labels", labels, len(rows)).to(rows.device)
     check_finite("bank", rows)
+    sharded = sharded and world_size() > 1
     summary = torch.stack([*labels.aminmax(), torch.full_like(labels[0], len(rows))])[None]
-    everyone = torch.cat(all_gather_rows(summary) if sharded else [summary]).tolist()
+    everyone = torch.cat(all_gather_rows(summary, sharded)).tolist()
     lows, highs, lengths = zip(*everyone, strict=True)
-    start = sum(lengths[: rank() if sharded else 0])
+    start = sum(lengths[: rank()]) if sharded else 0
     own = (min(lows), max(highs), sum(lengths), sharded, lambda samples: samples - start)
     return BankView(BankRows(rows), labels, *own)

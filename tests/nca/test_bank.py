@@ -6,7 +6,7 @@ import torch
 import torch.multiprocessing as mp
 from torch.nn.functional import normalize
 
-from nnlib.nca import MemoryBank, knn_accuracy, knn_evaluate, knn_predict, nca_loss
+from nnlib.nca import MemoryBank, knn, knn_accuracy, knn_evaluate, knn_predict, nca_loss
 
 
 def drawn(n=101, b=24, dim=16, classes=5, seed=0):
@@ -101,8 +101,8 @@ def test_votes_agree_with_float64(k, classes, monkeypatch):
     wanted = naive_knn(x, rows, labels, k, 0.1, index)
     settings = {"k": k, "temperature": 0.1, "exclude": index}
     for queries, pairs in ((256, 1 << 22), (37, 1 << 12)):  # in one block, and in many
-        monkeypatch.setattr("nnlib.nca.knn.BLOCK_QUERIES", queries)
-        monkeypatch.setattr("nnlib.nca.knn.BLOCK_PAIRS", pairs)
+        monkeypatch.setitem(knn.BLOCK_QUERIES, "cpu", queries)
+        monkeypatch.setitem(knn.BLOCK_PAIRS, "cpu", pairs)
         assert torch.equal(knn_predict(x, rows, labels, top=10, **settings), wanted)
         assert torch.equal(knn_predict(x, rows, labels, **settings), wanted[:, 0])
 
