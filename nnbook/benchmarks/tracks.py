@@ -102,7 +102,7 @@ TRACKS = {
     "mnist_geometry": Track(
         "mnist",
         partial(patches, count=200, pool=3, copies=3),
-        MOVED | {"epochs": 5, "adversarial": 0.05},
+        MOVED | {"epochs": 5, "adversarial": 0.05, "scaling": "common"},
         MNIST,
         ("k nearest", "supp"),
         copies=3,
@@ -110,7 +110,7 @@ TRACKS = {
     "fashion_geometry": Track(
         "fashion_mnist",
         partial(white, dim=3072, floor=0.3, prepare=FASHION_PATCHES),
-        {"epochs": 12, "drop_inputs": 0.3},
+        {"epochs": 12, "drop_inputs": 0.3, "scaling": "common"},
         (*MNIST, 1000),
         ("k nearest",),
     ),
@@ -120,7 +120,7 @@ TRACKS = {
     "cifar_geometry": Track(
         "cifar10",
         partial(white, dim=4096, floor=0.3, prepare=CIFAR_PATCHES),
-        {"epochs": 16, "width": 2048, "dropout": 0.6, "drop_inputs": 0.4},
+        {"epochs": 16, "width": 2048, "dropout": 0.6, "drop_inputs": 0.4, "scaling": "common"},
         (*CIFAR, 2000),
     ),
     "cifar_embedding": Track(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64, Shaped
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.utils import skip_init
@@ -22,6 +22,7 @@ from nnlib._common.validation import (
     check_features,
     check_int,
     check_labels,
+    check_lengths,
     check_number,
     encode_labels,
     like_input,
@@ -35,10 +36,7 @@ TRANSFORMED_ROWS = 8192  # at a time
 
 
 class Standardizer(nn.Module):
-    """Columns less their mean, over their deviation: learning rates suit any unit.
-
-    Columns of numbers of 8 or 16 bits, as pictures and compact features are, share one deviation.
-    """
+    """Columns less their mean, over their deviation: learning rates suit any unit."""
 
     def __init__(self, mean: Float[Tensor, " D"], deviation: Tensor):
         super().__init__()
@@ -46,14 +44,14 @@ class Standardizer(nn.Module):
         self.register_buffer("deviation", deviation)
 
     @classmethod
-    def of(cls, x: Shaped[Tensor, "N D"]) -> "Standardizer":
+    def of(cls, x: Shaped[Tensor, "N D"], common: bool) -> "Standardizer":
         """Take mean and deviation from training samples [N, D] of any type, a block at a time."""
         blocks = x.split(max(1, BLOCK_NUMBERS // x.shape[1]))
         wide = wide_dtype(x)
         first = x[0].to(wide)  # a constant column's mean, exactly
         mean = first + sum((block.to(wide) - first).sum(0) for block in blocks) / len(x)
         variance = sum((block.to(wide) - mean).square().sum(0) for block in blocks) / len(x)
-        if x.element_size() <= 2:
+        if common:
             variance = variance.mean()
         deviation = variance.sqrt()
         return cls(mean, torch.where(deviation > 0, deviation, 1).float())
@@ -68,8 +66,7 @@ class NCATransformer(
 ):
     """Encode samples as unit rows, among whose cosines those of a class are the largest.
 
-    The loss is neighborhood component analysis's, against proxies that learn along. Columns are
-    scaled each by its deviation; those of 8 or 16 bits, as pictures', by a common one.
+    The loss is neighborhood component analysis's, against proxies that learn along.
 
     Parameters
     ----------
@@ -79,6 +76,9 @@ class NCATransformer(
         Features of a row.
     proxies : int, optional
         At least one a class; None for 300, or one a class if there are more.
+    scaling : {"auto", "columns", "common"}
+        Over each column's deviation, or over that of all together; "auto" takes a common one for
+        uint8, as pictures are, whose faintest columns say least.
     drop_inputs : float
         Fraction of the features hidden while learning.
     adversarial : float
@@ -122,6 +122,7 @@ class NCATransformer(
     random_state: int | None = 0
     device: str = "auto"
     progress: bool = True
+    scaling: str = "auto"
 
     def __post_init__(self):
         nn.Module.__init__(self)
@@ -131,7 +132,7 @@ class NCATransformer(
         """Learn from X [N, D] and labels y [N]; ValueError for NaN or settings without sense."""
         x = check_features(self, X, reset=True)
         y = check_labels(y)
-        check_consistent_length(x, y)
+        check_lengths(x, y)
         self.classes_ = np.unique(y)
         self._check_settings()
         if len(x) < 2:
@@ -143,7 +144,8 @@ class NCATransformer(
 
     def _learn(self, x: Shaped[Tensor, "N D"], y: Int64[Tensor, " N"], seed: int) -> None:
         generator = make_generator(seed)
-        encoder = self._make_encoder(Standardizer.of(x), generator).to(x.device)
+        common = self.scaling == "common" or (self.scaling == "auto" and x.dtype == torch.uint8)
+        encoder = self._make_encoder(Standardizer.of(x, common), generator).to(x.device)
         count = max(PROXIES, len(self.classes_)) if self.proxies is None else self.proxies
         start = torch.randn(count, self.dim, generator=generator, dtype=torch.float32)
         proxies = nn.Parameter(normalize(start.to(x.device), dim=1))
@@ -245,6 +247,7 @@ class NCATransformer(
 
     def _check_settings(self) -> None:
         check_choice("map", self.map, ("network", "linear"))
+        check_choice("scaling", self.scaling, ("auto", "columns", "common"))
         for name in ("dim", "width", "epochs"):
             check_int(name, getattr(self, name))
         if self.proxies is not None:

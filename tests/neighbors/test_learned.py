@@ -337,14 +337,25 @@ def test_each_column_has_a_unit_of_its_own():
     assert fits[0].map_[0].deviation.shape == (6,)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16], ids=str)
-def test_columns_of_pictures_and_compact_features_share_one_deviation(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "scaling"), [(torch.uint8, "auto"), (torch.bfloat16, "common")], ids=str
+)
+def test_columns_of_pictures_share_one_deviation(dtype, scaling):
     x, y = ring(200)
     x = (x * torch.arange(1, 7) * 9 + 128).clamp(0, 255).to(dtype)
-    metric = NCATransformer("linear", **QUICK).fit(x, y)
+    metric = NCATransformer("linear", scaling=scaling, **QUICK).fit(x, y)
     wide = x.double() - x.double().mean(0)
     wanted = (wide / wide.square().mean().sqrt()).float()
     torch.testing.assert_close(metric.map_[0](x), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float64], ids=str)
+def test_the_same_numbers_in_another_type_give_the_same_metric(dtype):
+    x, y = ring(200)
+    x = (20 * x).round()
+    wanted = NCATransformer("linear", **QUICK).fit(x, y).transform(x)
+    found = NCATransformer("linear", **QUICK).fit(x.to(dtype), y).transform(x.to(dtype))
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.float64], ids=str)
@@ -411,7 +422,7 @@ def test_what_a_metric_can_not_encode_is_named(bad):
 
 def test_a_file_of_one_deviation_is_read(tmp_path):
     x, y = ring(100)
-    metric = NCATransformer("linear", **QUICK).fit(x.bfloat16(), y)
+    metric = NCATransformer("linear", scaling="common", **QUICK).fit(x, y)
     metric.save(tmp_path / "now")
     with safe_open(tmp_path / "now", "pt") as file:
         header = file.metadata()
@@ -435,6 +446,7 @@ def test_learning_leaves_the_random_numbers_of_others_alone():
     "settings",
     [
         {"map": "residual"},
+        {"scaling": "pixels"},
         {"dim": 0},
         {"proxies": 1},
         {"proxies": 0},
