@@ -77,10 +77,37 @@ def test_error_and_gradients_are_the_core_s():
     selected = select_centers(grid, *parts[:2])
     inside = grid.split(torch.ones(40, 33, 1))
     error = add_error_gradients(grid, grid.split(picture), inside, *parts, selected)
-    drawn = render(grid, *parts)
+    drawn = render(grid, *parts).detach()
     assert error.item() == pytest.approx(float((drawn - picture).square().sum()), rel=1e-5)
     for ours, theirs in zip(parts, exact, strict=True):
         assert (ours.grad - theirs.grad).abs().max() <= 2e-4 * theirs.grad.abs().max()
+
+
+def test_a_picture_is_twice_differentiable():
+    parts = scattered(5, 9, 11)
+    sizes = [part.numel() for part in parts]
+
+    def error(average, flat):
+        split = [part.view(5, -1) for part in flat.split(sizes)]
+        return (average(*split) - 0.3).pow(3).sum()
+
+    def ours(flat):
+        return error(lambda *split: render(TileGrid(9, 11), *split), flat)
+
+    def exact(flat):
+        rows, columns = (torch.arange(size).double() + 0.5 for size in (9, 11))
+        x = monomials(torch.cartesian_prod(rows, columns))
+
+        def average(places, shapes, values):
+            weights = (x @ coefficients(places, shapes).T).softmax(1)
+            return (weights @ values).unflatten(0, (9, 11))
+
+        return error(average, flat)
+
+    flat = torch.cat([part.flatten() for part in parts])
+    expected = torch.autograd.functional.hessian(exact, flat.double())
+    found = torch.autograd.functional.hessian(ours, flat)
+    assert (found - expected).abs().max() <= 1e-3 * expected.abs().max() > 0
 
 
 @given(st.floats(-10, 3), st.floats(-4, 4), st.floats(-4, 4))
