@@ -1,7 +1,6 @@
 """Weighted averages and nearest centers by blocks of queries against blocks of centers.
 
-Nothing larger than a block is held: sums run on from block to block, and gradients measure each
-block again.
+Nothing larger than a block is held: sums run on from block to block.
 """
 
 from collections.abc import Iterator
@@ -10,8 +9,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from nnlib._common.validation import as_tensor, check_int
 from nnlib.attention.kernels import Kernel
-from nnlib.distances import Distance, Workspace
+from nnlib.distances import Distance
 
 BLOCK_SHAPE = {"cpu": (1024, 1024), "other": (2048, 4096)}  # queries x centers at a time
 BLOCK_FEATURES = 1 << 22  # at most, in a block's own rows
@@ -19,7 +19,7 @@ SUM_CENTERS = 128  # summed in a row: longer float32 sums lose small weights add
 WIDE_VALUES = 32  # columns of values from which a column of ones costs more than another sum
 FEW_WEIGHTS = 1 << 14  # not worth cutting
 LANES = 16  # columns that a processor multiplies at once; narrower products are no faster
-TINY = torch.finfo(torch.float32).tiny
+WHOLE = 1 << 24  # up to here float32 holds all integers
 
 Block = Float[Tensor, "B M"]
 Values = Float[Tensor, "M V"]
@@ -35,7 +35,7 @@ class Labels:
 
     Parameters
     ----------
-    labels : Tensor [M], int64 in 0 ... classes - 1
+    labels : Tensor or array [M] of whole numbers in 0 ... classes - 1
     classes : int, the columns of the matrix
 
     Raises
@@ -52,9 +52,12 @@ class Labels:
     tensor([[0.8571, 0.1429]])
     """
 
-    def __init__(self, labels: Int64[Tensor, " M"], classes: int):
-        if labels.ndim != 1 or labels.dtype != torch.int64:
+    def __init__(self, labels, classes: int):
+        check_int("classes", classes)
+        labels = as_tensor("labels", labels)
+        if labels.ndim != 1 or labels.is_floating_point():
             raise ValueError(f"labels is {labels.dtype} {tuple(labels.shape)}: give int64 [M]")
+        labels = labels.long()
         low, high = map(int, torch.aminmax(labels)) if len(labels) else (0, 0)
         if low < 0 or high >= max(1, classes):
             raise ValueError(f"labels holds {low} ... {high}: give 0 ... {classes - 1}")
@@ -140,9 +143,15 @@ def uniform_knn_average(
 ) -> Averages:
     """The plain mean over each query's `kernel.k` nearest centers."""
     _, index = blockwise_nearest(queries, centers, kernel.k, distance_fn, exclude)
-    dtype = working_dtype(queries, centers)
-    parts = [mean_of_rows(values, index[rows], dtype) for rows in block_slices(queries, 0)]
-    return torch.cat(parts)
+    return mean_of_nearest(values, index, working_dtype(queries, centers))
+
+
+def mean_of_nearest(values, index: Indices, dtype: torch.dtype) -> Averages:
+    """`mean_of_rows`, a block at a time."""
+    result = torch.empty(len(index), values.shape[1], dtype=dtype, device=index.device)
+    for rows in block_slices(index, 0):
+        result[rows] = mean_of_rows(values, index[rows], dtype)
+    return result
 
 
 def mean_of_rows(values, index: Indices, dtype: torch.dtype) -> Averages:
@@ -190,90 +199,32 @@ def merge_topk(nearest: Float[Tensor, "B K"], index: Indices, key: Block, start:
     index[rows] = torch.cat([index[rows], place + start], 1).gather(1, order)
 
 
-class BlockwiseBackward:
-    """Gradients to queries, centers, values and sharpness, of a forward pass saved in `ctx`."""
-
-    def __init__(self, ctx, gradient):
-        *inputs, result, self.nearest, total, self.exclude = ctx.saved_tensors
-        self.queries, self.centers, values, self.sharpness = inputs
-        self.kernel = ctx.kernel
-        self.distance_fn = ctx.distance_fn
-        self.workspace = Workspace()
-        self.values = values if ctx.labels is None else ctx.labels
-        self.gradient = gradient / torch.where(total > 0, total, 1)[:, None]
-        self.mean = (self.gradient * result).sum(1, keepdim=True)
-        self.sums = [
-            gradient.new_zeros(like.shape) if needed else None
-            for needed, like in zip(ctx.needs_input_grad[:4], inputs, strict=True)
-        ]
-
-    def run(self) -> list[Tensor | None]:
-        """Measure all blocks again; the gradients, None where none is needed."""
-        for rows in block_slices(self.queries, 0):
-            x = self.distance_fn.prepare(self.queries[rows].to(self.gradient.dtype))
-            nearest = finite(self.nearest[rows])
-            to_nearest = torch.zeros_like(nearest)
-            for cols in block_slices(self.centers, 1):
-                self._add_block(x, rows, cols, nearest, to_nearest)
-            if self.kernel.needs_nearest and self._to_points:
-                self._add_nearest(rows, to_nearest)
-        return self.sums
-
-    @property
-    def _to_points(self) -> bool:
-        return self.sums[0] is not None or self.sums[1] is not None
-
-    def _add_block(self, x, rows: slice, cols: slice, nearest: Tensor, to_nearest: Tensor) -> None:
-        scale = self.distance_fn.scale
-        c = self.distance_fn.prepare(self.centers[cols].to(self.gradient.dtype))
-        distance, context = self.distance_fn.pairwise(x, c, for_backward=True)
-        weights = self.workspace.like("weights", distance).copy_(distance)
-        mask_excluded(weights, None if self.exclude is None else self.exclude[rows], cols)
-        weights = self.kernel.relative_weights(weights, nearest, scale)
-        gradient = self.gradient[rows]
-        to_queries, to_centers, to_values, to_sharpness = self.sums
-        if to_values is not None:
-            to_values[cols] += weighted_sums(weights.T, gradient)
-        if not self._to_points and to_sharpness is None:
-            return
-        v = self.values[cols].to(gradient.dtype)
-        slope = torch.mm(gradient, v.T, out=self.workspace.like("slope", distance))
-        slope.sub_(self.mean[rows]).mul_(weights)
-        if to_sharpness is not None:  # d log w / d power = log w / power
-            logs = torch.xlogy(slope, weights.clamp(min=TINY))
-            to_sharpness += logs.sum() / self.sharpness
-        if not self._to_points:
-            return
-        self.kernel.scale_by_log_slope(slope, distance, nearest, scale, weights)
-        if self.kernel.needs_nearest:
-            to_nearest -= self.kernel.influence_cone_factor * slope.sum(1)
-        parts = self.distance_fn.backward(x, c, distance, context, slope)
-        if to_queries is not None:
-            to_queries[rows] += parts[0]
-        if to_centers is not None:
-            to_centers[cols] += parts[1]
-
-    def _add_nearest(self, rows: slice, to_nearest: Tensor) -> None:
-        """Pass the gradient to the nearest distance on to that pair."""
-        skip = None if self.exclude is None else self.exclude[rows]
-        x = self.queries[rows]
-        _, index = blockwise_nearest(x, self.centers, 1, self.distance_fn, skip)
-        index = index[:, 0].clamp(min=0)
-        dtype = self.gradient.dtype
-        scale = self.distance_fn.scale
-        difference = (x.to(dtype) - self.centers[index].to(dtype)) * scale
-        length = torch.linalg.vector_norm(difference, dim=1)
-        slope = to_nearest * scale / torch.where(length > 0, length, 1)
-        to_pair = difference * slope[:, None]
-        if self.sums[0] is not None:
-            self.sums[0][rows] += to_pair
-        if self.sums[1] is not None:
-            self.sums[1].index_add_(0, index, to_pair, alpha=-1)
-
-
 def working_dtype(*tensors) -> torch.dtype:
     """float64 where anything is, float32 for all else."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def as_exact(rows):
+    """Integers beyond those that float32 holds, in float64; all else as it is."""
+    if rows.dtype not in (torch.int32, torch.int64) or len(rows) == 0:
+        return rows
+    low, high = map(int, torch.aminmax(rows))
+    return rows.double() if max(-low, high) > WHOLE else rows
+
+
+def spread_nan(result: Averages, queries, centers) -> Averages:
+    """Set to NaN, in place, what isn't finite: a query's row, or all rows for a center."""
+    for end in torch.aminmax(centers.detach()):
+        result += end * 0
+    result += (queries * 0).sum(1, keepdim=True)
+    return result
+
+
+def blank_rows(rows):
+    """Rows of NaN in place of those that aren't finite, which are then near nothing."""
+    if bool(torch.stack(torch.aminmax(rows)).isfinite().all()):
+        return rows
+    return rows + (rows * 0).sum(1, keepdim=True)
 
 
 def block_slices(rows, axis: int) -> Iterator[slice]:

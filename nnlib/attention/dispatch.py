@@ -10,23 +10,34 @@ is exact.
 import importlib.util
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from nnlib._common.runtime import full_precision
-from nnlib._common.validation import check_choice
+from nnlib._common.runtime import torch_defaults
+from nnlib._common.validation import as_tensor, check_choice, check_int
 from nnlib.attention.blockwise import (
-    BlockwiseBackward,
+    Exclude,
     Labels,
+    as_exact,
+    blank_rows,
     blockwise_average,
     blockwise_nearest,
-    uniform_knn_average,
+    mean_of_nearest,
+    spread_nan,
     working_dtype,
 )
+from nnlib.attention.derivatives import (
+    Call,
+    GradientsFunction,
+    HessianFunction,
+    LoopedFunction,
+    spread,
+)
 from nnlib.attention.kdtree import tree_average, tree_nearest, unsupported_reason
-from nnlib.attention.kernels import CosineSoftmax, DotProduct, Kernel, UniformKNN
+from nnlib.attention.kernels import CosineSoftmax, DotProduct, Kernel, UniformKNN, make_kernel
 from nnlib.distances import normalize_rows
 
 BACKENDS = ("auto", "blocks", "search", "fused")
@@ -38,39 +49,44 @@ SEARCH_PAIRS = 1 << 18
 SEARCH_CENTERS = 32  # are measured in the time that a tree takes for one of the nearest
 SEARCH_TABLE = 1 << 23  # numbers in a sorted copy of the values, at most
 
-Queries = Shaped[Tensor, "B D"]
-Centers = Shaped[Tensor, "M D"]
-Exclude = Int64[Tensor, " B"] | None
+Queries = Shaped[Tensor, "B D"] | Shaped[np.ndarray, "B D"] | list
+Centers = Shaped[Tensor, "M D"] | Shaped[np.ndarray, "M D"] | list
+Values = Shaped[Tensor, "M V"] | Shaped[np.ndarray, "M V"] | list | Labels
 
 
+@torch_defaults()
 def attend(
     queries: Queries,
     centers: Centers,
-    values: "Shaped[Tensor, 'M V'] | Labels",
-    kernel: Kernel,
-    exclude: Exclude = None,
+    values: Values,
+    kernel: Kernel | str,
+    exclude: Exclude | np.ndarray | list = None,
     backend: str = "auto",
     matmul_dtype: str = "float32",
-    sharpness: Float[Tensor, ""] | None = None,
+    sharpness: Float[Tensor, ""] | float | None = None,
 ) -> Float[Tensor, "B V"]:
     """Average `values` over all centers, weighted by a kernel, for each query.
 
     Parameters
     ----------
-    queries, centers : Tensor [B, D] and [M, D] of any real type; float64 is computed in float64
-    values : Tensor [M, V], or Labels, for each class's fraction of the weight
-    exclude : Tensor [B], the center that each query leaves out, -1 for none
+    queries, centers : Tensor [B, D] and [M, D] of real numbers of any type, arrays, or lists
+    values : the same [M, V], or Labels, for each class's fraction of the weight
+    kernel : Kernel, or a name that `make_kernel` knows
+    exclude : Tensor [B], the center 0 ... M - 1 that each query leaves out, -1 for none
     backend : "auto", "blocks", "search" or "fused", as the module says
     matmul_dtype : "bfloat16" for quick products that leave distances right to a per cent or two
-    sharpness : Tensor [], a power of all weights, for InverseDistance and cosine kernels
+    sharpness : Tensor [] or float, a power of all weights, for InverseDistance and cosine kernels
 
     Returns
     -------
-    Tensor [B, V], 0 for queries without weight; differentiable (UniformKNN: in values alone).
+    Tensor [B, V], float64 where queries or centers are, float32 for all else; 0 for queries without
+    weight, NaN where a query or any center isn't finite. Differentiates twice, also by torch.func
+    (UniformKNN: in values alone; vmap is a loop).
 
     Raises
     ------
-    ValueError, where shapes, devices, or settings don't fit.
+    ValueError, where shapes, devices, or settings don't fit. RuntimeError or NotImplementedError,
+    where a derivative is asked for that there isn't.
 
     Examples
     --------
@@ -79,50 +95,38 @@ def attend(
     >>> attend(torch.tensor([[1.0]]), centers, values, InverseDistance(exponent=-2.0))
     tensor([[1.8000]])
     """
-    _check(queries, centers, values, exclude, backend)
-    with full_precision():
-        return _attend(queries, centers, values, kernel, exclude, backend, matmul_dtype, sharpness)
-
-
-def _attend(queries, centers, values, kernel, exclude, backend, matmul_dtype, sharpness) -> Tensor:
-    dtype = working_dtype(queries, centers)
     check_choice("matmul_dtype", matmul_dtype, MATMUL_DTYPES)
-    if matmul_dtype != "float32" and (kernel.k is not None or type(kernel) is DotProduct):
+    queries, centers, exclude, kernel = _check(queries, centers, exclude, kernel, backend)
+    values, labels = _check_values(values, centers)
+    coarse = matmul_dtype == "bfloat16"
+    if coarse and (kernel.k is not None or type(kernel) is DotProduct):
         raise ValueError(f"matmul_dtype={matmul_dtype!r} with {kernel}: give 'float32'")
     if sharpness is not None:
+        sharpness = as_tensor("sharpness", sharpness)
         kernel = _sharpened(kernel, sharpness, backend)
         backend = "blocks"
-    if len(queries) == 0:
-        return torch.zeros(0, values.shape[1], dtype=dtype, device=queries.device)
-    if _takes_search(queries, centers, values, kernel, backend):
-        return tree_average(queries, centers, values, kernel, exclude)
-    if _takes_sdpa(queries, values, kernel, exclude, backend, matmul_dtype):
-        return _sdpa_average(queries, centers, values, kernel.temperature, dtype)
-    fused = _takes_triton(queries, centers, values, kernel, backend)
-    if kernel.k is not None:
-        distance_fn = kernel.distance(queries.detach(), centers.detach(), dtype)
-        return uniform_knn_average(queries, centers, values, kernel, distance_fn, exclude)
-    labels = values if isinstance(values, Labels) else None
-    rows = values if labels is None else None
-    return AttendFunction.apply(
-        queries, centers, rows, sharpness, labels, kernel, exclude, fused, matmul_dtype
-    )
+    rows = values if labels is None else labels
+    if coarse and _takes_sdpa(queries, rows, kernel, exclude, backend):
+        return _sdpa_average(queries, centers, rows, kernel.temperature)
+    call = Call(kernel, labels, backend, coarse, torch.is_grad_enabled())
+    return AttendFunction.apply(queries, centers, values, sharpness, exclude, call)[0]
 
 
+@torch_defaults()
 def class_log_probabilities(
     queries: Queries,
     centers: Centers,
-    labels: Int64[Tensor, " M"],
+    labels: Int64[Tensor, " M"] | np.ndarray | list,
     classes: int,
-    kernel: Kernel,
-    exclude: Exclude = None,
+    kernel: Kernel | str,
+    exclude: Exclude | np.ndarray | list = None,
     backend: str = "auto",
 ) -> Float[Tensor, "B C"]:
     """Log of each class's fraction of the weight; one-hot labels are never held whole.
 
     Parameters
     ----------
-    labels : Tensor [M], int64 in 0 ... classes - 1
+    labels : Tensor [M], whole numbers in 0 ... classes - 1
     queries, centers, kernel, exclude, backend : as in `attend`
 
     Returns
@@ -141,13 +145,14 @@ def class_log_probabilities(
     return fraction.clamp(min=torch.finfo(fraction.dtype).tiny).log()
 
 
+@torch_defaults()
 @torch.no_grad()
 def nearest(
     queries: Queries,
     centers: Centers,
     count: int,
-    kernel: Kernel,
-    exclude: Exclude = None,
+    kernel: Kernel | str,
+    exclude: Exclude | np.ndarray | list = None,
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "B K"], Int64[Tensor, "B K"]]:
     """Find the nearest centers of each query, nearest first, by the kernel's own distance.
@@ -159,7 +164,8 @@ def nearest(
 
     Returns
     -------
-    distances, indices : Tensor [B, count]; inf and -1 where no center is left
+    distances, indices : Tensor [B, count]; inf and -1 where no center is left, or none is near, as
+        to a query that isn't finite
 
     Examples
     --------
@@ -167,69 +173,89 @@ def nearest(
     >>> nearest(torch.tensor([[1.0]]), torch.tensor([[0.0], [3.0]]), 2, InverseDistance())
     (tensor([[1., 2.]]), tensor([[0, 1]]))
     """
-    _check(queries, centers, None, exclude, backend)
-    dtype = working_dtype(queries, centers)
     if backend == "fused":
         wanted = "give 'auto', 'blocks' or 'search'"
         raise ValueError(f"backend='fused' gives averages, and no nearest centers: {wanted}")
-    if len(queries) == 0:
-        empty = torch.empty(0, count, dtype=dtype, device=queries.device)
-        return empty, empty.long()
-    if _takes_search(queries, centers, None, UniformKNN(count, kernel), backend):
-        return tree_nearest(queries, centers, count, kernel, exclude)
-    with full_precision():
-        distance_fn = kernel.distance(queries, centers, dtype)
-        distance, index = blockwise_nearest(queries, centers, count, distance_fn, exclude)
-        return distance / distance_fn.scale, index
+    check_int("count", count)
+    queries, centers, exclude, kernel = _check(queries, centers, exclude, kernel, backend)
+    _check_range(exclude, len(centers))
+    dtype = working_dtype(queries, centers)
+    points = [blank_rows(as_exact(part)) if len(part) else part for part in (queries, centers)]
+    searched = _takes_search(*points, None, UniformKNN(count, kernel), backend)
+    find = tree_nearest if searched else _blockwise_nearest
+    distance, index = find(*points, count, kernel, exclude)
+    return distance.to(dtype), index
 
 
-class AttendFunction(torch.autograd.Function):
-    """The average, and its gradients, by blocks or by Triton."""
+def _blockwise_nearest(queries, centers, count: int, kernel: Kernel, exclude):
+    distance_fn = kernel.distance(queries, centers, working_dtype(queries, centers))
+    distance, index = blockwise_nearest(queries, centers, count, distance_fn, exclude)
+    return distance / distance_fn.scale, index
+
+
+class AttendFunction(LoopedFunction):
+    """The average by the quickest backend, and its derivatives."""
 
     @staticmethod
-    def forward(
-        ctx, queries, centers, values, sharpness, labels, kernel, exclude, fused, matmul_dtype
-    ):
-        """The averages [B, V]; of the weights only their totals are saved."""
-        distance_fn = kernel.distance(queries, centers, working_dtype(queries, centers))
-        distance_fn.low_precision = matmul_dtype == "bfloat16"
-        ctx.triton = None
-        if fused:
+    def forward(queries, centers, values, sharpness, exclude, call: Call):
+        """Averages; and for their gradients nearest distances and total weights, or indices."""
+        rows = values if call.labels is None else call.labels
+        kernel = call.kernel
+        _check_range(exclude, len(centers))
+        points = as_exact(queries), as_exact(centers)
+        nearest = total = torch.empty(0, device=queries.device)
+        with torch.set_grad_enabled(call.records):
+            searched = _takes_search(*points, rows, kernel, call.backend)
+        fused = not searched and _takes_triton(*points, rows, kernel, call.backend)
+        if kernel.k is not None:
+            find = tree_nearest if searched else _blockwise_nearest
+            nearest = find(*points, kernel.k, kernel, exclude)[1]
+            result = mean_of_nearest(rows, nearest, working_dtype(*points))
+        elif searched:
+            result = tree_average(*points, rows, kernel, exclude)
+        elif fused:
             from nnlib.attention.triton_backend import TritonAttention
 
-            scale = distance_fn.scale
-            ctx.triton = TritonAttention(queries, centers, values, labels, kernel, scale, exclude)
-            result, closest, total = ctx.triton.averages()
+            scale = call.distance(*points).scale
+            call.triton = TritonAttention(*points, values, call.labels, kernel, scale, exclude)
+            result, nearest, total = call.triton.averages()
         else:
-            rows = values if labels is None else labels
-            result, closest, total = blockwise_average(
-                queries, centers, rows, kernel, distance_fn, exclude
-            )
-        ctx.save_for_backward(queries, centers, values, sharpness, result, closest, total, exclude)
-        ctx.labels = labels
-        ctx.kernel = kernel
-        ctx.distance_fn = distance_fn
-        return result
+            outputs = blockwise_average(*points, rows, kernel, call.distance(*points), exclude)
+            result, nearest, total = outputs
+        return spread_nan(result, *points).to(working_dtype(queries, centers)), nearest, total
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.call = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*tensors, *output)
+        ctx.save_for_forward(*tensors, *output)
+
+    @staticmethod
+    def backward(ctx, gradient, *_):
         """Gradients to queries, centers, values and sharpness, in their own types."""
-        with full_precision():
-            blocks = BlockwiseBackward(ctx, gradient)
-            if ctx.triton is None:
-                parts = blocks.run()
-            else:
-                parts = ctx.triton.gradients(blocks.gradient, blocks.mean[:, 0], blocks.nearest)
-        gradients = [None] * 9
-        for i, part in enumerate(parts):
-            if ctx.needs_input_grad[i]:
-                gradients[i] = part.to(ctx.saved_tensors[i].dtype)
-        return tuple(gradients)
+        needed = ctx.needs_input_grad[:4]
+        if ctx.call.kernel.k is not None:
+            if any(needed[:2]) and (torch.is_grad_enabled() or not needed[2]):
+                wanted = "detach queries and centers, or give another kernel"
+                raise RuntimeError(f"{ctx.call.kernel} has gradients to values alone: {wanted}")
+            needed = (False, False, needed[2], False)
+        parts = GradientsFunction.apply(gradient, *ctx.saved_tensors, ctx.call, needed)
+        return *spread(parts, needed), None, None
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        """Forward derivatives."""
+        *tensors, exclude, result, nearest, _ = ctx.saved_tensors
+        index = None if ctx.call.kernel.k is None else nearest
+        tensors = (torch.zeros_like(result), *tensors, exclude, index)
+        parts = HessianFunction.apply(ctx.call, *tensors, None, *tangents[:4])
+        return parts[0], None, None
 
 
-def _sdpa_average(queries, centers, values, temperature: float, dtype: torch.dtype) -> Tensor:
+def _sdpa_average(queries, centers, values, temperature: float) -> Tensor:
     """Averages by exp(cos / temperature); unit rows and values are rounded to eight bits."""
+    dtype = working_dtype(queries, centers)
     values = values[:] if isinstance(values, Labels) else values
     width = max(queries.shape[1], values.shape[1])
     width += -width % SDPA_LANES
@@ -251,7 +277,7 @@ def is_worthwhile(queries: int, centers: int, width: int = 1, k: int | None = No
 
 def _takes_search(queries, centers, values, kernel: Kernel, backend: str) -> bool:
     """Whether to search; raises ValueError where that was asked for and can't be done."""
-    if backend in ("blocks", "fused"):
+    if backend in ("blocks", "fused") or len(queries) == 0:
         return False
     width = 1 if values is None else values.shape[1] + 1
     sizes = (len(queries), len(centers), width)
@@ -264,11 +290,11 @@ def _takes_search(queries, centers, values, kernel: Kernel, backend: str) -> boo
     return reason is None
 
 
-def _takes_sdpa(queries, values, kernel, exclude, backend: str, matmul_dtype: str) -> bool:
+def _takes_sdpa(queries, values, kernel, exclude, backend: str) -> bool:
     """Whether PyTorch's attention does it: coarse products of cosines, all centers counting."""
     wanted = backend == "fused" or (backend == "auto" and queries.device.type == "cuda")
     fits = exclude is None and max(queries.shape[1], values.shape[1]) <= SDPA_WIDTH
-    return wanted and fits and matmul_dtype == "bfloat16" and type(kernel) is CosineSoftmax
+    return wanted and fits and len(queries) > 0 and type(kernel) is CosineSoftmax
 
 
 def _takes_triton(queries, centers, values, kernel: Kernel, backend: str) -> bool:
@@ -301,21 +327,53 @@ def _sharpened(kernel: Kernel, sharpness: Tensor, backend: str) -> Kernel:
     return sharp
 
 
-def _check(queries, centers, values, exclude, backend: str) -> None:
+def _check(queries, centers, exclude, kernel, backend: str):
+    """The inputs as tensors, and the kernel; raises ValueError, naming what doesn't fit."""
     check_choice("backend", backend, BACKENDS)
+    queries = as_tensor("queries", queries)
+    centers = as_tensor("centers", centers)
     shape = tuple(queries.shape)
     points = tuple(centers.shape)
-    if len(shape) != 2 or len(points) != 2 or shape[1] != points[1]:
-        raise ValueError(f"queries {shape} and centers {points}: give [B, D] and [M, D]")
+    if len(shape) != 2 or len(points) != 2 or shape[1] != points[1] or shape[1] == 0:
+        wanted = "give [B, D] and [M, D], D 1 or more"
+        raise ValueError(f"queries {shape} and centers {points}: {wanted}")
     if points[0] == 0:
         raise ValueError("centers is empty: give at least one")
-    if values is not None and (len(values.shape) != 2 or values.shape[0] != points[0]):
-        found = f"shape {tuple(values.shape)} for {points[0]} centers"
+    if exclude is not None:
+        exclude = as_tensor("exclude", exclude)
+        whole = exclude.dtype in (torch.int8, torch.int16, torch.int32, torch.int64)
+        if exclude.shape != shape[:1] or not whole:
+            found = f"{exclude.dtype} of shape {tuple(exclude.shape)}"
+            raise ValueError(f"exclude is {found}: give int64 [{shape[0]}], one index a query")
+        exclude = exclude.long()
+    _check_devices(queries=queries, centers=centers, exclude=exclude)
+    return queries, centers, exclude, make_kernel(kernel)
+
+
+def _check_values(values, centers) -> tuple[Tensor | None, Labels | None]:
+    """Values as a tensor, or labels; raises ValueError for those that don't fit the centers."""
+    labels = values if isinstance(values, Labels) else None
+    if labels is None:
+        values = as_tensor("values", values)
+    if len(values.shape) != 2 or values.shape[0] != len(centers):
+        found = f"shape {tuple(values.shape)} for {len(centers)} centers"
         raise ValueError(f"values has {found}: give [M, V], or Labels")
-    if exclude is not None and exclude.shape != queries.shape[:1]:
-        wanted = f"give [{shape[0]}], one index a query"
-        raise ValueError(f"exclude has shape {tuple(exclude.shape)}: {wanted}")
-    tensors = [part for part in (queries, centers, values, exclude) if part is not None]
-    devices = sorted({str(part.device) for part in tensors})
-    if len(devices) > 1:
-        raise ValueError(f"tensors lie on {' and '.join(devices)}: move them to one device")
+    _check_devices(centers=centers, values=values)
+    return (values, None) if labels is None else (None, labels)
+
+
+def _check_devices(**tensors) -> None:
+    devices = {name: str(part.device) for name, part in tensors.items() if part is not None}
+    if len(set(devices.values())) > 1:
+        where = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"{where}: move them to one device")
+
+
+def _check_range(exclude: Exclude, centers: int) -> None:
+    """Raise ValueError where a number is no center's, nor -1; the one look that waits for a GPU."""
+    if exclude is None or len(exclude) == 0:
+        return
+    low, high = torch.stack(torch.aminmax(exclude)).tolist()
+    if low < -1 or high >= centers:
+        found = low if low < -1 else high
+        raise ValueError(f"exclude holds {found}: give centers 0 ... {centers - 1}, or -1")

@@ -1,7 +1,8 @@
 """The weights exp(s(x, c)) of the one equation, a small class each.
 
-A kernel says how distances are measured (`distance`), and what a center weighs relative to one at
-another distance (`relative_weights`). Settings have their published names.
+A kernel says how distances are measured (`distance`), and what a center at a distance weighs
+(`log_weight`, and, where that is quicker, the two methods after it). Settings have their published
+names.
 """
 
 from dataclasses import dataclass, replace
@@ -51,17 +52,34 @@ class Kernel(Registered):
         """The kernel of these weights to a power; None where there is none."""
         return None
 
+    def log_weight(self, distance: Distances, nearest: Float[Tensor, "B 1"]) -> Distances:
+        """Log of each weight, up to a number a query, by operations that autograd follows.
+
+        nearest: the query's smallest distance, for kernels that set `needs_nearest`
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no log_weight: define it")
+
     def relative_weights(
         self, distance: Distances, nearest: PerQuery, scale: float = 1.0
     ) -> Distances:
         """Weights over that at `nearest`. Both are the data's times `scale`; may be in place."""
-        raise NotImplementedError
+        closest = nearest[:, None] / scale
+        logs = self.log_weight(distance / scale, closest) - self.log_weight(closest, closest)
+        return logs.exp().masked_fill(distance == torch.inf, 0)
 
     def scale_by_log_slope(
         self, gradient: Distances, distance: Distances, nearest: PerQuery, scale: float, out: Tensor
-    ) -> None:
-        """Multiply `gradient` in place by d(log weight) / d(distance). May overwrite `out`."""
-        raise NotImplementedError
+    ) -> PerQuery | None:
+        """Multiply `gradient` in place by d(log weight) / d(distance). May overwrite `out`.
+
+        Where the kernel `needs_nearest`, returns the gradient to that.
+        """
+        with torch.enable_grad():
+            leaves = [(part / scale).detach().requires_grad_() for part in (distance, nearest)]
+            logs = self.log_weight(leaves[0], leaves[1][:, None])
+            slopes = torch.autograd.grad(logs, leaves, gradient, materialize_grads=True)
+        gradient.copy_(slopes[0]).div_(scale)
+        return slopes[1] / scale
 
 
 @dataclass(frozen=True)
@@ -95,6 +113,9 @@ class InverseDistance(Kernel):
 
     def sharpened(self, sharpness):
         return replace(self, exponent=self.exponent * sharpness)
+
+    def log_weight(self, distance, nearest):
+        return self.exponent * (distance + self._epsilon(distance, 1.0)).log()
 
     def relative_weights(self, distance, nearest, scale=1.0):
         epsilon = self._epsilon(distance, scale)
@@ -192,9 +213,13 @@ class InfluenceCone(Kernel):
         check_number("influence_cone_factor", self.influence_cone_factor, "(1, inf)", wanted)
         check_number("epsilon", self.epsilon, "(0, inf)", "a small positive number, as 1e-6")
 
-    def support_radius(self, nearest: PerQuery, scale: float = 1.0) -> PerQuery:
+    def support_radius(self, nearest: Float[Tensor, "..."], scale: float = 1.0) -> Tensor:
         """How much farther than the nearest center one may be until it has no weight."""
         return (self.influence_cone_factor - 1) * (nearest + self.epsilon * scale)
+
+    def log_weight(self, distance, nearest):
+        left = self.support_radius(nearest) - (distance - nearest)
+        return torch.where(left > 0, torch.where(left > 0, left, 1).log(), -torch.inf)
 
     def relative_weights(self, distance, nearest, scale=1.0):
         """(factor * d_min - d) / (factor * d_min - d_min), exact for factors near 1 too."""
@@ -206,10 +231,38 @@ class InfluenceCone(Kernel):
         radius = self.support_radius(nearest, scale)[:, None]
         torch.sub(distance, nearest[:, None], out=out).sub_(radius)
         gradient.div_(out).masked_fill_(out >= 0, 0)
+        return -self.influence_cone_factor * gradient.sum(1)
 
 
 @dataclass(frozen=True)
-class CosineSoftmax(Kernel):
+class DotProduct(Kernel):
+    """exp(x . c): plain attention, or, in monomials of a place, Gaussians of any shape.
+
+    Examples
+    --------
+    >>> from nnlib import attend
+    >>> attend(torch.zeros(1, 2), torch.eye(2), torch.eye(2), DotProduct())
+    tensor([[0.5000, 0.5000]])
+    """
+
+    temperature = 1.0  # no setting here
+
+    def distance(self, queries, centers, dtype):
+        return NegativeDotProduct()
+
+    def log_weight(self, distance, nearest):
+        return -distance / self.temperature
+
+    def relative_weights(self, distance, nearest, scale=1.0):
+        closer = torch.sub(nearest[:, None], distance, out=distance)
+        return (closer if self.temperature == 1 else closer.div_(self.temperature)).exp_()
+
+    def scale_by_log_slope(self, gradient, distance, nearest, scale, out):
+        gradient.div_(-self.temperature)
+
+
+@dataclass(frozen=True)
+class CosineSoftmax(DotProduct):
     """exp(cos(x, c) / temperature): the weights of neighborhood component analysis.
 
     Parameters
@@ -233,34 +286,6 @@ class CosineSoftmax(Kernel):
 
     def sharpened(self, sharpness):
         return CosineSoftmax(self.temperature / sharpness)
-
-    def relative_weights(self, distance, nearest, scale=1.0):
-        closer = torch.sub(nearest[:, None], distance, out=distance)
-        return closer.div_(self.temperature).exp_()
-
-    def scale_by_log_slope(self, gradient, distance, nearest, scale, out):
-        gradient.div_(-self.temperature)
-
-
-@dataclass(frozen=True)
-class DotProduct(Kernel):
-    """exp(x . c): plain attention, or, in monomials of a place, Gaussians of any shape.
-
-    Examples
-    --------
-    >>> from nnlib import attend
-    >>> attend(torch.zeros(1, 2), torch.eye(2), torch.eye(2), DotProduct())
-    tensor([[0.5000, 0.5000]])
-    """
-
-    def distance(self, queries, centers, dtype):
-        return NegativeDotProduct()
-
-    def relative_weights(self, distance, nearest, scale=1.0):
-        return torch.sub(nearest[:, None], distance, out=distance).exp_()
-
-    def scale_by_log_slope(self, gradient, distance, nearest, scale, out):
-        gradient.neg_()
 
 
 @dataclass(frozen=True)

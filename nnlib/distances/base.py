@@ -82,6 +82,21 @@ class Distance(ABC):
     def __init__(self):
         self.workspace = Workspace()
 
+    def expand_squares(self, x: PreparedPoints, c: PreparedPoints, factor: float) -> Block:
+        """x.squares_i + c.squares_j + factor x_i.c_j, of rows in bfloat16 where that is enough."""
+        out = self.workspace("distance", x.raw, len(x.raw), len(c.raw))
+        if self.low_precision:
+            product = x.conditioned.bfloat16() @ c.conditioned.bfloat16().T
+            out.copy_(product).mul_(factor).add_(c.squares)
+        else:
+            norms = c.squares.expand_as(out)
+            torch.addmm(norms, x.conditioned, c.conditioned.T, alpha=factor, out=out)
+        return out.add_(x.squares[:, None])
+
+    def cancellation(self, block: Block) -> float:
+        """How many times as large as a distance the terms may be that it is the difference of."""
+        return CANCELLATION[torch.float32 if self.low_precision else block.dtype]
+
     @abstractmethod
     def prepare(self, rows: Rows):
         """Compute what distances need of each row, once for all the blocks that it meets."""
@@ -97,6 +112,11 @@ class Distance(ABC):
     def backward(self, x, c, distance: Tensor, context, gradient: Tensor):
         """Gradients to rows of x and c, for those to the distances. Overwrites `gradient`."""
 
+    def formula(self, x: Float[Tensor, "B D"], c: Float[Tensor, "M D"]) -> Block:
+        """The same distances by plain operations on rows, which differentiate twice."""
+        name = type(self).__name__
+        raise NotImplementedError(f"{name} has no formula, which second derivatives need")
+
     def sort_key(self, x, c) -> Block:
         """Compute what sorts as the distances do, valid until the next call."""
         return self.pairwise(x, c)[0]
@@ -104,19 +124,6 @@ class Distance(ABC):
     def from_sort_key(self, key: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Distances that belong to sort keys."""
         return key
-
-
-def expand_squares(
-    x: PreparedPoints, c: PreparedPoints, factor: float, out: Block, low_precision: bool
-) -> Block:
-    """Compute x.squares_i + c.squares_j + factor x_i.c_j, on request of rows in bfloat16."""
-    if low_precision:
-        product = x.conditioned.bfloat16() @ c.conditioned.bfloat16().T
-        out.copy_(product).mul_(factor).add_(c.squares)
-    else:
-        norms = c.squares.expand_as(out)
-        torch.addmm(norms, x.conditioned, c.conditioned.T, alpha=factor, out=out)
-    return out.add_(x.squares[:, None])
 
 
 def take_rows(points, index: slice | Int[Tensor, " K"]):
@@ -131,6 +138,16 @@ def centering_offset(sample: Rows) -> Float[Tensor, " D"] | None:
     mean = sample.mean(0)
     spread = (sample - mean).square().sum(1).mean()
     return mean if bool(mean.square().sum() > spread) else None
+
+
+def plain_squares(x: Float[Tensor, "B D"], c: Float[Tensor, "M D"]) -> Block:
+    """|x - c|^2 by plain operations; pairs that would cancel are subtracted."""
+    shift = c.detach().mean(0)
+    x, c = x - shift, c - shift
+    norms = squared_norms(x)[:, None] + squared_norms(c)
+    squares = norms - 2 * x @ c.T
+    i, j = (squares.detach() * CANCELLATION[x.dtype] < norms).nonzero(as_tuple=True)
+    return squares.index_put((i, j), squared_norms(x[i] - c[j]))
 
 
 def subsample(rows: Shaped[Tensor, "N D"], dtype: torch.dtype) -> Float[Tensor, "K D"]:

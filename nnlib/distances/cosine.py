@@ -9,7 +9,6 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from nnlib.distances.base import (
-    CANCELLATION,
     CROWDED,
     Block,
     Distance,
@@ -20,7 +19,6 @@ from nnlib.distances.base import (
     Rows,
     centering_offset,
     close_pairs,
-    expand_squares,
     pair_chunks,
     squared_norms,
     subsample,
@@ -70,17 +68,16 @@ class CosineDistance(Distance):
 
     def pairwise(self, x, c, for_backward=False, same=None) -> tuple[Block, tuple]:
         """Distances; the pairs measured again (None: all), and which cosines are negative."""
-        distance = self.workspace("distance", x.raw, len(x.raw), len(c.raw))
-        expand_squares(x, c, -1, distance, self.low_precision)
-        cancels = 1 / CANCELLATION[torch.float32 if self.low_precision else distance.dtype]
+        distance = self.expand_squares(x, c, -1)
+        cancels = 1 / self.cancellation(distance)
         limit = (x.squares + c.squares.max()) * cancels
         negative = None
         largest = 0.0 if self.signed else float(distance.amax())
-        if largest > 1:
+        if not largest <= 1:  # NaN too: other queries go on
             negative = distance > 1 if for_backward else None
             opposite = torch.sub(2, distance, out=self.workspace.like("opposite", distance))
             torch.minimum(distance, opposite, out=distance)
-            if largest > 2 - cancels:  # opposite directions cancel too
+            if not largest <= 2 - cancels:  # opposite directions cancel too
                 limit = limit.clamp(min=cancels)
         if same is not None:
             distance[same] = 1
@@ -88,6 +85,11 @@ class CosineDistance(Distance):
         if same is not None:  # a row of zeros is at 1 from itself too
             distance[same] = (c.inverse_norms[same[1]] == 0).to(distance.dtype)
         return distance, (pairs, negative)
+
+    def formula(self, x, c):
+        cosine = normalize_rows(x) @ normalize_rows(c).T
+        distance = 1 - (cosine if self.signed else cosine.abs())
+        return distance - distance.detach().clamp(max=0)  # what rounding leaves below 0
 
     def _measure_again(self, x, c, distance: Block, pairs: Pairs) -> Pairs | None:
         """Replace the distances of these pairs, or all where they are many (None)."""
@@ -130,12 +132,11 @@ class CosineDistance(Distance):
 
 
 def normalize_rows(rows: Rows) -> Rows:
-    """Scale rows to length 1, whatever theirs; a row of zeros stays zero."""
-    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    if _out_of_range(norm):
-        rows = _rescaled(rows)
-        norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows * torch.where(norm > 0, 1 / norm, 0)
+    """Scale rows to length 1, whatever theirs; a row of zeros stays zero. Differentiates twice."""
+    rows = rows / _power_of_two(rows)
+    filled = (rows != 0).any(1, keepdim=True)
+    norm = torch.linalg.vector_norm(torch.where(filled, rows, 1), dim=1, keepdim=True)
+    return rows * torch.where(filled, 1 / norm, 0)
 
 
 def _near_unit(points: PreparedPoints, index: Int64[Tensor, " P"]) -> Float[Tensor, "P D"]:
@@ -153,8 +154,8 @@ def _cosines(x: Float[Tensor, "P D"], c: Float[Tensor, "P D"]) -> Float[Tensor, 
 def _inverse_norm(rows: Rows) -> Float[Tensor, " N"]:
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     if _out_of_range(norm):
-        scaled = torch.linalg.vector_norm(_rescaled(rows), dim=1, keepdim=True)
-        norm = rows.abs().amax(1, keepdim=True) * scaled
+        power = _power_of_two(rows)
+        norm = torch.linalg.vector_norm(rows / power, dim=1, keepdim=True) * power
     inverse = torch.where(norm > 0, 1 / norm, 0)
     return inverse.clamp_(max=torch.finfo(rows.dtype).max)[:, 0]
 
@@ -164,9 +165,10 @@ def _out_of_range(norm: Tensor) -> bool:
     return bool(((norm < 1e-15) | (norm > 1e15)).any())
 
 
-def _rescaled(rows: Rows) -> Rows:
-    largest = rows.abs().amax(1, keepdim=True)
-    return rows / torch.where(largest > 0, largest, 1)
+def _power_of_two(rows: Rows) -> Float[Tensor, "N 1"]:
+    """About the largest number of each row, by which to divide without rounding; 1 for zeros."""
+    largest = rows.detach().abs().amax(1, keepdim=True)
+    return torch.where(largest > 0, largest / (2 * torch.frexp(largest).mantissa), 1)
 
 
 def _tangent(vector: Tensor, normal: Tensor) -> Tensor:

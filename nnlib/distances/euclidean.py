@@ -11,7 +11,6 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from nnlib.distances.base import (
-    CANCELLATION,
     CROWDED,
     Block,
     Distance,
@@ -22,8 +21,8 @@ from nnlib.distances.base import (
     Rows,
     centering_offset,
     close_pairs,
-    expand_squares,
     pair_chunks,
+    plain_squares,
     squared_norms,
     subsample,
     weighted_differences,
@@ -78,6 +77,11 @@ class EuclideanDistance(Distance):
         squares, pairs = self._squares(x, c, same)
         return squares.sqrt_(), pairs
 
+    def formula(self, x, c):
+        squares = plain_squares(x * self.scale, c * self.scale)
+        apart = squares > 0  # a root has no slope at 0
+        return torch.where(apart, torch.where(apart, squares, 1).sqrt(), 0)
+
     def sort_key(self, x, c):
         return self._squares(x, c)[0]
 
@@ -85,10 +89,9 @@ class EuclideanDistance(Distance):
         return key.sqrt()
 
     def _squares(self, x: PreparedPoints, c: PreparedPoints, same=None):
-        squares = self.workspace("distance", x.raw, len(x.raw), len(c.raw))
         if x.squares is None:
-            return self._direct_squares(x.conditioned, c.conditioned, squares), None
-        expand_squares(x, c, -2, squares, self.low_precision)
+            return self._direct_squares(x.conditioned, c.conditioned), None
+        squares = self.expand_squares(x, c, -2)
         if same is not None:
             squares[same] = torch.inf
         pairs = self._cancelled(x, c, squares)
@@ -103,7 +106,7 @@ class EuclideanDistance(Distance):
 
     def _cancelled(self, x: PreparedPoints, c: PreparedPoints, squares: Block) -> Pairs | None:
         """Pairs to measure again; None where they are so many that the whole block is."""
-        factor = CANCELLATION[torch.float32 if self.low_precision else squares.dtype]
+        factor = self.cancellation(squares)
         most = CROWDED * squares.numel()
         pairs = close_pairs(squares, (x.squares + c.squares.max()) / factor)  # a little too many
         if len(pairs[0]) > most:
@@ -121,7 +124,8 @@ class EuclideanDistance(Distance):
             parts = self._product_backward(x, c, weight, context)
         return parts if self.scale == 1 else tuple(part * self.scale for part in parts)
 
-    def _direct_squares(self, x: Tensor, c: Tensor, squares: Block) -> Block:
+    def _direct_squares(self, x: Tensor, c: Tensor) -> Block:
+        squares = self.workspace("distance", x, len(x), len(c))
         difference = self.workspace.like("difference", squares)
         torch.sub(x[:, :1], c[:, 0], out=squares).square_()
         for feature in range(1, x.shape[1]):
@@ -199,6 +203,13 @@ class MultiScaleDistance(Distance):
             mean += power_(ratio, -self.exponent)
         return power_(mean.div_(len(parts)), 1 / self.exponent).mul_(least), parts
 
+    def formula(self, x, c):
+        steps = enumerate(self.levels)
+        lengths = [level.formula(x[:, :: 2**i], c[:, :: 2**i]) for i, level in steps]
+        powers = torch.stack(lengths).add(self.epsilon).log() * self.exponent
+        logs = powers.logsumexp(0) - math.log(len(lengths))
+        return (logs / self.exponent).exp()
+
     def backward(self, x, c, distance, context, gradient) -> Gradients:
         """Gradients to the rows, summed over the levels."""
         sums = [torch.zeros_like(points[0].raw) for points in (x, c)]
@@ -222,6 +233,9 @@ class NegativeDotProduct(Distance):
         """Minus the products of rows; `backward` needs nothing else."""
         return (x.raw @ c.raw.T).neg_(), None
 
+    def formula(self, x, c):
+        return -x @ c.T
+
     def backward(self, x, c, distance, context, gradient) -> Gradients:
         """Gradients to the rows."""
         return -(gradient @ c.raw), -(gradient.T @ x.raw)
@@ -242,5 +256,7 @@ def power_(base: Float[Tensor, "..."], exponent: float) -> Float[Tensor, "..."]:
 
 
 def _largest(rows: Tensor) -> float:
-    low, high = torch.aminmax(rows)
+    if len(rows) == 0:
+        return 0.0
+    low, high = torch.aminmax(rows.detach())
     return max(abs(float(low)), abs(float(high)))

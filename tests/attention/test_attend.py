@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import sys
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -239,8 +240,30 @@ def test_what_is_nowhere_is_near_nothing_and_hides_nothing(count, seed):
     known = torch.cat([torch.arange(7), torch.arange(8, 400)])
     wanted = oracle.euclidean(x.double(), c[known].double()).sort(1).indices[:, :count]
     assert torch.equal(nearest(x, c, count, KERNELS["euclidean"])[1], known[wanted])
-    found = attend(x, c, torch.ones(400, 1), KERNELS["influence_cone"], backend="blocks")
-    assert torch.allclose(found, torch.ones(20, 1))
+
+
+@pytest.mark.parametrize("features", [2, 20])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_is_not_finite_has_no_number_as_its_average(kernel, bad, features, seed):
+    x, c = torch.randn(70, features, generator=seed), torch.randn(400, features, generator=seed)
+    v = torch.rand(400, 1, generator=seed)
+    broken = x.clone()
+    broken[7, 1] = bad
+    broken.requires_grad_()
+    found = attend(broken, c, v, KERNELS[kernel])
+    others = torch.arange(70) != 7
+    assert found[7].isnan().all()
+    assert torch.allclose(found[others], attend(x, c, v, KERNELS[kernel])[others])
+    if kernel in SMOOTH:
+        found.sum().backward()
+        assert not broken.grad[7].isfinite().all() and broken.grad[others].isfinite().all()
+    nowhere, index = nearest(broken, c, 2, KERNELS[kernel])
+    assert nowhere[7].isinf().all() and (index[7] == -1).all() and (index[others] >= 0).all()
+    c[3, 0] = bad
+    assert attend(x, c, v, KERNELS[kernel]).isnan().all()
+    labels = torch.arange(400) % 3
+    assert class_log_probabilities(x, c, labels, 3, KERNELS[kernel]).isnan().all()
 
 
 def test_no_queries_have_no_neighbors():
@@ -352,20 +375,98 @@ def test_nearest_mean_holds_no_more_than_a_block(seed, monkeypatch):
     assert torch.allclose(share.sum(1), torch.ones(90)) and max(seen) <= 32 * 5
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"queries": torch.ones(3, 5)}, "queries"),
-        ({"centers": torch.ones(0, 4)}, "centers"),
-        ({"values": torch.ones(7, 2)}, "values"),
-        ({"exclude": torch.zeros(9, dtype=torch.int64)}, "exclude"),
-        ({"backend": "quick"}, "backend='quick'"),
-    ],
-)
+GOOD = {"queries": torch.ones(3, 4), "centers": torch.ones(6, 4), "values": torch.ones(6, 2)}
+REFUSED = [
+    ({"queries": torch.ones(3, 5)}, "queries"),
+    ({"queries": torch.ones(4)}, "queries"),
+    ({"queries": torch.ones(3, 0), "centers": torch.ones(6, 0)}, "D 1 or more"),
+    ({"queries": torch.ones(3, 4) * 1j}, "queries is torch.complex64"),
+    ({"queries": "words"}, "queries"),
+    ({"queries": None}, "queries"),
+    ({"centers": torch.ones(0, 4)}, "centers"),
+    ({"centers": torch.ones(6, 4, dtype=torch.complex128)}, "centers is torch.complex128"),
+    ({"centers": [[1, 2], [3]]}, "centers"),
+    ({"exclude": torch.zeros(9, dtype=torch.int64)}, "exclude"),
+    ({"exclude": torch.zeros(3)}, "exclude is torch.float32"),
+    ({"exclude": torch.ones(3, dtype=torch.bool)}, "exclude"),
+    ({"exclude": torch.tensor([0, 99, 1])}, "exclude holds 99: give centers 0 ... 5, or -1"),
+    ({"exclude": [0, -5, 1]}, "exclude holds -5"),
+    ({"exclude": [0.5, 1, 2]}, "exclude"),
+    ({"backend": "quick"}, "backend='quick'"),
+    ({"kernel": "quick"}, "kernel='quick'"),
+    ({"queries": torch.ones(3, 4, device="meta")}, "queries"),
+]
+REFUSED_VALUES = [
+    ({"values": torch.ones(7, 2)}, "values"),
+    ({"values": torch.ones(6)}, "values"),
+    ({"values": torch.ones(6, 2) * 1j}, "values is torch.complex64"),
+    ({"values": "words"}, "values"),
+    ({"values": Labels(torch.zeros(5, dtype=torch.int64), 3)}, "values"),
+    ({"matmul_dtype": "float8"}, "matmul_dtype='float8'"),
+    ({"sharpness": -1.0}, "sharpness=-1.0"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), REFUSED + REFUSED_VALUES)
 def test_bad_input_is_named(change, named):
-    good = {"queries": torch.ones(3, 4), "centers": torch.ones(6, 4), "values": torch.ones(6, 2)}
-    plain = inspect.unwrap(
-        attend
-    )  # what a user meets, without the shape checker of the tests before it
-    with pytest.raises(ValueError, match=named):
-        plain(**(good | change), kernel=KERNELS["euclidean"])
+    """What a user meets, without the shape checker of the tests before it."""
+    with pytest.raises((ValueError, TypeError), match=named):
+        inspect.unwrap(attend)(**(GOOD | {"kernel": "euclidean"} | change))
+
+
+@pytest.mark.parametrize(("change", "named"), REFUSED)
+def test_bad_input_to_nearest_is_named(change, named):
+    given_ = GOOD | {"kernel": "euclidean", "count": 2} | change
+    del given_["values"]
+    with pytest.raises((ValueError, TypeError), match=named):
+        inspect.unwrap(nearest)(**given_)
+
+
+@pytest.mark.parametrize("count", [0, 2.5, None])
+def test_nearest_wants_a_count(count):
+    with pytest.raises(ValueError, match="count="):
+        inspect.unwrap(nearest)(GOOD["queries"], GOOD["centers"], count, "euclidean")
+
+
+@pytest.mark.parametrize("labels", [[0.5, 1.0], torch.zeros(2, 1, dtype=torch.int64), "words"])
+def test_labels_are_whole_numbers(labels):
+    with pytest.raises((ValueError, TypeError), match="labels"):
+        Labels(labels, 3)
+
+
+@pytest.mark.parametrize("backend", ["auto", "blocks", "search"])
+@pytest.mark.parametrize("kind", [np.asarray, lambda part: part.tolist(), torch.Tensor.half])
+def test_every_kind_of_numbers_is_taken(kind, backend, seed):
+    x, c, v = (torch.randn(n, 2, generator=seed).half().float() for n in (20, 50, 50))
+    exclude = torch.arange(20)
+    kernel = InfluenceCone() if backend == "search" else "euclidean"
+    wanted = attend(x, c, v, kernel, exclude)
+    found = attend(kind(x), kind(c), kind(v), kernel, exclude.numpy(), backend)
+    assert found.dtype == torch.float32 or kind is not torch.Tensor.half
+    assert torch.allclose(found.float(), wanted, atol=1e-6)
+    labels = torch.arange(50) % 3
+    shares = attend(x, c, Labels(labels, 3), kernel)
+    for same in (labels.numpy(), labels.int(), labels.tolist()):
+        found = attend(kind(x), kind(c), Labels(same, 3), kernel)
+        assert torch.allclose(found.float(), shares, atol=1e-6)
+    distance, index = nearest(kind(x), kind(c), 2, kernel, exclude.tolist(), backend)
+    assert torch.equal(index, nearest(x, c, 2, kernel, exclude)[1]) and distance.shape == (20, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float64])
+@pytest.mark.parametrize("features", [1, 2, 20])
+@pytest.mark.parametrize("offset", [0, 1_700_000_000, -(2**31)])
+def test_wide_types_far_from_zero_have_right_distances(offset, features, dtype):
+    steps = torch.tensor([[0], [60], [100], [200]])
+    c = (steps + offset).expand(-1, features).to(dtype)
+    for backend in ("blocks", "auto"):
+        distance, index = nearest(c[:1], c, 3, InverseDistance(), backend=backend)
+        wanted = torch.tensor([[0.0, 60.0, 100.0]]) * features**0.5
+        assert torch.allclose(distance.float(), wanted) and index.tolist() == [[0, 1, 2]]
+    v = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    skip = torch.arange(4)
+    for name in ("euclidean", "euclidian_pyramid", "influence_cone", "k_nearest"):
+        found = attend(c, c, v, KERNELS[name], skip)
+        moved = steps.expand(-1, features).to(dtype)
+        assert torch.allclose(found, attend(moved, moved, v, KERNELS[name], skip), atol=1e-5)
+        assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)

@@ -1,0 +1,294 @@
+"""Derivatives of the average: once by blocks of centers, twice by blocks of queries; and vmap."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnlib._common.runtime import torch_defaults
+from nnlib.attention.blockwise import (
+    Averages,
+    Labels,
+    as_exact,
+    block_slices,
+    blockwise_average,
+    blockwise_nearest,
+    finite,
+    mask_excluded,
+    mean_of_rows,
+    weighted_sums,
+    working_dtype,
+)
+from nnlib.attention.kernels import Kernel
+from nnlib.distances import Distance, Workspace, wide_dtype
+
+TINY = torch.finfo(torch.float32).tiny
+PAIRS = 1 << 18  # of queries and centers that are differentiated twice at a time
+
+
+@dataclass
+class Call:
+    """What a call is given beside tensors, and what its gradients use again."""
+
+    kernel: Kernel
+    labels: Labels | None
+    backend: str
+    low_precision: bool
+    records: bool  # whether the caller records gradients
+    distance_fn: Distance | None = None
+    triton: Any = None
+
+    def distance(self, queries, centers) -> Distance:
+        """What measures the distances, made once."""
+        if self.distance_fn is None:
+            dtype = working_dtype(queries, centers)
+            self.distance_fn = self.kernel.distance(queries, centers, dtype)
+            self.distance_fn.low_precision = self.low_precision
+        return self.distance_fn
+
+
+class LoopedFunction(torch.autograd.Function):
+    """A function that vmap calls for one entry after the other, and that has no derivative."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        """Save nothing."""
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        raise RuntimeError(
+            "a third derivative is asked for: there are two, the gradient's gradient"
+        )
+
+    @classmethod
+    def vmap(cls, info, in_dims, *inputs):
+        """Stack the outputs of one call an entry."""
+
+        def entry(part, dim, index: int):
+            if isinstance(part, Call):
+                return replace(part, distance_fn=None, triton=None)
+            return part.select(dim, index) if isinstance(dim, int) else part
+
+        calls = [
+            cls.apply(*(entry(*given, index) for given in zip(inputs, in_dims, strict=True)))
+            for index in range(info.batch_size)
+        ]
+        columns = list(zip(*calls, strict=True))
+        missing = [column[0] is None for column in columns]
+        pairs = zip(columns, missing, strict=True)
+        outputs = tuple(None if skip else torch.stack(column) for column, skip in pairs)
+        return outputs, tuple(None if skip else 0 for skip in missing)
+
+
+class GradientsFunction(LoopedFunction):
+    """Gradients to queries, centers, values and sharpness, those of them that are needed."""
+
+    @staticmethod
+    def forward(gradient, *inputs):
+        *inputs, exclude, result, nearest, total, call, needed = inputs
+        queries, centers, values, _ = exact = (*map(as_exact, inputs[:2]), *inputs[2:])
+        with torch_defaults():
+            if call.kernel.k is not None:
+                parts = [None, None, _knn_gradient(values, nearest, gradient), None]
+            else:
+                if len(total) != len(queries):  # a search found the average
+                    rows = values if call.labels is None else call.labels
+                    distance_fn = call.distance(queries, centers)
+                    result, nearest, total = blockwise_average(
+                        queries, centers, rows, call.kernel, distance_fn, exclude
+                    )
+                outputs = (result, nearest, total)
+                blocks = BlockwiseBackward(call, exact, exclude, gradient, outputs, needed)
+                if call.triton is None:
+                    parts = blocks.run()
+                else:
+                    mean = blocks.mean[:, 0]
+                    parts = [*call.triton.gradients(blocks.gradient, mean, nearest), None]
+        found = zip(parts, inputs, needed, strict=True)
+        return tuple(part.to(like.dtype) for part, like, wanted in found if wanted)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, exclude, _, nearest, _, ctx.call, ctx.needed = inputs
+        index = None if ctx.call.kernel.k is None else nearest
+        ctx.save_for_backward(*tensors, exclude, index)
+        ctx.save_for_forward(*tensors, exclude, index)
+
+    @staticmethod
+    def backward(ctx, *vectors):
+        vectors = (None, *spread(vectors, ctx.needed))
+        return *HessianFunction.apply(ctx.call, *ctx.saved_tensors, *vectors), *[None] * 6
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        parts = HessianFunction.apply(ctx.call, *ctx.saved_tensors, *tangents[:5])
+        return tuple(part for part, wanted in zip(parts[1:], ctx.needed, strict=True) if wanted)
+
+
+def spread(parts, wanted) -> list:
+    """Give each wanted place its part, in their order, and None to the others."""
+    parts = iter(parts)
+    return [next(parts) if each else None for each in wanted]
+
+
+class HessianFunction(LoopedFunction):
+    """Second derivatives of (gradient . average), by all that it depends on, times a vector."""
+
+    @staticmethod
+    def forward(call, *tensors):
+        """Take the gradient, queries, centers, values, sharpness, and a vector for each of them.
+
+        By blocks of queries, since autograd holds all their pairs with the centers.
+        """
+        parts, (exclude, index), vectors = tensors[:5], tensors[5:7], tensors[7:]
+        present = [part is not None for part in parts]
+        leaves = [part.detach().to(wide_dtype(part)) for part in parts if part is not None]
+        sums = [torch.zeros_like(leaf) for leaf in leaves]
+        leaves = spread([leaf.requires_grad_() for leaf in leaves], present)
+        vectors = [vector for vector, given in zip(vectors, present, strict=True) if given]
+        size = max(1, PAIRS // len(leaves[2]))
+        for start in range(0, len(leaves[0]), size):
+            rows = slice(start, start + size)
+            skip, places = (None if part is None else part[rows] for part in (exclude, index))
+            with torch_defaults(gradients=True):
+                inputs = (leaves[1][rows], *leaves[2:], skip, places)
+                average = _plain_average(call, *inputs)
+                products = _second(average, leaves, rows, vectors)
+            for total, product in zip(sums, products, strict=True):
+                total += product
+        kept = (part.dtype for part in parts if part is not None)
+        return tuple(spread(map(Tensor.to, sums, kept), present))
+
+
+def _second(average, leaves, rows: slice, vectors) -> tuple[Tensor, ...]:
+    """One block's products of its second derivatives with the vectors."""
+    every = [leaf for leaf in leaves if leaf is not None]
+    first = torch.autograd.grad(
+        average, every[1:], leaves[0][rows], create_graph=True, materialize_grads=True
+    )
+    total = 0
+    if vectors[0] is not None:
+        total = (average * vectors[0][rows]).sum()
+    for part, vector in zip(first, vectors[1:], strict=True):
+        if vector is not None:
+            total = total + (part * vector).sum()
+    return torch.autograd.grad(total, every, materialize_grads=True)
+
+
+def _plain_average(call: Call, queries, centers, values, sharpness, exclude, index) -> Averages:
+    """The average by plain operations, all pairs at once."""
+    rows = values if call.labels is None else call.labels
+    if call.kernel.k is not None:
+        return mean_of_rows(rows, index, queries.dtype)
+    distance_fn = call.distance(queries, centers)
+    distance = distance_fn.formula(queries, centers) / distance_fn.scale
+    skip = torch.full_like(queries[:, 0], -1) if exclude is None else exclude
+    absent = skip[:, None] == torch.arange(len(centers), device=skip.device)
+    nearest = distance.masked_fill(absent, torch.inf).amin(1, keepdim=True)
+    logs = call.kernel.log_weight(distance, nearest)
+    if sharpness is not None:
+        logs = logs * (sharpness / sharpness.detach())
+    logs = logs.masked_fill(absent, -torch.inf)
+    largest = logs.detach().amax(1, keepdim=True).clamp(min=torch.finfo(logs.dtype).min)
+    weights = (logs - largest).exp()
+    if call.labels is None:
+        sums = weights @ values
+    else:
+        sums = weights.new_zeros(len(weights), rows.shape[1])
+        sums = sums.index_add(1, rows.labels, weights)
+    total = weights.sum(1, keepdim=True)
+    return sums / torch.where(total > 0, total, 1)
+
+
+def _knn_gradient(values, index, gradient) -> Tensor:
+    """The gradient to values of their means over the nearest, by autograd."""
+    total = torch.zeros_like(values, dtype=gradient.dtype)
+    for rows in block_slices(gradient, 0):
+        with torch.enable_grad():
+            leaf = values.detach().to(gradient.dtype).requires_grad_()
+            mean = mean_of_rows(leaf, index[rows], gradient.dtype)
+        total += torch.autograd.grad(mean, leaf, gradient[rows])[0]
+    return total
+
+
+class BlockwiseBackward:
+    """Gradients to queries, centers, values and sharpness, those of them that are needed."""
+
+    def __init__(self, call: Call, inputs, exclude, gradient, outputs, needed):
+        self.queries, self.centers, values, self.sharpness = inputs
+        result, self.nearest, total = outputs
+        self.exclude = exclude
+        self.kernel = call.kernel
+        self.distance_fn = call.distance(self.queries, self.centers)
+        self.workspace = Workspace()
+        self.values = values if call.labels is None else call.labels
+        self.gradient = gradient / torch.where(total > 0, total, 1)[:, None]
+        self.mean = (self.gradient * result).sum(1, keepdim=True)
+        self.sums = [
+            self.gradient.new_zeros(like.shape) if wanted else None
+            for wanted, like in zip(needed, inputs, strict=True)
+        ]
+
+    def run(self) -> list[Tensor | None]:
+        """Measure all blocks again; the gradients, None where none is needed."""
+        for rows in block_slices(self.queries, 0):
+            x = self.distance_fn.prepare(self.queries[rows].to(self.gradient.dtype))
+            nearest = finite(self.nearest[rows])
+            to_nearest = torch.zeros_like(nearest)
+            for cols in block_slices(self.centers, 1):
+                self._add_block(x, rows, cols, nearest, to_nearest)
+            if self.kernel.needs_nearest and self._to_points:
+                self._add_nearest(rows, to_nearest)
+        return self.sums
+
+    @property
+    def _to_points(self) -> bool:
+        return self.sums[0] is not None or self.sums[1] is not None
+
+    def _add_block(self, x, rows: slice, cols: slice, nearest: Tensor, to_nearest: Tensor) -> None:
+        scale = self.distance_fn.scale
+        c = self.distance_fn.prepare(self.centers[cols].to(self.gradient.dtype))
+        distance, context = self.distance_fn.pairwise(x, c, for_backward=True)
+        weights = self.workspace.like("weights", distance).copy_(distance)
+        mask_excluded(weights, None if self.exclude is None else self.exclude[rows], cols)
+        weights = self.kernel.relative_weights(weights, nearest, scale)
+        gradient = self.gradient[rows]
+        to_queries, to_centers, to_values, to_sharpness = self.sums
+        if to_values is not None:
+            to_values[cols] += weighted_sums(weights.T, gradient)
+        if not self._to_points and to_sharpness is None:
+            return
+        v = self.values[cols].to(gradient.dtype)
+        slope = torch.mm(gradient, v.T, out=self.workspace.like("slope", distance))
+        slope.sub_(self.mean[rows]).mul_(weights)
+        if to_sharpness is not None:  # d log w / d power = log w / power
+            logs = torch.xlogy(slope, weights.clamp(min=TINY))
+            to_sharpness += logs.sum() / self.sharpness
+        if not self._to_points:
+            return
+        part = self.kernel.scale_by_log_slope(slope, distance, nearest, scale, weights)
+        if self.kernel.needs_nearest:
+            to_nearest += part
+        parts = self.distance_fn.backward(x, c, distance, context, slope)
+        if to_queries is not None:
+            to_queries[rows] += parts[0]
+        if to_centers is not None:
+            to_centers[cols] += parts[1]
+
+    def _add_nearest(self, rows: slice, to_nearest: Tensor) -> None:
+        """Pass the gradient to the nearest distance on to that pair."""
+        skip = None if self.exclude is None else self.exclude[rows]
+        x = self.queries[rows]
+        _, index = blockwise_nearest(x, self.centers, 1, self.distance_fn, skip)
+        index = index[:, 0].clamp(min=0)
+        dtype = self.gradient.dtype
+        scale = self.distance_fn.scale
+        difference = (x.to(dtype) - self.centers[index].to(dtype)) * scale
+        length = torch.linalg.vector_norm(difference, dim=1)
+        slope = to_nearest * scale / torch.where(length > 0, length, 1)
+        to_pair = difference * slope[:, None]
+        if self.sums[0] is not None:
+            self.sums[0][rows] += to_pair
+        if self.sums[1] is not None:
+            self.sums[1].index_add_(0, index, to_pair, alpha=-1)
