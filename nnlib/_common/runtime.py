@@ -19,7 +19,6 @@ SMALL_STEP = 1 << 22  # multiplications, some tenths of a millisecond
 _lock = threading.Lock()  # of the next two
 _users = 0  # threads and calls that rely on the process's defaults
 _restored = ExitStack()  # what their last puts back
-_draws = threading.RLock()  # of the global generator
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -92,7 +91,8 @@ def _process_defaults() -> Iterator[None]:
                 _restored.callback(torch.set_float32_matmul_precision, before)
                 torch.set_float32_matmul_precision("highest")
         except RuntimeError:  # the process uses torch's newer switches, which exclude this one
-            for switch in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+            mkldnn = torch.backends.mkldnn
+            for switch in (torch.backends.cuda.matmul, mkldnn.matmul, mkldnn.conv):
                 _restored.callback(setattr, switch, "fp32_precision", switch.fp32_precision)
                 switch.fp32_precision = "ieee"
     try:
@@ -102,17 +102,6 @@ def _process_defaults() -> Iterator[None]:
             _users -= 1
             if _users == 0:
                 _restored.close()
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU's global generator for modules that draw from no other, then put it back."""
-    with _draws, torch.random.fork_rng(devices=[]):  # one thread at a time
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
-full_precision = torch_defaults
 
 
 def check_seed(seed, name: str = "seed") -> int:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
-from nnlib._common.runtime import full_precision
+from nnlib._common.runtime import torch_defaults
 from nnlib._common.validation import check_number
 from nnlib.attention import (
     DotProduct,
@@ -100,7 +100,7 @@ class _Losses(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, labels, bank, exclude, temperature, margin):
         """The losses [B]; their gradient is summed in the same sweep, and saved."""
-        with full_precision():
+        with torch_defaults():
             others, own = _sum_both_sides(x, labels, bank, exclude, temperature)
         log_odds = _log_odds(own, others) - margin / temperature
         alone = own.sums[:, -1] == 0  # not where a feature is NaN, whose loss is NaN too

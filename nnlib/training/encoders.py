@@ -1,15 +1,20 @@
 """Networks from pictures to unit vectors: torchvision's residual ones, and a small one."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from nnlib._common.runtime import check_seed, seeded, torch_defaults
+from nnlib._common.runtime import check_seed, torch_defaults
 from nnlib._common.validation import check_choice, check_int
 
 ARCHITECTURES = ("small", "resnet18", "resnet34", "resnet50")
 SMALL_SIZE = 96  # up to this side a residual network's stem keeps the resolution, as for CIFAR
+GENERATOR_LOCK = threading.RLock()  # of the global generator
 IMAGENET_MOMENTS = {"mean": [0.485, 0.456, 0.406], "deviation": [0.229, 0.224, 0.225]}
 
 
@@ -61,6 +66,14 @@ class Embedding(nn.Module):
         if pixels.device.type != "mps":  # half as quick again on CPUs, more on GPUs
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         return normalize(self.backbone(pixels).float(), dim=1)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the CPU's global generator for modules that draw from no other, then put it back."""
+    with GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _small(channels: int, low_dim: int) -> nn.Sequential:

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from nnlib._common.runtime import seeded
 from nnlib.nca import MemoryBank, nca_loss
+from nnlib.training.encoders import seeded
 
 LOSSES = ("nca", "instance", "softmax")
 
