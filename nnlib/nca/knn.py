@@ -171,18 +171,21 @@ def embed(network: nn.Module | Callable, batches: Iterable, device=None) -> tupl
     module = network if isinstance(network, nn.Module) else nn.Identity()
     if device is None:
         device = next((weight.device for weight in module.parameters()), None)
-    training = module.training
-    if training:
-        module.eval()
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
     try:
-        pairs = [(network(batch[0].to(device)), batch[1].to(device)) for batch in batches]
+        pairs = [
+            (network(as_tensor("batches", batch[0]).to(device)), as_tensor("batches", batch[1]))
+            for batch in batches
+        ]
     finally:
-        if training:
-            module.train()
+        for part, mode in modes:
+            part.training = mode
     if not pairs:
         raise ValueError("batches is empty: give at least one batch of (images, labels)")
-    features, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    return normalize(features.float(), dim=1), labels
+    with torch_defaults():
+        features, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        return normalize(features.float(), dim=1), labels.to(features.device)
 
 
 def knn_evaluate(network: nn.Module | Callable, queries: Iterable, gallery: Iterable, **settings):

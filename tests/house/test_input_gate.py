@@ -208,7 +208,7 @@ EVERYTHING = NO_NUMBERS | NOT_FINITE | NO_ROWS
 
 
 def batches(features=X, labels=CLASSES) -> list:
-    return [(features, torch.as_tensor(labels))]
+    return [(features, labels)]
 
 
 def filled(embeddings=X, index=None) -> torch.Tensor:
@@ -305,12 +305,12 @@ PICTURE_ENTRIES = {
     "blur images": lambda images: blur(images, 0.5),
     "mirrored_copies images": mirrored_copies,
     "shifted_copies images": lambda images: shifted_copies(images, CLASSES)[0],
+    "pixel_samples image": lambda image: pixel_samples(image)[1],
     "PatchFeatures X": lambda images: nnlib.features.PatchFeatures(5, 3).fit_transform(images),
 }
 BATCH_ENTRIES = {
     "embed batches": lambda rows: embed(torch.nn.Identity(), batches(rows))[0],
-    "knn_evaluate queries": lambda rows: evaluated(batches(rows)),
-    "pixel_samples image": lambda rows: pixel_samples(rows[:, None].expand(-1, 2, -1).byte())[1],
+    "knn_evaluate batches": lambda rows: evaluated(batches(rows)),
 }
 
 QUICK = {"device": "cpu"}
@@ -420,6 +420,14 @@ def test_pictures_of_any_kind(name):
     )
     refused = {kind: NO_NUMBERS[kind] for kind in (*kinds, "a number")}
     assert not_refused(call, refused, IMAGES, rf"\b{name.split()[-1]}\b") == {}
+
+
+@pytest.mark.parametrize("name", BATCH_ENTRIES)
+def test_batches_of_any_kind(name):
+    call = BATCH_ENTRIES[name]
+    assert wrong_answers(detached(call), NUMBERS, ROWS, detached(call)(X).numpy()) == {}
+    refused = {kind: NO_NUMBERS[kind] for kind in ("None", "words", "ragged", "times", "complex")}
+    assert not_refused(call, refused, ROWS, r"\bbatches\b") == {}
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

@@ -6,7 +6,7 @@ import torch
 import torch.multiprocessing as mp
 from torch.nn.functional import normalize
 
-from nnlib.nca import MemoryBank, knn, knn_accuracy, knn_evaluate, knn_predict, nca_loss
+from nnlib.nca import MemoryBank, embed, knn, knn_accuracy, knn_evaluate, knn_predict, nca_loss
 
 
 def drawn(n=101, b=24, dim=16, classes=5, seed=0):
@@ -207,6 +207,15 @@ def test_evaluation_embeds_the_gallery_anew():
     fresh = knn_evaluate(network, batches, batches)
     assert fresh["nearest_top1"] == 1 and 0 <= fresh["knn_top1"] <= fresh["knn_top5"] <= 1
     assert network.training
+
+
+def test_evaluation_leaves_each_module_in_its_mode():
+    labels, _, _, rows = drawn(n=20)
+    network = torch.nn.Sequential(torch.nn.BatchNorm1d(16).eval(), torch.nn.Dropout(0.5))
+    features, found = embed(network, [(rows.numpy(), labels.tolist())])
+    assert torch.allclose(features, normalize(rows, dim=1), atol=1e-5)
+    assert torch.equal(found, labels)
+    assert [part.training for part in network.modules()] == [True, False, True]
 
 
 def _whole(b):
