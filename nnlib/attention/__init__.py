@@ -9,9 +9,12 @@ from nnlib.attention.blockwise import blockwise_average as blockwise_average
 from nnlib.attention.blockwise import blockwise_nearest as blockwise_nearest
 from nnlib.attention.blockwise import finite as finite
 from nnlib.attention.blockwise import mask_excluded as mask_excluded
+from nnlib.attention.blockwise import mean_of_rows as mean_of_rows
+from nnlib.attention.blockwise import merge_topk as merge_topk
 from nnlib.attention.blockwise import uniform_knn_average as uniform_knn_average
 from nnlib.attention.blockwise import with_ones as with_ones
 from nnlib.attention.blockwise import working_dtype as working_dtype
+from nnlib.attention.derivatives import LoopedFunction as LoopedFunction
 from nnlib.attention.dispatch import MATMUL_DTYPES, attend, class_log_probabilities, nearest
 from nnlib.attention.dispatch import is_worthwhile as is_worthwhile
 from nnlib.attention.kdtree import QuantileGrid as QuantileGrid

@@ -3,13 +3,14 @@
 Nothing larger than a block is held: sums run on from block to block.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from nnlib._common.validation import as_tensor, check_int
+from nnlib._common.validation import as_integers, check_int
 from nnlib.attention.kernels import Kernel
 from nnlib.distances import Distance
 
@@ -53,18 +54,11 @@ class Labels:
     """
 
     def __init__(self, labels, classes: int):
-        check_int("classes", classes)
-        labels = as_tensor("labels", labels)
-        if labels.ndim != 1 or labels.is_floating_point():
-            raise ValueError(f"labels is {labels.dtype} {tuple(labels.shape)}: give int64 [M]")
-        labels = labels.long()
-        low, high = map(int, torch.aminmax(labels)) if len(labels) else (0, 0)
-        if low < 0 or high >= max(1, classes):
-            raise ValueError(f"labels holds {low} ... {high}: give 0 ... {classes - 1}")
-        self.labels = labels
-        self.shape = (len(labels), classes)
-        self.dtype = labels.dtype
-        self.device = labels.device
+        classes = check_int("classes", classes)
+        self.labels = as_integers("labels", labels, interval=(0, classes - 1))
+        self.shape = (len(self.labels), classes)
+        self.dtype = self.labels.dtype
+        self.device = self.labels.device
 
     def __getitem__(self, cols) -> Tensor:
         return torch.nn.functional.one_hot(self.labels[cols], self.shape[1])
@@ -214,8 +208,9 @@ def as_exact(rows):
 
 def spread_nan(result: Averages, queries, centers) -> Averages:
     """Set to NaN, in place, what isn't finite: a query's row, or all rows for a center."""
-    for end in torch.aminmax(centers.detach()):
-        result += end * 0
+    if centers.is_cuda or not math.isfinite(centers.detach().sum()):  # large ones add up to inf too
+        for end in torch.aminmax(centers.detach()):
+            result += end * 0
     result += (queries * 0).sum(1, keepdim=True)
     return result
 

@@ -1,5 +1,6 @@
 """Derivatives of the average: once by blocks of centers, twice by blocks of queries; and vmap."""
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,6 +51,10 @@ class Call:
 
 class LoopedFunction(torch.autograd.Function):
     """A function that vmap calls for one entry after the other, and that has no derivative."""
+
+    def __init_subclass__(cls):
+        super().__init_subclass__()  # each call looks at the signature, which takes long to find
+        cls.forward.__signature__ = inspect.signature(cls.forward)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

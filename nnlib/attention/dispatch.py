@@ -9,17 +9,16 @@ is exact.
 
 import importlib.util
 import math
+from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from nnlib._common.runtime import torch_defaults
-from nnlib._common.validation import as_tensor, check_choice, check_int
+from nnlib._common.validation import as_integers, as_tensor, check_choice, check_int
 from nnlib.attention.blockwise import (
-    Exclude,
     Labels,
     as_exact,
     blank_rows,
@@ -49,21 +48,19 @@ SEARCH_PAIRS = 1 << 18
 SEARCH_CENTERS = 32  # are measured in the time that a tree takes for one of the nearest
 SEARCH_TABLE = 1 << 23  # numbers in a sorted copy of the values, at most
 
-Queries = Shaped[Tensor, "B D"] | Shaped[np.ndarray, "B D"] | list
-Centers = Shaped[Tensor, "M D"] | Shaped[np.ndarray, "M D"] | list
-Values = Shaped[Tensor, "M V"] | Shaped[np.ndarray, "M V"] | list | Labels
+Numbers = Any  # tensors, arrays, frames, lists
 
 
 @torch_defaults()
 def attend(
-    queries: Queries,
-    centers: Centers,
-    values: Values,
+    queries: Numbers,
+    centers: Numbers,
+    values: Numbers | Labels,
     kernel: Kernel | str,
-    exclude: Exclude | np.ndarray | list = None,
+    exclude: Numbers = None,
     backend: str = "auto",
     matmul_dtype: str = "float32",
-    sharpness: Float[Tensor, ""] | float | None = None,
+    sharpness: Numbers = None,
 ) -> Float[Tensor, "B V"]:
     """Average `values` over all centers, weighted by a kernel, for each query.
 
@@ -114,12 +111,12 @@ def attend(
 
 @torch_defaults()
 def class_log_probabilities(
-    queries: Queries,
-    centers: Centers,
-    labels: Int64[Tensor, " M"] | np.ndarray | list,
+    queries: Numbers,
+    centers: Numbers,
+    labels: Numbers,
     classes: int,
     kernel: Kernel | str,
-    exclude: Exclude | np.ndarray | list = None,
+    exclude: Numbers = None,
     backend: str = "auto",
 ) -> Float[Tensor, "B C"]:
     """Log of each class's fraction of the weight; one-hot labels are never held whole.
@@ -148,11 +145,11 @@ def class_log_probabilities(
 @torch_defaults()
 @torch.no_grad()
 def nearest(
-    queries: Queries,
-    centers: Centers,
+    queries: Numbers,
+    centers: Numbers,
     count: int,
     kernel: Kernel | str,
-    exclude: Exclude | np.ndarray | list = None,
+    exclude: Numbers = None,
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "B K"], Int64[Tensor, "B K"]]:
     """Find the nearest centers of each query, nearest first, by the kernel's own distance.
@@ -178,7 +175,8 @@ def nearest(
         raise ValueError(f"backend='fused' gives averages, and no nearest centers: {wanted}")
     check_int("count", count)
     queries, centers, exclude, kernel = _check(queries, centers, exclude, kernel, backend)
-    _check_range(exclude, len(centers))
+    if exclude is not None:
+        as_integers("exclude", exclude, interval=(-1, len(centers) - 1))
     dtype = working_dtype(queries, centers)
     points = [blank_rows(as_exact(part)) if len(part) else part for part in (queries, centers)]
     searched = _takes_search(*points, None, UniformKNN(count, kernel), backend)
@@ -201,7 +199,8 @@ class AttendFunction(LoopedFunction):
         """Averages; and for their gradients nearest distances and total weights, or indices."""
         rows = values if call.labels is None else call.labels
         kernel = call.kernel
-        _check_range(exclude, len(centers))
+        if exclude is not None:
+            as_integers("exclude", exclude, interval=(-1, len(centers) - 1))
         points = as_exact(queries), as_exact(centers)
         nearest = total = torch.empty(0, device=queries.device)
         with torch.set_grad_enabled(call.records):
@@ -340,12 +339,7 @@ def _check(queries, centers, exclude, kernel, backend: str):
     if points[0] == 0:
         raise ValueError("centers is empty: give at least one")
     if exclude is not None:
-        exclude = as_tensor("exclude", exclude)
-        whole = exclude.dtype in (torch.int8, torch.int16, torch.int32, torch.int64)
-        if exclude.shape != shape[:1] or not whole:
-            found = f"{exclude.dtype} of shape {tuple(exclude.shape)}"
-            raise ValueError(f"exclude is {found}: give int64 [{shape[0]}], one index a query")
-        exclude = exclude.long()
+        exclude = as_integers("exclude", exclude, shape[0])
     _check_devices(queries=queries, centers=centers, exclude=exclude)
     return queries, centers, exclude, make_kernel(kernel)
 
@@ -367,13 +361,3 @@ def _check_devices(**tensors) -> None:
     if len(set(devices.values())) > 1:
         where = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise ValueError(f"{where}: move them to one device")
-
-
-def _check_range(exclude: Exclude, centers: int) -> None:
-    """Raise ValueError where a number is no center's, nor -1; the one look that waits for a GPU."""
-    if exclude is None or len(exclude) == 0:
-        return
-    low, high = torch.stack(torch.aminmax(exclude)).tolist()
-    if low < -1 or high >= centers:
-        found = low if low < -1 else high
-        raise ValueError(f"exclude holds {found}: give centers 0 ... {centers - 1}, or -1")

@@ -222,3 +222,92 @@ def test_a_feature_that_is_no_number_has_no_number_as_its_loss(classes, bad):
     assert (bank_labels == labels[3]).sum() > 1
     for how in ({}, {"exclude": index}):
         assert nca_loss(x, labels, bank, bank_labels, **how).isnan()
+
+
+def second_case(dtype=torch.float64):
+    x, labels, bank, bank_labels, index = sample("mixed", n=60, b=5, dim=6, classes=3)
+    index[2] = -1
+    return x.to(dtype), labels, normalize(bank.to(dtype), dim=1), bank_labels, index
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.2])
+def test_second_derivatives_agree_with_the_definition(margin, monkeypatch):
+    monkeypatch.setattr("nnlib.nca.loss.BLOCK_PAIRS", {"cpu": 35})
+    x, *others = second_case()
+    others[1][7] = 0  # a row that was cleared counts for nothing
+    known = others[1].any(1)
+    plain = (others[0], others[1][known], others[2][known])
+    renumbered = torch.where(others[3] < 0, -1, known.cumsum(0)[others[3].clamp(min=0)] - 1)
+    how = {"temperature": 0.3, "margin": margin}
+
+    def ours(x):
+        return nca_loss(x, *others, **how)
+
+    def wanted(x):
+        return naive(x, *plain, renumbered, **how)
+
+    right = torch.autograd.functional.hessian(wanted, x)
+    assert torch.allclose(ours(x), wanted(x))
+    assert right.abs().max() > 0.05
+    for found in (
+        torch.autograd.functional.hessian(ours, x),
+        torch.func.hessian(ours)(x),
+        torch.func.jacrev(torch.func.jacrev(ours))(x),
+    ):
+        assert torch.allclose(found, right, atol=1e-9)
+    narrow = torch.autograd.functional.hessian(
+        lambda x: nca_loss(x, others[0], others[1].float(), *others[2:], **how), x.float()
+    )
+    assert (narrow - right).abs().max() <= 1e-4 * right.abs().max()
+    assert torch.autograd.gradgradcheck(ours, x.requires_grad_(), fast_mode=True)
+
+
+def test_gradients_of_each_sample_and_no_third_derivative():
+    x, labels, bank, bank_labels, index = second_case()
+    leaf = x.clone().requires_grad_()
+
+    def loss(x, label, skip):
+        return nca_loss(x[None], label[None], bank, bank_labels, skip[None])
+
+    each = torch.func.vmap(torch.func.grad(loss))(x, labels, index)
+    whole = nca_loss(leaf, labels, bank, bank_labels, index)
+    first = torch.autograd.grad(whole, leaf, create_graph=True)[0]
+    assert torch.allclose(each / len(x), first)
+    second = torch.autograd.grad(first.square().sum(), leaf, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="third derivative"):
+        second.sum().backward()
+
+
+def test_classes_of_one_have_no_second_derivatives():
+    x = torch.eye(4, dtype=torch.float64)
+    found = torch.autograd.functional.hessian(
+        lambda x: nca_loss(x, torch.arange(4), x.detach(), torch.arange(4), torch.arange(4)), x
+    )
+    assert not found.any()
+
+
+def test_a_gradient_penalty_trains():
+    x, *others = second_case(torch.float32)
+    torch.manual_seed(0)
+    network = torch.nn.Linear(6, 6)
+    optimizer = torch.optim.SGD(network.parameters(), 0.05)
+    penalties = []
+    for _ in range(60):
+        inputs = x.clone().requires_grad_()
+        loss = nca_loss(network(inputs), *others, temperature=0.5)
+        slope = torch.autograd.grad(loss, inputs, create_graph=True)[0]
+        penalties.append(slope.square().sum())
+        optimizer.zero_grad()
+        penalties[-1].backward()
+        optimizer.step()
+    assert penalties[-1] < 0.7 * penalties[0]
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.half])
+def test_lists_arrays_and_half_types_are_taken(kind):
+    x, labels, bank, bank_labels, index = second_case()
+    x, bank = x.half().double(), bank.half().double()
+    whole = torch.Tensor.int if kind is torch.Tensor.half else kind
+    given_all = [kind(x), whole(labels), kind(bank), whole(bank_labels), whole(index)]
+    wanted = nca_loss(x, labels, bank, bank_labels, index)
+    assert nca_loss(*given_all).item() == pytest.approx(wanted.item(), rel=1e-4)
