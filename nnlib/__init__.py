@@ -14,6 +14,8 @@ if TYPE_CHECKING:
         DynamicClassifier,
         DynamicRegressor,
         NCATransformer,
+        NeighborsClassifier,
+        NeighborsRegressor,
         PrototypeClassifier,
         StackedClassifier,
     )
@@ -25,7 +27,7 @@ _HOMES = {  # imported on first use, so that `import nnlib` is quick
     "nnlib.language": "ContextModel",
     "nnlib.nca": "MemoryBank knn_predict nca_loss",
     "nnlib.neighbors": "DeepClassifier DynamicClassifier DynamicRegressor NCATransformer "
-    "PrototypeClassifier StackedClassifier",
+    "NeighborsClassifier NeighborsRegressor PrototypeClassifier StackedClassifier",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = sorted(_HOME_OF)

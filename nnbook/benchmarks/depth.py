@@ -31,7 +31,7 @@ STACKS = ("published", "left out")
 def measured(name: str, seed: int) -> Iterator[dict]:
     """Rows of one set and seed; the stacks agree in their first layer's settings."""
     data, quiet = load(name), {"random_state": seed, "progress": False}
-    first = DynamicClassifier(**quiet)
+    first = DynamicClassifier(rule="published", **quiet)
     models = DeepClassifier(LAYERS, **quiet), StackedClassifier(LAYERS, first, **quiet)
     for stack, model in zip(STACKS, models, strict=True):
         start = time.perf_counter()
@@ -50,7 +50,7 @@ def measured(name: str, seed: int) -> Iterator[dict]:
 def second_layers(name: str, seed: int = 0) -> Iterator[dict]:
     """Rows that tell two causes apart: what a second layer learns from, and what kind it is."""
     data, quiet = load(name), {"random_state": seed, "progress": False}
-    first, row = DynamicClassifier(**quiet), {"set": name, "seed": seed}
+    first, row = DynamicClassifier(rule="published", **quiet), {"set": name, "seed": seed}
     x, y = data.train_images[:FEW].flatten(1).numpy(), data.train_labels[:FEW].numpy()
     test_x, test_y = data.test_images.flatten(1).numpy(), data.test_labels.numpy()
     left_out = cross_val_predict(first, x, y, cv=5, method="predict_proba")
@@ -60,7 +60,10 @@ def second_layers(name: str, seed: int = 0) -> Iterator[dict]:
     answers = {"its own answers": first.predict_proba(x), "answers left out": left_out}
     for source, outputs in answers.items():
         learned = PrototypeClassifier(100, "cosine_softmax", **quiet)
-        for kind, layer in {"condensed": DynamicClassifier(**quiet), "learned": learned}.items():
+        for kind, layer in {
+            "condensed": DynamicClassifier(rule="published", **quiet),
+            "learned": learned,
+        }.items():
             layer.fit(outputs, y)
             layer_row = {"layer": 2, "centers": layer.num_neighbors}
             scores = {"train": layer.score(outputs, y), "test": layer.score(test, test_y)}

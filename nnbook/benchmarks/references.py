@@ -55,7 +55,7 @@ def makers(track: Track, splits: Splits, seed: int) -> dict[str, Callable]:
     centers = PrototypeClassifier(max(track.counts), SOFTMAX, **quiet)
     found = {
         "k nearest": lambda: voters(3).fit(*train),
-        "condensed": lambda: DynamicClassifier(**quiet).fit(*train),
+        "condensed": lambda: DynamicClassifier(rule="published", **quiet).fit(*train),
         f"scikit-learn's NCA, {SAMPLES}": lambda: nca.fit(*few),
         "learned centers, no metric": lambda: centers.fit(*train),
         f"support vectors, {SAMPLES}": lambda: SVC(C=10, gamma="scale").fit(*few),

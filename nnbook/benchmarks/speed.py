@@ -202,9 +202,11 @@ def fit(kernel: str, repeats: int = 1) -> list[dict]:
     data = load("mnist")
     x, y = data.train_images.flatten(1).float() / 255, data.train_labels
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    model = DynamicClassifier(kernel, random_state=0, progress=False).fit(x, y)
+    model = DynamicClassifier(kernel, rule="published", random_state=0, progress=False).fit(x, y)
     works = {
-        "nnlib": lambda: DynamicClassifier(kernel, random_state=0, progress=False).fit(x, y),
+        "nnlib": lambda: DynamicClassifier(
+            kernel, rule="published", random_state=0, progress=False
+        ).fit(x, y),
         "published loop": lambda: reference_loop.fit(x, y, order, kernel),
         "bare products": lambda: products_of(model, x),
     }

@@ -1,5 +1,6 @@
-"""Estimators over centers: condensed, learned, stacked, and metrics for them."""
+"""Estimators over centers: all samples, condensed, learned, stacked, and metrics for them."""
 
+from nnlib.neighbors.all_samples import NeighborsClassifier, NeighborsRegressor
 from nnlib.neighbors.classifier import DynamicClassifier
 from nnlib.neighbors.metric_learning import NCATransformer
 from nnlib.neighbors.prototypes import PrototypeClassifier
@@ -11,6 +12,8 @@ __all__ = [
     "DynamicClassifier",
     "DynamicRegressor",
     "NCATransformer",
+    "NeighborsClassifier",
+    "NeighborsRegressor",
     "PrototypeClassifier",
     "StackedClassifier",
 ]

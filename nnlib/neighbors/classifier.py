@@ -9,25 +9,38 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from nnlib._common.validation import as_array, check_labels, encode_labels, is_stream
-from nnlib.attention import Labels, attend
-from nnlib.neighbors.base import CenterClassifier, CondensingSettings
+from nnlib.attention import Kernel, Labels, attend
+from nnlib.neighbors.base import CenterClassifier
 from nnlib.neighbors.condensing.votes import CondensingRule
+from nnlib.neighbors.dynamic import CondensingSettings, DynamicEstimator
+from nnlib.neighbors.tuning import best_shrink, class_losses, class_regrets, shrink
+
+TOLERANCE = 0.2  # of a probability that all other samples predict
 
 
 @dataclass(eq=False, repr=False)
-class DynamicClassifier(CondensingSettings, CenterClassifier):
-    """Predict classes by the summed weight of all centers: samples that the model got wrong.
+class DynamicClassifier(CondensingSettings, CenterClassifier, DynamicEstimator):
+    """Predict classes by the weight of all centers: samples that the model got wrong.
 
-    Where classes overlap, samples that contradict each other join again and again;
-    PrototypeClassifier does without.
+    By the smoothed rule, a sample's probabilities are first predicted by all other samples, with
+    columns and neighbors chosen by leave-one-out; it becomes a center, once, where the centers
+    predict others. So noise is not learned. By the published rule its own label decides: where
+    classes overlap, samples that contradict each other join again and again.
 
     Parameters
     ----------
     kernel : str or Kernel
         "cosine", "euclidean", "euclidian_pyramid", "influence_cone", or an object that holds its
         own settings. "cosine" suits pixels and counts: as published it takes x and -x for one.
+        "auto" is "cosine" by the published rule, else "euclidean".
     exponent, epsilon, influence_cone_factor, scales
-        Of a kernel given by name; epsilon in X's unit.
+        Of a kernel given by name; epsilon in X's unit. An exponent of None is -4 by the published
+        rule, else minus the number of features, from -4 to -16.
+    rule : {"smoothed", "published"}
+        A stream of batches and `partial_fit` are learned by their own labels in any case.
+    scaling : {"auto", "deviation", "none"}
+        Of the columns, by the smoothed rule: what predicts left-out samples best, their deviation,
+        or as they are. Pixels (uint8) stay as they are, and columns for kernels by cosines.
     predictor : {"interpolation", "nearest"}
         "nearest" takes the class of the largest weight.
     batch_size, target_accuracy, max_count
@@ -37,13 +50,15 @@ class DynamicClassifier(CondensingSettings, CenterClassifier):
     passes : int
         Over the data at most; with predictor="nearest" and batch_size=1 many are Hart's rule.
     shuffle, random_state, device, progress
-        Samples in random order, drawn by `random_state` (None for another each time); "auto" takes a GPU
-        where there is one; a bar for what takes long.
+        Samples in random order, drawn by `random_state` (None for another each time); "auto" takes
+        a GPU where there is one; a bar for what takes long.
 
     Attributes
     ----------
     centers_, values_, classes_
-        Centers [M, D], their class numbers [M], and labels [C].
+        Centers [M, D], their class numbers [M] or probabilities [M, C], and labels [C].
+    offset_, column_weights_
+        Centers are X's columns less `offset_` [D], times `column_weights_` [D]; None for none.
     indices_, growth_
         Which samples became centers (None after a stream, `partial_fit` or `load`), and the number
         of centers after each batch.
@@ -55,13 +70,20 @@ class DynamicClassifier(CondensingSettings, CenterClassifier):
 
     Examples
     --------
-    >>> model = DynamicClassifier("euclidean").fit([[0.0], [1.0], [5.0]], ["a", "a", "b"])
+    >>> model = DynamicClassifier("euclidean", rule="published").fit([[0.0], [1.0], [5.0]], ["a", "a", "b"])
     >>> model.predict([[4.0]]).tolist()
     ['b']
     """
 
+    published_kernel = "cosine"
+    saved_attributes = ("n_features_in_", "classes_", "kernel_")
+
+    kernel: str | Kernel = "auto"
+    exponent: float | None = None
     max_count: int = 3
     passes: int = 1
+    rule: str = "smoothed"
+    scaling: str = "auto"
 
     def fit(self, X, y=None, classes: Sequence | None = None):
         """Learn from X [N, D] and labels y [N] of any kind.
@@ -93,28 +115,59 @@ class DynamicClassifier(CondensingSettings, CenterClassifier):
                 )
         return self._fit(X, y, more, classes)
 
-    def _encode(self, y, more: bool, classes=None) -> Int64[Tensor, " N"]:
+    def _exponent(self) -> float:
+        if self.exponent is None and self.rule == "published":
+            return -4.0
+        return super()._exponent()
+
+    def _encode(self, y, more: bool, classes=None) -> Tensor:
         labels = check_labels(y)
         if not more:
             self.classes_ = np.unique(labels if classes is None else as_array(classes))
-        return encode_labels(labels, self.classes_)
+        numbers = encode_labels(labels, self.classes_)
+        return numbers if self.rule == "published" else self._one_hot(numbers)
+
+    def _one_hot(self, numbers: Int64[Tensor, " N"]) -> Float[Tensor, "N C"]:
+        return torch.nn.functional.one_hot(numbers, len(self.classes_)).to(torch.float32)
+
+    def _losses(self, predicted: Tensor, y: Tensor) -> Tensor:
+        return class_losses(predicted, y)
+
+    def _smooth(self, predicted: Tensor, y: Tensor) -> Tensor:
+        return shrink(predicted, best_shrink(predicted, y))
+
+    def _regrets(self, few: Tensor, everyone: Tensor) -> Tensor:
+        return class_regrets(few, everyone)
+
+    def _own_values(self, tuned) -> Tensor:
+        return shrink(tuned.y, best_shrink(tuned.left_out, tuned.y))
 
     def _rule(self) -> CondensingRule:
-        classes = len(self.classes_)
+        published = self.rule == "published"
         return CondensingRule(
             kernel=self._kernel(),
-            values=lambda y: torch.nn.functional.one_hot(y, classes).to(torch.float32),
-            evaluate=_misclassified,
+            values=self._one_hot if published else lambda y: y,
+            evaluate=_misclassified if published else _differs,
             target=self.target_accuracy,
-            rounds=self.max_count,
+            rounds=self.max_count if published else 1,
             batch_size=self.batch_size,
             max_neighbors=self.max_neighbors,
         )
 
     def _class_probabilities(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
-        return attend(x, self.centers_, Labels(self.values_, len(self.classes_)), self._kernel())
+        values = self.values_
+        if values.ndim == 1:
+            values = Labels(values, len(self.classes_))
+        return attend(self._comparable(x), self.centers_, values, self._kernel())
 
 
 def _misclassified(probabilities: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     wrong = probabilities.argmax(1) != y
+    return wrong, (~wrong).float().mean()
+
+
+def _differs(probabilities: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Which samples are predicted as another class, or far from their probabilities."""
+    wrong = probabilities.argmax(1) != y.argmax(1)
+    wrong |= (probabilities - y).abs().amax(1) > TOLERANCE
     return wrong, (~wrong).float().mean()

@@ -38,6 +38,9 @@ TRANSFORMED_ROWS = 8192  # at a time
 class Standardizer(nn.Module):
     """Columns less their mean, over their deviation: learning rates suit any unit."""
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, mean: Float[Tensor, " D"], deviation: Tensor):
         super().__init__()
         self.register_buffer("mean", mean)
@@ -211,7 +214,7 @@ class NCATransformer(
         self, standardizer: Standardizer, generator: torch.Generator | None
     ) -> nn.Sequential:
         """Make the encoder [B, D] -> [B, dim], drawn by a generator, or to be read if None."""
-        how = {"device": "meta" if generator is None else "cpu", "dtype": torch.float32}
+        how: dict = {"device": "meta" if generator is None else "cpu", "dtype": torch.float32}
         layers = [standardizer, nn.Dropout(self.drop_inputs)]
         last = self.n_features_in_
         for width in (self.width, self.width) if self.map == "network" else ():
@@ -272,6 +275,6 @@ def _with_dropout(
     return x
 
 
-def _running_mean(average: Tensor, part: Tensor, steps: Tensor) -> Tensor:
+def _running_mean(average: Tensor, part: Tensor, steps: Tensor | int) -> Tensor:
     """The mean over the last thousand steps, or fewer at the start."""
     return average + (part - average) * max(1e-3, 1 / (float(steps) / 10 + 1))

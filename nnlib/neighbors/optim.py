@@ -1,7 +1,7 @@
 """Gradient descent for small models: shuffled batches, Adam, a one-cycle learning rate."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,7 +15,7 @@ from nnlib._common.validation import check_int
 
 def minimize_adam(
     loss: Callable[[Int64[Tensor, " B"]], Float[Tensor, ""]],
-    rates: list[tuple[Tensor, float]],
+    rates: Sequence[tuple[Tensor, float]],
     samples: int,
     epochs: int,
     batch_size: int | None,

@@ -1,5 +1,6 @@
 """Stacks of classifiers over centers, each fitted on the class probabilities of the one before."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -8,7 +9,7 @@ import torch
 from jaxtyping import Float, Shaped
 from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import StratifiedKFold, cross_val_predict, train_test_split
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -19,12 +20,14 @@ from nnlib._common.validation import (
     check_features,
     check_int,
     check_labels,
+    check_lengths,
     check_number,
     like_input,
 )
 from nnlib.attention import Labels, attend
-from nnlib.neighbors.base import CenterClassifier, CondensingSettings, ProbabilisticClassifier
+from nnlib.neighbors.base import CenterClassifier, ProbabilisticClassifier
 from nnlib.neighbors.classifier import DynamicClassifier
+from nnlib.neighbors.dynamic import CondensingSettings
 from nnlib.neighbors.prototypes import PrototypeClassifier
 
 
@@ -36,6 +39,7 @@ class BaseStack(ProbabilisticClassifier, SafetensorsMixin, BaseEstimator, torch.
 
     saved_attributes = ("n_features_in_", "splits_")
     saved_tensors = ()
+    layers_: Sequence[CenterClassifier]
 
     def __post_init__(self):
         torch.nn.Module.__init__(self)
@@ -118,6 +122,7 @@ def group_probabilities(
     groups = zip(
         layer.centers_.tensor_split(splits), layer.values_.tensor_split(splits), strict=True
     )
+    x = layer._comparable(x)
     kernel = layer._kernel()
     classes = len(layer.classes_)
     return torch.cat([attend(x, c, Labels(labels, classes), kernel) for c, labels in groups], 1)
@@ -167,6 +172,7 @@ class DeepClassifier(CondensingSettings, _PublishedStack):
         num_layers = check_int("num_layers", settings.pop("num_layers"))
         splits = check_int("splits", settings.pop("splits"))
         x = check_features(self, X, reset=True)
+        settings["rule"] = "published"
         layers = [DynamicClassifier(**settings).fit(x, y)]
         while len(layers) < num_layers:
             x = next_features(layers[-1], x, splits)
@@ -232,7 +238,7 @@ class StackedClassifier(BaseStack):
         """
         x = check_features(self, X, reset=True)
         labels = check_labels(y)
-        check_consistent_length(x, labels)
+        check_lengths(x, labels)
         self._check_settings(len(x))
         seed = check_seed(self.random_state, "random_state")
         train, held = self._split(labels, seed)

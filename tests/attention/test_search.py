@@ -20,9 +20,8 @@ from nnlib.attention.kernels import (
     UniformKNN,
 )
 from nnlib.datasets import load_photo
-from nnlib.neighbors.classifier import DynamicClassifier
 from nnlib.neighbors.condensing import rule as condense_module
-from nnlib.neighbors.regressor import DynamicRegressor
+from tests.published import PublishedClassifier, PublishedRegressor
 
 
 def pixels(features, seed):
@@ -255,7 +254,7 @@ def test_a_regressor_keeps_the_same_centers_in_the_same_order(
     }
 
     def fit():
-        return DynamicRegressor(InfluenceCone(factor), progress=False, **how).fit(x, y)
+        return PublishedRegressor(InfluenceCone(factor), progress=False, **how).fit(x, y)
 
     dense, found = both_ways(fit)
     assert torch.equal(dense.indices_, found.indices_) and torch.equal(dense.growth_, found.growth_)
@@ -263,11 +262,11 @@ def test_a_regressor_keeps_the_same_centers_in_the_same_order(
 
 def test_batches_too_large_to_measure_among_themselves_are_not_searched(seed, monkeypatch):
     x = torch.rand(3000, 2, generator=seed)
-    wanted = DynamicRegressor("influence_cone", batch_size=1000).fit(x, x[:, 0])
+    wanted = PublishedRegressor("influence_cone", batch_size=1000).fit(x, x[:, 0])
     monkeypatch.setattr(condense_module, "SEARCH_ROWS", 999)
     monkeypatch.setattr(condense_module, "GridVotes", None)
     assert torch.equal(
-        DynamicRegressor("influence_cone", batch_size=1000).fit(x, x[:, 0]).indices_,
+        PublishedRegressor("influence_cone", batch_size=1000).fit(x, x[:, 0]).indices_,
         wanted.indices_,
     )
 
@@ -285,7 +284,7 @@ def test_centers_that_are_learned_elsewhere_are_searched_without_gradients(seed)
 def test_a_classifier_keeps_the_same_centers_in_the_same_order(seed):
     x = torch.randn(900, 3, generator=seed)
     y = (x.norm(dim=1) * 2).long() % 3
-    dense, found = both_ways(lambda: DynamicClassifier("influence_cone", batch_size=32).fit(x, y))
+    dense, found = both_ways(lambda: PublishedClassifier("influence_cone", batch_size=32).fit(x, y))
     assert torch.equal(dense.indices_, found.indices_)
     assert torch.equal(dense.predict(x), found.predict(x))
 
@@ -296,7 +295,7 @@ def test_a_picture_keeps_the_same_centers_in_the_same_order():
     y = picture.flatten(0, 1) / 255
 
     def fit():
-        return DynamicRegressor("influence_cone", tolerance=0.2, progress=False).fit(x, y)
+        return PublishedRegressor("influence_cone", tolerance=0.2, progress=False).fit(x, y)
 
     dense, found = both_ways(fit)
     assert torch.equal(dense.indices_, found.indices_) and torch.equal(

@@ -15,7 +15,8 @@ from nnlib.attention import CosineInverseDistance, InfluenceCone, InverseDistanc
 from nnlib.datasets import load, load_photo
 from nnlib.features import pixel_samples
 from nnlib.nca import MemoryBank, nca_loss
-from nnlib.neighbors import DynamicClassifier, DynamicRegressor
+from nnlib.neighbors import DynamicRegressor
+from tests.published import PublishedClassifier, PublishedRegressor
 
 
 def extra_megabytes(work: str) -> float:
@@ -40,8 +41,8 @@ def within_256(*works: str) -> tuple[str, bool]:
 def fit(name: str, kernel: str) -> float:
     data = load(name)
     train = data.train_images, data.train_labels
-    DynamicClassifier(kernel, progress=False).fit(*(part[:2000] for part in train))  # warm up
-    model = DynamicClassifier(kernel, progress=False)
+    PublishedClassifier(kernel, progress=False).fit(*(part[:2000] for part in train))  # warm up
+    model = PublishedClassifier(kernel, progress=False)
     with Peak() as fitting:
         model.fit(*train)
     with Peak() as predicting:
@@ -73,7 +74,7 @@ def picture_samples() -> tuple[torch.Tensor, torch.Tensor]:
 def picture_regressor() -> DynamicRegressor:
     """At the published setting for pictures."""
     settings = {"influence_cone_factor": 4.0, "tolerance": 0.2, "seed": 0, "progress": False}
-    return DynamicRegressor("influence_cone", **settings)
+    return PublishedRegressor("influence_cone", **settings)
 
 
 def picture() -> float:

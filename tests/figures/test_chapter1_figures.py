@@ -8,7 +8,7 @@ from figures.memory import within_256
 from figures.table import figure
 
 from nnlib.datasets import load
-from nnlib.neighbors import DynamicClassifier
+from tests.published import PublishedClassifier
 
 SEEDS = (0, 1, 2)
 
@@ -28,7 +28,7 @@ def published(name: str) -> list[Fit]:
     train = data.train_images, data.train_labels
     fits = []
     for seed in SEEDS:
-        model = DynamicClassifier(random_state=seed, progress=False).fit(*train)
+        model = PublishedClassifier(random_state=seed, progress=False).fit(*train)
         accuracy = model.score(*train) if name == "mnist" else float("nan")
         test = model.score(data.test_images, data.test_labels)
         fits.append(Fit(model.num_neighbors, accuracy, test))

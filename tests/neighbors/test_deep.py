@@ -82,7 +82,7 @@ def test_each_layer_is_fitted_on_the_outputs_of_the_one_before():
     x, y = blobs()
     model = DeepClassifier(3, random_state=3).fit(x, y)
     for layer in model.layers_:
-        alone = DynamicClassifier(random_state=3).fit(x, y)
+        alone = DynamicClassifier(rule="published", random_state=3).fit(x, y)
         assert torch.equal(layer.indices_, alone.indices_) and torch.equal(
             layer.centers_, alone.centers_
         )
@@ -98,7 +98,7 @@ def test_one_layer_is_the_dynamic_classifier(kind):
     how = {"kernel": "euclidean", "batch_size": 16, "max_count": 2, "random_state": 4}
     deep, plain = (
         DeepClassifier(1, 7, **how).fit(kind(x), y),
-        DynamicClassifier(**how).fit(kind(x), y),
+        DynamicClassifier(rule="published", **how).fit(kind(x), y),
     )
     assert torch.equal(deep.layers_[0].centers_, plain.centers_)
     for method in ("predict", "predict_proba", "predict_log_proba"):

@@ -38,6 +38,7 @@ from nnlib.neighbors.classifier import DynamicClassifier
 from nnlib.neighbors.condensing import rule as condense_module
 from nnlib.neighbors.prototypes import PrototypeClassifier
 from nnlib.neighbors.regressor import DynamicRegressor
+from tests.published import PublishedClassifier, PublishedRegressor
 
 # Checks that can't hold, each with its reason.
 EXPECTED = {
@@ -56,7 +57,7 @@ QUICK_CHECKS = (
 
 @pytest.mark.parametrize("check", QUICK_CHECKS, ids=lambda check: check.__name__)
 def test_quick_scikit_learn_checks(check):
-    check("DynamicClassifier", DynamicClassifier(progress=False))
+    check("DynamicClassifier", PublishedClassifier(progress=False))
 
 
 @pytest.mark.slow
@@ -87,7 +88,7 @@ def blobs(samples=300, features=5, classes=3, seed=0):
 @pytest.mark.parametrize("kernel", ["cosine", "euclidean", "euclidian_pyramid", "influence_cone"])
 def test_same_centers_in_the_same_order_as_the_plain_loop(kernel, digits):
     x, y = digits[0][:700].flatten(1).float() / 255, digits[1][:700]
-    model = DynamicClassifier(kernel, random_state=5).fit(x, y)
+    model = PublishedClassifier(kernel, random_state=5).fit(x, y)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(5))
     wanted = oracle.condense(x, y, 10, kernel, order.split(64))
     assert torch.equal(model.indices_, wanted)
@@ -114,9 +115,9 @@ def test_any_setting_follows_the_rule(seed, batch_size, target, rounds, most, ke
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(condense_module, "BLOCK_ROWS", block)
-        one = DynamicClassifier("euclidean", predictor="nearest", shuffle=False, **how)
+        one = PublishedClassifier("euclidean", predictor="nearest", shuffle=False, **how)
         model = (
-            one if kernel == "nearest" else DynamicClassifier(kernel, shuffle=False, **how)
+            one if kernel == "nearest" else PublishedClassifier(kernel, shuffle=False, **how)
         ).fit(x, y)
     kernel, count = ("k_nearest", {"count": 1}) if kernel == "nearest" else (kernel, {})
     batches = torch.arange(150).split(batch_size)
@@ -130,7 +131,7 @@ def test_regressor_follows_the_published_loop():
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(600, 2, generator=generator) * 20
     y = torch.stack([x[:, 0].sin(), x[:, 1].cos(), x.sum(1).sin()], 1)
-    model = DynamicRegressor("influence_cone", tolerance=0.2, batch_size=64, shuffle=False).fit(
+    model = PublishedRegressor("influence_cone", tolerance=0.2, batch_size=64, shuffle=False).fit(
         x, y
     )
     chosen = list(range(64))
@@ -159,14 +160,14 @@ def test_regressor_follows_the_published_loop():
 
 def test_published_accuracy_in_miniature(digits):
     x, y, test_x, test_y = digits
-    model = DynamicClassifier().fit(x, y)
+    model = PublishedClassifier().fit(x, y)
     assert 250 < model.num_neighbors < 900
     assert model.score(test_x, test_y) > 0.87 and model.score(x, y) > 0.97
 
 
 def test_nearest_predictor_takes_the_class_of_the_largest_weight(digits):
     x, y, test_x, _ = digits
-    model = DynamicClassifier("euclidean", predictor="nearest").fit(x, y)
+    model = PublishedClassifier("euclidean", predictor="nearest").fit(x, y)
     index = model.kneighbors(test_x, 1, return_distance=False)[:, 0]
     assert torch.equal(model.predict(test_x), model.values_[index])
     assert set(np.unique(model.predict_proba(test_x))) == {0.0, 1.0}
@@ -180,7 +181,7 @@ def test_what_goes_in_comes_out():
         (x.numpy(), y.numpy(), np.ndarray),
         (x, words, np.ndarray),
     ):
-        model = DynamicClassifier().fit(given_x, given_y)
+        model = PublishedClassifier().fit(given_x, given_y)
         assert isinstance(model.predict(given_x), kind)
         assert model.score(given_x, given_y) > 0.8
     assert set(model.predict(x)) <= {"ant", "bee", "cat"}
@@ -188,10 +189,10 @@ def test_what_goes_in_comes_out():
 
 def test_types_are_kept_and_agree(digits):
     x, y, test_x, _ = digits
-    whole, scaled = DynamicClassifier().fit(x, y), DynamicClassifier().fit(x.float() / 255, y)
+    whole, scaled = PublishedClassifier().fit(x, y), PublishedClassifier().fit(x.float() / 255, y)
     assert whole.centers_.dtype == torch.uint8 and scaled.centers_.dtype == torch.float32
     assert torch.equal(whole.indices_, scaled.indices_)
-    wide = DynamicClassifier().fit(x.flatten(1).numpy().astype(np.float64), y.numpy())
+    wide = PublishedClassifier().fit(x.flatten(1).numpy().astype(np.float64), y.numpy())
     assert wide.centers_.dtype == torch.float32 and torch.equal(whole.indices_, wide.indices_)
     assert np.allclose(
         whole.predict_proba(test_x), wide.predict_proba(test_x.flatten(1).numpy()), atol=1e-5
@@ -200,8 +201,8 @@ def test_types_are_kept_and_agree(digits):
 
 def test_partial_fit_goes_on_where_fit_stopped():
     x, y = blobs(640, 8)
-    whole = DynamicClassifier(shuffle=False).fit(x, y)
-    parts = DynamicClassifier(shuffle=False)
+    whole = PublishedClassifier(shuffle=False).fit(x, y)
+    parts = PublishedClassifier(shuffle=False)
     for start in range(0, 640, 64):
         parts.partial_fit(x[start : start + 64], y[start : start + 64], classes=[0, 1, 2])
     assert torch.equal(whole.centers_, parts.centers_) and torch.equal(whole.values_, parts.values_)
@@ -209,7 +210,7 @@ def test_partial_fit_goes_on_where_fit_stopped():
 
 def test_growing_leaves_what_was_there_and_is_not_reallocated_every_time():
     x, y = blobs(6400, 8, classes=6)
-    model = DynamicClassifier(shuffle=False).partial_fit(x[:64], y[:64], classes=range(6))
+    model = PublishedClassifier(shuffle=False).partial_fit(x[:64], y[:64], classes=range(6))
     places, before = set(), model.centers_
     kept = before.clone()
     for start in range(64, 6400, 64):
@@ -223,39 +224,39 @@ def test_growing_leaves_what_was_there_and_is_not_reallocated_every_time():
 def test_centers_are_kept_in_a_type_that_holds_what_comes_later():
     x = torch.randint(0, 9, (200, 6), dtype=torch.uint8)
     y = (x[:, 0] > 4).long()
-    model = DynamicClassifier("euclidean").fit(x, y)
+    model = PublishedClassifier("euclidean").fit(x, y)
     before = model.centers_.float()
     model.partial_fit(x[:50] + 0.5, 1 - y[:50])
     assert torch.equal(model.centers_[: len(before)], before)
     assert (model.centers_[len(before) :] % 1 == 0.5).all() and model.num_neighbors > len(before)
     with pytest.raises(ValueError, match="float32 after torch.uint8"):
-        DynamicClassifier(batch_size=8).fit(iter([(x, y), (x * 1.5, y)] * 6), classes=[0, 1])
+        PublishedClassifier(batch_size=8).fit(iter([(x, y), (x * 1.5, y)] * 6), classes=[0, 1])
 
 
 def test_a_stream_gives_the_same_centers():
     x, y = blobs(1000, 8)
-    whole = DynamicClassifier(shuffle=False).fit(x, y)
+    whole = PublishedClassifier(shuffle=False).fit(x, y)
     for size in (64, 50, 1000):
         loader = DataLoader(TensorDataset(x, y), batch_size=size)
         assert torch.equal(
-            DynamicClassifier().fit(loader, classes=[0, 1, 2]).centers_, whole.centers_
+            PublishedClassifier().fit(loader, classes=[0, 1, 2]).centers_, whole.centers_
         )
-    halves = DynamicClassifier().fit(
+    halves = PublishedClassifier().fit(
         DataLoader(TensorDataset(x[:512], y[:512]), batch_size=64), classes=[0, 1, 2]
     )
     halves.partial_fit(DataLoader(TensorDataset(x[512:], y[512:]), batch_size=64))
     assert torch.equal(halves.centers_, whole.centers_)
     with pytest.raises(ValueError, match="classes=None"):
-        DynamicClassifier().fit(DataLoader(TensorDataset(x, y)))
+        PublishedClassifier().fit(DataLoader(TensorDataset(x, y)))
 
 
 def test_a_stream_of_words_and_where_streams_do_not_go():
     x, y = blobs(200)
     words = np.array(["ant", "bee", "cat"])[y.numpy()]
     batches = [(x[i : i + 50], list(words[i : i + 50])) for i in range(0, 200, 50)]
-    model = DynamicClassifier().fit(iter(batches), classes=["ant", "bee", "cat"])
+    model = PublishedClassifier().fit(iter(batches), classes=["ant", "bee", "cat"])
     assert np.array_equal(
-        model.predict(x.numpy()), DynamicClassifier(shuffle=False).fit(x, words).predict(x)
+        model.predict(x.numpy()), PublishedClassifier(shuffle=False).fit(x, words).predict(x)
     )
     with pytest.raises(ValueError, match="stream of batches"):
         model.predict(DataLoader(TensorDataset(x)))
@@ -265,22 +266,22 @@ def test_a_stream_of_words_and_where_streams_do_not_go():
 
 def test_samples_that_contradict_each_other_are_not_added_forever():
     x = torch.ones(20, 3)
-    model = DynamicRegressor(max_neighbors=3000, batch_size=10).fit(x, torch.arange(20.0) % 2)
+    model = PublishedRegressor(max_neighbors=3000, batch_size=10).fit(x, torch.arange(20.0) % 2)
     assert model.num_neighbors < 100
 
 
 def test_stream_of_values():
     x, y = blobs(600, 3)
     loader = DataLoader(TensorDataset(x, x.sum(1)), batch_size=100)
-    whole = DynamicRegressor(shuffle=False).fit(x, x.sum(1))
-    assert torch.equal(DynamicRegressor().fit(loader).centers_, whole.centers_)
+    whole = PublishedRegressor(shuffle=False).fit(x, x.sum(1))
+    assert torch.equal(PublishedRegressor().fit(loader).centers_, whole.centers_)
 
 
 def test_seed_and_order():
     x, y = blobs(900)
 
     def fit(**how):
-        return DynamicClassifier(**how).fit(x, y).indices_.tolist()
+        return PublishedClassifier(**how).fit(x, y).indices_.tolist()
 
     assert fit(random_state=1) == fit(random_state=1) != fit(random_state=2)
     assert fit(shuffle=False)[:64] == list(range(64))
@@ -289,17 +290,17 @@ def test_seed_and_order():
 
 def test_citizen_of_scikit_learn():
     x, y = (part.numpy() for part in blobs(400))
-    pipeline = make_pipeline(StandardScaler(), DynamicClassifier("euclidean"))
+    pipeline = make_pipeline(StandardScaler(), PublishedClassifier("euclidean"))
     search = GridSearchCV(pipeline, {"dynamicclassifier__exponent": [-2.0, -6.0]}, cv=2).fit(x, y)
     assert search.best_score_ > 0.6
-    cone = DynamicClassifier(InfluenceCone(3.0), batch_size=32)
+    cone = PublishedClassifier(InfluenceCone(3.0), batch_size=32)
     copy = clone(cone)
     assert copy.get_params() == cone.get_params() and not copy.__sklearn_is_fitted__()
 
 
 def test_kneighbors_agree_with_scikit_learn():
     x, y = blobs(500)
-    model = DynamicClassifier("euclidean").fit(x, y)
+    model = PublishedClassifier("euclidean").fit(x, y)
     wanted = NearestNeighbors(n_neighbors=4).fit(model.centers_.numpy()).kneighbors(x[:50].numpy())
     distance, index = model.kneighbors(x[:50], 4)
     assert np.allclose(distance, wanted[0], atol=1e-6) and np.array_equal(index, wanted[1])
@@ -309,7 +310,7 @@ def test_kneighbors_agree_with_scikit_learn():
 
 def test_torch_module():
     x, y = blobs()
-    model = DynamicClassifier().fit(x, y)
+    model = PublishedClassifier().fit(x, y)
     assert set(dict(model.named_buffers())) == {"centers_", "values_"}
     point = x[:4].clone().requires_grad_()
     model(point)[:, 0].sum().backward()
@@ -320,9 +321,9 @@ def test_torch_module():
 @pytest.mark.parametrize(
     "model",
     [
-        DynamicClassifier("influence_cone", epsilon=1e-5),
-        DynamicClassifier(UniformKNN(3, CosineInverseDistance(-2.0, signed=True))),
-        DynamicClassifier(InverseDistance(-3.0), predictor="nearest"),
+        PublishedClassifier("influence_cone", epsilon=1e-5),
+        PublishedClassifier(UniformKNN(3, CosineInverseDistance(-2.0, signed=True))),
+        PublishedClassifier(InverseDistance(-3.0), predictor="nearest"),
     ],
 )
 def test_save_and_load(model, tmp_path):
@@ -340,7 +341,7 @@ def test_save_and_load(model, tmp_path):
 
 def test_save_and_load_a_regressor(tmp_path):
     x, _ = blobs()
-    model = DynamicRegressor("influence_cone").fit(x, x[:, 0])
+    model = PublishedRegressor("influence_cone").fit(x, x[:, 0])
     model.save(tmp_path / "m.safetensors")
     assert torch.equal(
         DynamicRegressor.load(tmp_path / "m.safetensors").predict(x), model.predict(x)
@@ -349,7 +350,7 @@ def test_save_and_load_a_regressor(tmp_path):
 
 def saved(folder):
     x, y = blobs()
-    DynamicClassifier().fit(x, y).save(folder / "good.safetensors")
+    PublishedClassifier().fit(x, y).save(folder / "good.safetensors")
     return folder / "good.safetensors"
 
 
@@ -399,7 +400,7 @@ def test_tensors_that_do_not_belong_together_are_refused(tmp_path):
 
 def test_a_save_that_fails_leaves_nothing(tmp_path):
     x, y = blobs()
-    model = DynamicClassifier().fit(x, y)
+    model = PublishedClassifier().fit(x, y)
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="can't be written"):
         model.save(tmp_path / "file" / "model.safetensors")
@@ -407,14 +408,14 @@ def test_a_save_that_fails_leaves_nothing(tmp_path):
         model.save(tmp_path)  # a folder
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     with pytest.raises(NotFittedError, match="call fit"):
-        DynamicClassifier().save(tmp_path / "none.safetensors")
+        PublishedClassifier().save(tmp_path / "none.safetensors")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("kind", [torch.tensor, np.array])
 def test_not_finite_is_refused_and_the_model_stays(value, kind):
     x, y = (part.tolist() for part in blobs(40))
-    model = DynamicClassifier().fit(kind(x), kind(y))
+    model = PublishedClassifier().fit(kind(x), kind(y))
     before = model.centers_.clone()
     x[17][2] = value
     with pytest.raises(ValueError, match="(?i)NaN|infinity"):
@@ -422,7 +423,7 @@ def test_not_finite_is_refused_and_the_model_stays(value, kind):
     with pytest.raises(ValueError, match="(?i)NaN|infinity"):
         model.predict(kind(x))
     with pytest.raises(ValueError, match="(?i)NaN|infinity"):
-        DynamicRegressor().fit(kind(x)[:10], kind([value] * 10))
+        PublishedRegressor().fit(kind(x)[:10], kind([value] * 10))
     assert torch.equal(model.centers_, before)
 
 
@@ -433,9 +434,9 @@ def test_not_finite_is_refused_and_the_model_stays(value, kind):
 def test_who_would_take_opposite_samples_for_one_is_warned(kernel, stream, recwarn):
     x, y = blobs(60)
     loader = DataLoader(TensorDataset(x, y), batch_size=20)
-    model = DynamicClassifier(kernel)
+    model = PublishedClassifier(kernel)
     model.fit(loader, classes=range(3)) if stream else model.fit(x, y)
-    DynamicClassifier(kernel).fit(x.abs(), y)
+    PublishedClassifier(kernel).fit(x.abs(), y)
     warned = [
         str(warning.message)
         for warning in recwarn.list
@@ -445,7 +446,7 @@ def test_who_would_take_opposite_samples_for_one_is_warned(kernel, stream, recwa
 
 
 @pytest.mark.parametrize(
-    "model", [DynamicClassifier("euclidean"), PrototypeClassifier(6, epochs=1, device="cpu")]
+    "model", [PublishedClassifier("euclidean"), PrototypeClassifier(6, epochs=1, device="cpu")]
 )
 @pytest.mark.parametrize(
     ("unit", "epsilon", "warned"), [(1.0, 1e-6, 0), (1e-6, 1e-6, 1), (1e-6, 1e-12, 0)]
@@ -460,7 +461,7 @@ def test_who_would_lose_distances_to_epsilon_is_warned(model, unit, epsilon, war
     assert len(recwarn.list) == warned
 
 
-@pytest.mark.parametrize("model", [DynamicClassifier("euclidean"), DynamicRegressor()])
+@pytest.mark.parametrize("model", [PublishedClassifier("euclidean"), PublishedRegressor()])
 def test_a_streams_batches_are_held_to_the_first(model):
     x, y = blobs(60)
     more = {"classes": [0, 1, 2]} if isinstance(model, DynamicClassifier) else {}
@@ -477,7 +478,7 @@ def test_a_streams_batches_are_held_to_the_first(model):
 @pytest.mark.parametrize("labels", [["a", None], ["a", 1], ["a", float("nan")]])
 def test_labels_without_an_order_are_refused(labels):
     with pytest.raises(ValueError, match="y holds labels that have no order"):
-        DynamicClassifier("euclidean").fit(blobs(60)[0], np.array(labels * 30, dtype=object))
+        PublishedClassifier("euclidean").fit(blobs(60)[0], np.array(labels * 30, dtype=object))
 
 
 @pytest.mark.parametrize(("far", "warned"), [(1e8, 1), (1e4, 0)])
@@ -485,13 +486,13 @@ def test_who_would_lose_digits_to_float32_is_warned(far, warned, recwarn):
     x, y = blobs(60)
     rows = x.double().numpy()
     rows[:, :4] = 0.1  # a column that is the same throughout loses nothing
-    DynamicClassifier("euclidean").fit(rows + far * np.eye(5)[4], y)
+    PublishedClassifier("euclidean").fit(rows + far * np.eye(5)[4], y)
     assert ["column 4" in str(warning.message) for warning in recwarn.list] == [True] * warned
 
 
 def test_a_refused_batch_of_targets_leaves_the_regressor_as_it_was():
     x = blobs(60)[0]
-    model = DynamicRegressor(progress=False).fit(x, x[:, 0])
+    model = PublishedRegressor(progress=False).fit(x, x[:, 0])
     wanted, loader = model.predict(x), DataLoader(TensorDataset(x, x[:, :2]), batch_size=20)
     for refused in (lambda: model.partial_fit(x, x[:, :2]), lambda: model.partial_fit(loader)):
         with pytest.raises(ValueError, match="y has shape"):
@@ -499,12 +500,12 @@ def test_a_refused_batch_of_targets_leaves_the_regressor_as_it_was():
     assert torch.equal(model.predict(x), wanted)
     batches = iter([(x, x[:, :2]), (x, x[:, :3])])
     with pytest.raises(ValueError, match=r"give targets \[N, \*\[2\]\]"):
-        DynamicRegressor(progress=False).fit(batches)
+        PublishedRegressor(progress=False).fit(batches)
 
 
 def test_arrays_of_pictures_are_flattened_as_tensors_are():
     x, y = blobs(60)
-    model = DynamicClassifier("euclidean", progress=False).fit(x.view(60, 5, 1).numpy(), y)
+    model = PublishedClassifier("euclidean", progress=False).fit(x.view(60, 5, 1).numpy(), y)
     assert model.n_features_in_ == 5 and np.array_equal(
         model.predict(x.view(60, 1, 5).numpy()), model.predict(x)
     )
@@ -516,7 +517,7 @@ def test_arrays_of_pictures_are_flattened_as_tensors_are():
 def test_many_features_let_a_regressors_weights_fall_steeply(features, exponent):
     x = torch.rand(50, features, generator=torch.Generator().manual_seed(0))
     given, left = (
-        DynamicRegressor(exponent=how, progress=False).fit(x, x[:, 0]) for how in (exponent, None)
+        PublishedRegressor(exponent=how, progress=False).fit(x, x[:, 0]) for how in (exponent, None)
     )
     assert torch.equal(given.predict(x), left.predict(x)) and torch.equal(
         given.centers_, left.centers_
@@ -525,7 +526,7 @@ def test_many_features_let_a_regressors_weights_fall_steeply(features, exponent)
 
 def test_a_number_too_large_for_float32_is_refused():
     with pytest.raises(ValueError, match="float32"):
-        DynamicClassifier().fit(np.array([[1.0], [1e300]]), [0, 1])
+        PublishedClassifier().fit(np.array([[1.0], [1e300]]), [0, 1])
 
 
 @pytest.mark.parametrize(
@@ -544,35 +545,37 @@ def test_a_number_too_large_for_float32_is_refused():
         (lambda m, x, y: m.fit(iter([]), classes=[0, 1]), "no batches"),
         (lambda m, x, y: m.kneighbors(x, 10_000), "n_neighbors=10000"),
         (lambda m, x, y: m.kneighbors(x, "a"), "n_neighbors='a'"),
-        (lambda m, x, y: DynamicClassifier().partial_fit(x, y), "classes"),
-        (lambda m, x, y: DynamicClassifier("manhattan").fit(x, y), "kernel='manhattan'"),
-        (lambda m, x, y: DynamicClassifier(exponent=4).fit(x, y), "exponent=4"),
+        (lambda m, x, y: PublishedClassifier().partial_fit(x, y), "classes"),
+        (lambda m, x, y: PublishedClassifier("manhattan").fit(x, y), "kernel='manhattan'"),
+        (lambda m, x, y: PublishedClassifier(exponent=4).fit(x, y), "exponent=4"),
         (
-            lambda m, x, y: DynamicClassifier(target_accuracy="0.9").fit(x, y),
+            lambda m, x, y: PublishedClassifier(target_accuracy="0.9").fit(x, y),
             "target_accuracy='0.9'",
         ),
-        (lambda m, x, y: DynamicClassifier(epsilon=-1).fit(x, y), "epsilon=-1"),
+        (lambda m, x, y: PublishedClassifier(epsilon=-1).fit(x, y), "epsilon=-1"),
         (
-            lambda m, x, y: DynamicClassifier("influence_cone", influence_cone_factor=1).fit(x, y),
+            lambda m, x, y: PublishedClassifier("influence_cone", influence_cone_factor=1).fit(
+                x, y
+            ),
             "factor=1",
         ),
-        (lambda m, x, y: DynamicClassifier("euclidian_pyramid", scales=0).fit(x, y), "scales=0"),
-        (lambda m, x, y: DynamicClassifier(batch_size=0).fit(x, y), "batch_size=0"),
-        (lambda m, x, y: DynamicClassifier(max_count=0.5).fit(x, y), "max_count=0.5"),
-        (lambda m, x, y: DynamicClassifier(max_neighbors=0).fit(x, y), "max_neighbors=0"),
-        (lambda m, x, y: DynamicClassifier(target_accuracy=2).fit(x, y), "target_accuracy=2"),
-        (lambda m, x, y: DynamicClassifier(predictor="vote").fit(x, y), "predictor='vote'"),
-        (lambda m, x, y: DynamicClassifier(device="quantum").fit(x, y), "device='quantum'"),
-        (lambda m, x, y: DynamicRegressor(tolerance=0).fit(x, y), "tolerance=0"),
+        (lambda m, x, y: PublishedClassifier("euclidian_pyramid", scales=0).fit(x, y), "scales=0"),
+        (lambda m, x, y: PublishedClassifier(batch_size=0).fit(x, y), "batch_size=0"),
+        (lambda m, x, y: PublishedClassifier(max_count=0.5).fit(x, y), "max_count=0.5"),
+        (lambda m, x, y: PublishedClassifier(max_neighbors=0).fit(x, y), "max_neighbors=0"),
+        (lambda m, x, y: PublishedClassifier(target_accuracy=2).fit(x, y), "target_accuracy=2"),
+        (lambda m, x, y: PublishedClassifier(predictor="vote").fit(x, y), "predictor='vote'"),
+        (lambda m, x, y: PublishedClassifier(device="quantum").fit(x, y), "device='quantum'"),
+        (lambda m, x, y: PublishedRegressor(tolerance=0).fit(x, y), "tolerance=0"),
     ],
 )
 def test_bad_input_is_named(call, named):
     x, y = blobs(60)
     with pytest.raises(ValueError, match=named):
-        call(DynamicClassifier().fit(x, y), x, y)
+        call(PublishedClassifier().fit(x, y), x, y)
 
 
 @pytest.mark.parametrize("method", ["predict", "predict_proba", "kneighbors"])
 def test_before_fit(method):
     with pytest.raises(NotFittedError, match="not fitted yet"):
-        getattr(DynamicClassifier(), method)(torch.ones(2, 3))
+        getattr(PublishedClassifier(), method)(torch.ones(2, 3))

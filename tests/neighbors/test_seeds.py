@@ -14,13 +14,14 @@ from nnlib.neighbors.regressor import DynamicRegressor
 from nnlib.neighbors.stacking import StackedClassifier
 
 QUICK = {"epochs": 2, "device": "cpu", "progress": False}
+PUBLISHED = {"rule": "published", "progress": False}
 SEEDED = [
-    DynamicClassifier("euclidean", progress=False),
-    DynamicRegressor(progress=False),
+    DynamicClassifier("euclidean", **PUBLISHED),
+    DynamicRegressor(**PUBLISHED),
     PrototypeClassifier(4, **QUICK),
     NCATransformer(width=8, dim=2, proxies=4, **QUICK),
     PatchFeatures(3, size=2, device="cpu"),
-    StackedClassifier(2, progress=False, device="cpu"),
+    StackedClassifier(2, DynamicClassifier("euclidean", **PUBLISHED), progress=False),
 ]
 
 
@@ -61,7 +62,7 @@ def test_no_seed_is_another_each_time():
     assert len({check_seed(None) for _ in range(5)}) == 5
     x, y = torch.rand(400, 3), torch.arange(400) % 2
     firsts = [
-        DynamicClassifier("euclidean", random_state=None, progress=False).fit(x, y).indices_[:64]
+        DynamicClassifier("euclidean", random_state=None, **PUBLISHED).fit(x, y).indices_[:64]
         for _ in range(2)
     ]
     assert not torch.equal(*firsts)  # the first batch, of 64 drawn from 400

@@ -21,12 +21,13 @@ QUICK = {"epochs": 3, "device": "cpu", "progress": False}
 EXPECTED = {
     "check_no_attributes_set_in_init": "a torch module keeps its flag `training` from the start"
 }
+FIRST = DynamicClassifier("euclidean", rule="published", progress=False)  # misled on purpose
 LATER = PrototypeClassifier(6, "cosine_softmax", **QUICK)
 
 
 @pytest.mark.slow
 @parametrize_with_checks(
-    [StackedClassifier(2, later=LATER, folds=2, device="cpu")],
+    [StackedClassifier(2, FIRST, LATER, folds=2, device="cpu")],
     expected_failed_checks=lambda _: EXPECTED,
 )
 def test_scikit_learn_estimator(estimator, check):
@@ -44,10 +45,8 @@ def mixed(samples, seed=0):
 
 @pytest.fixture(scope="module")
 def model():
-    first = DynamicClassifier("euclidean", progress=False)
-    return StackedClassifier(3, first, LATER, folds=4, random_state=5, progress=False).fit(
-        *mixed(900)
-    )
+    settings = {"folds": 4, "random_state": 5, "progress": False}
+    return StackedClassifier(3, FIRST, LATER, **settings).fit(*mixed(900))
 
 
 def test_the_second_layer_learns_from_samples_left_out(model):
@@ -60,9 +59,9 @@ def test_the_second_layer_learns_from_samples_left_out(model):
     probabilities = torch.zeros(len(x), 3)
     folds = StratifiedKFold(4, shuffle=True, random_state=5)
     for rows, out in folds.split(x, y):
-        fold = DynamicClassifier("euclidean").fit(x[rows], y[rows])
+        fold = clone(FIRST).fit(x[rows], y[rows])
         probabilities[out] = fold.predict_proba(x[out])
-    first = DynamicClassifier("euclidean").fit(x, y)
+    first = clone(FIRST).fit(x, y)
     second = clone(LATER).fit(probabilities, y)
     assert torch.equal(model.layers_[0].centers_, first.centers_)
     torch.testing.assert_close(model.layers_[1].centers_, second.centers_)
@@ -83,7 +82,7 @@ def test_a_layer_that_does_not_help_is_refused():
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(300, 4, generator=generator), torch.arange(300) % 2
     x[:, 0] += 9 * y  # nothing is left to mend
-    model = StackedClassifier(5, DynamicClassifier(), LATER, progress=False).fit(x, y)
+    model = StackedClassifier(5, FIRST, LATER, progress=False).fit(x, y)
     assert len(model.layers_) == 1 and len(model.validation_scores_) == 2
     assert torch.equal(model.predict_proba(x), model.layers_[0].predict_proba(x))
 
@@ -93,7 +92,7 @@ def test_a_class_with_one_sample_and_labels_of_any_kind():
     words = np.array(["ant", "bee", "cat"])[y.numpy()]
     for lone in range(5):
         labels = np.where(np.arange(60) == lone, "dodo", words)
-        model = StackedClassifier(2, later=LATER, folds=3, progress=False).fit(x.numpy(), labels)
+        model = StackedClassifier(2, FIRST, LATER, folds=3, progress=False).fit(x.numpy(), labels)
         assert model.classes_.tolist() == ["ant", "bee", "cat", "dodo"]
         assert model.predict_proba(x.numpy()).shape == (60, 4) and set(
             model.predict(x.numpy())
@@ -104,7 +103,7 @@ def test_stacks_in_several_threads_do_not_disturb_each_other():
     x, y = mixed(90)
 
     def fit():
-        stack = StackedClassifier(2, later=LATER, folds=2, progress=False).fit(x, y)
+        stack = StackedClassifier(2, FIRST, LATER, folds=2, progress=False).fit(x, y)
         return stack.layers_[0].centers_, stack.predict_proba(x)
 
     centers, alone = fit()

@@ -6,27 +6,27 @@ from torch import Tensor
 
 
 class GrowableTensor:
-    """Rows that are appended to, in memory that is allocated anew only when it is full."""
+    """Rows that are added to, in memory that is allocated anew only when it is full."""
 
-    def __init__(self, rows: Shaped[Tensor, "N *D"]):
-        self.storage = rows
-        self.length = len(rows)
-
-    def append(self, rows: Shaped[Tensor, "K *D"]) -> None:
-        """Add rows at the end; an earlier `view` keeps what it showed."""
-        needed = self.length + len(rows)
-        if needed > len(self.storage):
-            capacity = max(needed, 256, self.length * 3 // 2)
-            storage = self.storage.new_empty((capacity, *self.storage.shape[1:]))
-            storage[: self.length] = self.view
-            self.storage = storage
-        self.storage[self.length : needed] = rows
-        self.length = needed
+    def __init__(self, storage: Shaped[Tensor, "N *D"], length: int):
+        self.storage = storage
+        self.length = length
 
     @property
     def view(self) -> Shaped[Tensor, "N *D"]:
-        """The rows so far."""
+        """The rows so far; it keeps what it shows when others come."""
         return self.storage[: self.length]
+
+    def extend(self, count: int) -> Shaped[Tensor, "K *D"]:
+        """Add rows at the end, and return them to be filled in."""
+        before = self.length
+        if before + count > len(self.storage):
+            capacity = max(before + count, 256, before * 3 // 2)
+            storage = self.storage.new_empty((capacity, *self.storage.shape[1:]))
+            storage[:before] = self.view
+            self.storage = storage
+        self.length += count
+        return self.view[before:]
 
 
 class GrowingCenters:
@@ -36,9 +36,9 @@ class GrowingCenters:
     """
 
     def __init__(self, x: Shaped[Tensor, "N D"], y: Shaped[Tensor, "N *V"]):
-        self._x = GrowableTensor(x)
-        self._y = GrowableTensor(y)
-        self._numbers = GrowableTensor(torch.empty(0, dtype=torch.int64, device=x.device))
+        self._x = GrowableTensor(x, len(x))
+        self._y = GrowableTensor(y, len(y))
+        self._numbers = GrowableTensor(torch.empty(0, dtype=torch.int64, device=x.device), 0)
 
     def __len__(self) -> int:
         return self._x.length
@@ -67,10 +67,15 @@ class GrowingCenters:
         self, x: Shaped[Tensor, "K D"], y: Shaped[Tensor, "K *V"], numbers: Tensor | None
     ) -> None:
         """Copy samples, and note their row numbers where they have any."""
-        self._x.append(x.to(self.x.dtype))
-        self._y.append(y)
+        self._x.extend(len(x)).copy_(x)
+        self._y.extend(len(y)).copy_(y)
         if numbers is not None:
-            self._numbers.append(numbers)
+            self._numbers.extend(len(numbers)).copy_(numbers)
+
+    def trim(self) -> None:
+        """Give spare memory back."""
+        for part in (self._x, self._y):
+            part.storage = part.view.clone()
 
     def share_storage(self) -> "GrowingCenters":
         """Return the same centers with their spare memory, to grow without changing these."""

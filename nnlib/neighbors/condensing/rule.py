@@ -1,32 +1,36 @@
 """Condensing: only samples that the model gets wrong become centers, batch by batch.
 
-The published rule, without its waiting: the centers so far are compared with many batches in one
-product, and those that a batch adds join the sums of the samples still to come.
+The published rule, without its waiting: blocks of samples to come are compared with the centers
+so far by other threads, and meet those that came since once it is their turn. Each thread computes
+alone, as small steps gain nothing from several, and lose much beside other processes.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from nnlib._common.runtime import full_precision, single_thread
+from nnlib._common.runtime import single_thread, torch_defaults
 from nnlib.attention import InfluenceCone, is_worthwhile, unsupported_reason
 from nnlib.neighbors.condensing.centers import GrowingCenters
 from nnlib.neighbors.condensing.votes import (
-    BLOCK_ROWS,
     AdditiveVotes,
     CachedDistanceVotes,
     CondensingRule,
     GridVotes,
     RecomputedVotes,
     UniformKNNVotes,
-    VoteCache,
 )
 
+BLOCK_ROWS = 1024  # samples compared with the centers by one thread
+AHEAD_ROWS = 4096  # samples compared before it is their turn, and the largest batch
 SEARCH_ROWS = 4096  # a block's size with a grid: worth sorting the centers for, yet adding few
-BLOCK_BYTES = 64 << 20  # for a block's cached distances
+CACHED_BYTES = 64 << 20  # for the distances that are kept of samples ahead
 
 Batch = tuple[Float[Tensor, "S D"], Shaped[Tensor, "S *V"], Int64[Tensor, " S"] | None]
 Callback = Callable[[int, int], None]  # takes the numbers of samples in a batch, and of centers
@@ -45,37 +49,65 @@ def condense(
     in the next round is added again. Learning ends after a pass that adds no new sample, or once
     the centers outnumber the rule's `max_neighbors`. `callback` is called after every batch.
     """
+    fresh = len(centers) == 0
     before = centers.distinct
-    with torch.no_grad(), full_precision():
+    with torch.no_grad(), torch_defaults(), _threads(centers.x.device) as start:
         for blocks in passes:
-            for block in blocks:
-                _condense_block(*block, centers, rule, callback)
+            for block, votes in _compared(blocks, centers, rule, start):
+                _condense_block(*block, votes(), centers, rule, callback)
                 if len(centers) > rule.max_neighbors:
-                    return
-            distinct = centers.distinct
-            if distinct == before:
-                return
-            before = distinct
+                    break
+            if centers.distinct == before or len(centers) > rule.max_neighbors:
+                break
+            before = centers.distinct
+    if fresh:  # what partial_fit has grown is to grow on
+        centers.trim()
 
 
-def _condense_block(x, y, numbers, centers: GrowingCenters, rule, callback: Callback) -> None:
-    cache_class = _cache_class(len(x), centers, rule)
-    # A grid's steps are too small for threads, which would only wait for each other.
-    with single_thread() if cache_class is GridVotes else nullcontext():
-        votes = cache_class(x, rule.values(y), centers, rule)
-        for start in range(0, len(x), rule.batch_size):
-            if len(centers) > rule.max_neighbors:
-                return
-            rows = slice(start, min(start + rule.batch_size, len(x)))
-            for chosen in _wrong_rounds(votes, y, rows, centers, rule):
-                chosen_numbers = None if numbers is None else numbers[chosen]
-                centers.append(x[chosen], y[chosen], chosen_numbers)
-                votes.add(chosen, start)
-            callback(rows.stop - start, len(centers))
+@contextmanager
+def _threads(device: torch.device) -> Iterator[Callable]:
+    """Give what starts a function in another thread, and returns what waits for its result."""
+    count = torch.get_num_threads()
+    with single_thread():  # the threads started within too
+        if count == 1 or device.type != "cpu":
+            yield partial
+            return
+        with ThreadPoolExecutor(
+            count, initializer=torch.set_grad_enabled, initargs=(False,)
+        ) as pool:
+            yield lambda *work: pool.submit(*work).result
+
+
+def _compared(
+    blocks: Iterable[Batch], centers: GrowingCenters, rule: CondensingRule, start: Callable
+) -> Iterator[tuple[Batch, Callable]]:
+    """Yield blocks, and what gives their votes, which are counted for later blocks meanwhile."""
+    waiting: deque[tuple[Batch, Callable]] = deque()
+    for block in blocks:
+        rows = len(block[0])
+        make_votes = _votes_class(rows, centers, rule, start)
+        waiting.append((block, start(make_votes, block[0], centers, len(centers), rule)))
+        while len(waiting) * rows >= _rows_ahead(centers, rule):
+            yield waiting.popleft()
+            if not waiting:
+                break
+    yield from waiting
+
+
+def _condense_block(x, y, numbers, votes, centers: GrowingCenters, rule, callback) -> None:
+    for start in range(0, len(x), rule.batch_size):
+        if len(centers) > rule.max_neighbors:
+            return
+        rows = slice(start, min(start + rule.batch_size, len(x)))
+        votes.update(start)
+        for chosen in _wrong_rounds(votes, y, rows, centers, rule):
+            centers.append(x[chosen], y[chosen], None if numbers is None else numbers[chosen])
+            votes.update(start, chosen)
+        callback(rows.stop - start, len(centers))
 
 
 def _wrong_rounds(
-    votes: VoteCache, y: Tensor, rows: slice, centers: GrowingCenters, rule: CondensingRule
+    votes, y: Tensor, rows: slice, centers: GrowingCenters, rule: CondensingRule
 ) -> Iterator[Int64[Tensor, " K"]]:
     """Yield what a batch adds, round by round; each round sees what earlier rounds added."""
     if len(centers) == 0:
@@ -97,16 +129,14 @@ def _wrong_rounds(
             return
 
 
-def _cache_class(rows: int, centers: GrowingCenters, rule: CondensingRule) -> type:
+def _votes_class(rows: int, centers, rule: CondensingRule, start: Callable) -> Callable:
     if rows <= SEARCH_ROWS and _is_searchable(rows, centers, rule):
         return GridVotes
-    caches = rule.kernel.depends_on_others
-    cached_bytes = 4 * rows * len(centers) if caches else 0
-    if rows > BLOCK_ROWS or cached_bytes > BLOCK_BYTES:
-        return RecomputedVotes  # a single batch is too large
+    if rows > BLOCK_ROWS and rows >= _rows_ahead(centers, rule):
+        return partial(RecomputedVotes, start)  # a single batch is too large
     if rule.kernel.k is not None:
         return UniformKNNVotes
-    return CachedDistanceVotes if caches else AdditiveVotes
+    return CachedDistanceVotes if rule.kernel.needs_nearest else AdditiveVotes
 
 
 def _is_searchable(rows: int, centers: GrowingCenters, rule: CondensingRule) -> bool:
@@ -118,11 +148,15 @@ def _is_searchable(rows: int, centers: GrowingCenters, rule: CondensingRule) -> 
     )
 
 
+def _rows_ahead(centers: GrowingCenters, rule: CondensingRule) -> int:
+    if not rule.kernel.needs_nearest:
+        return AHEAD_ROWS
+    return min(AHEAD_ROWS, CACHED_BYTES // (4 * max(1, len(centers))))
+
+
 def block_rows(centers: GrowingCenters, rule: CondensingRule) -> int:
     """How many samples to compare at once: whole batches, fewer where distances are cached."""
-    rows = BLOCK_ROWS
-    if rule.kernel.depends_on_others:
-        rows = min(BLOCK_ROWS, BLOCK_BYTES // (4 * max(1, len(centers))))
+    rows = min(BLOCK_ROWS, _rows_ahead(centers, rule) // 2)
     search_rows = min(SEARCH_ROWS, 8 * len(centers))
     if _is_searchable(search_rows, centers, rule):
         rows = search_rows

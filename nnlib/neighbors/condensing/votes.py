@@ -1,11 +1,11 @@
 """What the centers so far predict for a block of samples, some of which become centers meanwhile.
 
-The centers before the block are compared with all of it in one product; those that it adds join
-the sums of the samples still to come. What may be cached depends on the kernel.
+The centers before the block are compared with all of it at once, perhaps by another thread; those
+that come later join what is kept of the comparison, which depends on the kernel.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -19,14 +19,16 @@ from nnlib.attention import (
     add_products,
     average_of,
     blockwise_average,
+    blockwise_nearest,
+    mean_of_rows,
+    merge_topk,
     uniform_knn_average,
 )
 from nnlib.distances import take_rows
-from nnlib.neighbors.condensing.centers import GrowingCenters
+from nnlib.neighbors.condensing.centers import GrowableTensor, GrowingCenters
 
-BLOCK_ROWS = 2048  # samples compared with all centers at once
 LOOKAHEAD = 256  # samples that meet a new center as soon as it is one
-WEIGHED_ROWS = 256  # of cached distances turned into weights at a time
+PART = 1024  # centers whose distances are kept at a time, and samples predicted by a thread
 
 
 class CondensingRule(NamedTuple):
@@ -44,20 +46,6 @@ class CondensingRule(NamedTuple):
     max_neighbors: int
 
 
-@runtime_checkable
-class VoteCache(Protocol):
-    """Predictions for a block by the centers so far; made anew for each block.
-
-    Its constructor takes the block's samples and values, the centers and the rule.
-    """
-
-    def add(self, chosen: Int64[Tensor, " K"], start: int) -> None:
-        """Make samples of the block centers, for those from `start` on."""
-
-    def average(self, rows: slice) -> Float[Tensor, "N V"]:
-        """Predict some samples of the block; slices are asked for in their order."""
-
-
 class LazyValues:
     """Targets that are encoded as values to vote for a slice at a time."""
 
@@ -70,155 +58,174 @@ class LazyValues:
         return self.encode(self.targets[cols])
 
 
-class _BlockVotes:
-    """A block's samples prepared for measuring, and the numbers of those that became centers."""
+class AdditiveVotes:
+    """Running averages, where a center's weight does not depend on the other centers.
 
-    def __init__(self, x, values, centers: GrowingCenters, rule: CondensingRule):
+    Takes a block's samples, the centers, and how many of these the whole block is compared with.
+    """
+
+    def __init__(self, x, centers: GrowingCenters, compared: int, rule: CondensingRule):
         self.x = x
-        self.values = values
+        self.centers = centers
+        self.compared = compared
+        self.counted = compared  # for the next samples, which end at `until`
+        self.until = 0
+        self.rule = rule
         self.kernel = rule.kernel
         self.distance = rule.kernel.distance(x, x, x.dtype)
         self.points = self.distance.prepare(x)
-        self.chosen = torch.empty(0, dtype=torch.int64, device=x.device)
-        self._compare(centers, rule)
+        self._compare(centers.x[:compared], LazyValues(centers.y[:compared], rule.values))
 
-    def add(self, chosen, start):
-        self.chosen = torch.cat([self.chosen, chosen])
+    def update(self, start: int, chosen: Int64[Tensor, " K"] | None = None) -> None:
+        """Count new centers for the next samples, from `start` on; they may be `chosen` of these.
 
-    def _compare(self, centers: GrowingCenters, rule: CondensingRule) -> None:
-        """Measure the centers before the block, once."""
-        self.earlier_values = rule.values(centers.y) if len(centers) else self.values[:0]
-        self.distances = self.x.new_empty(len(self.x), len(centers))
-        for start in range(0, len(centers), BLOCK_ROWS):
-            cols = slice(start, min(start + BLOCK_ROWS, len(centers)))
-            points = self.distance.prepare(centers.x[cols].to(self.x.dtype))
-            self.distances[:, cols] = self.distance.pairwise(self.points, points)[0]
+        Slices are asked for in their order.
+        """
+        if self.until == 0:  # the block met others while these became centers
+            self._count(slice(0, len(self.x)))
+            self.compared = self.counted
+        if start >= self.until:
+            self.until = start + max(1, LOOKAHEAD // self.rule.batch_size) * self.rule.batch_size
+            self.counted = self.compared
+        self._count(slice(start, min(self.until, len(self.x))), chosen)
 
-    def _pairwise(self, rows: slice, chosen: Int64[Tensor, " K"], same=None) -> Tensor:
-        """Measure samples against chosen ones; `same`: pairs of a sample with itself."""
-        samples = take_rows(self.points, rows)
-        return self.distance.pairwise(samples, take_rows(self.points, chosen), same=same)[0]
-
-
-class AdditiveVotes(_BlockVotes):
-    """Running averages, where a center's weight does not depend on the other centers."""
-
-    def _compare(self, centers, rule):
-        encoded = LazyValues(centers.y, rule.values)
-        width = self.values.shape[1]
-        scale = self.distance.scale
-        self.mean = OnlineWeightedMean(self.kernel, len(self.x), width, self.x, scale)
-        accumulate(self.mean, self.points, centers.x, encoded, self.distance)
-        self.step = max(1, LOOKAHEAD // rule.batch_size) * rule.batch_size
-        self.until = 0
-
-    def add(self, chosen, start):
-        super().add(chosen, start)
-        each = torch.arange(len(chosen), device=chosen.device)
-        self._count(chosen, slice(start, self.until), (chosen - start, each))
-
-    def average(self, rows):
-        """Running means, after the centers chosen since have joined those of the next samples."""
-        if rows.stop > self.until:  # earlier chosen ones meet the next samples all at once
-            self.until = rows.start + self.step
-            self._count(self.chosen, slice(rows.start, self.until))
+    def average(self, rows: slice) -> Float[Tensor, "N V"]:
+        """Predict some samples of the block."""
         return self.mean.value(rows)
 
-    def _count(self, chosen, rows: slice, same=None) -> None:
-        if len(chosen) and rows.start < rows.stop:
-            self.mean.add(self._pairwise(rows, chosen, same), self.values[chosen], rows)
+    def _compare(self, x, values: LazyValues) -> None:
+        scale = self.distance.scale
+        self.mean = OnlineWeightedMean(self.kernel, len(self.x), values.shape[1], self.x, scale)
+        accumulate(self.mean, self.points, x, values, self.distance)
+
+    def _count(self, rows: slice, chosen=None) -> None:
+        new = slice(self.counted, len(self.centers))
+        if new.start == new.stop:
+            return
+        self.counted = new.stop
+        if chosen is None:
+            c = self.distance.prepare(self.centers.x[new].to(self.x.dtype))
+            same = None
+        else:
+            c = take_rows(self.points, chosen)
+            same = (chosen - rows.start, torch.arange(len(chosen), device=chosen.device))
+        distances = self.distance.pairwise(take_rows(self.points, rows), c, same=same)[0]
+        self._add(distances, self.rule.values(self.centers.y[new]), rows)
+
+    def _add(self, distances, values, rows: slice) -> None:
+        self.mean.add(distances, values, rows)
 
 
-class CachedDistanceVotes(_BlockVotes):
-    """Sums of weights that depend on the nearest center; distances to earlier ones are cached."""
-
-    def __init__(self, x, values, centers, rule):
-        super().__init__(x, values, centers, rule)
-        self.nearest = self._nearest()
-        self.sums = self._sums(slice(None), self.nearest)
+class UniformKNNVotes(AdditiveVotes):
+    """Means over the k nearest centers so far."""
 
     def average(self, rows):
-        """Means over earlier centers, cached, and over chosen ones, measured now."""
+        values = LazyValues(self.centers.y, self.rule.values)
+        return mean_of_rows(values, self.index[rows], self.x.dtype)
+
+    def _compare(self, x, values):
+        k = self.kernel.k
+        self.nearest, self.index = blockwise_nearest(self.x, x, k, self.distance)
+
+    def _add(self, distances, values, rows):
+        first = self.counted - len(values)
+        merge_topk(self.nearest[rows], self.index[rows], distances, first)
+
+
+class CachedDistanceVotes(AdditiveVotes):
+    """Sums of weights that depend on the nearest center: anew from distances, when that changes."""
+
+    searched = 0  # the first centers, whose distances are not kept
+
+    def average(self, rows):
+        return average_of(self.sums[rows])
+
+    def _compare(self, x, values):
+        self._allocate(len(x) + PART, values.shape[1])
+        for start in range(0, len(x), PART):
+            cols = slice(start, start + PART)
+            points = self.distance.prepare(x[cols].to(self.x.dtype))
+            distances = self.distance.pairwise(points, self.points)[0]
+            self.distances.extend(len(distances)).copy_(distances)
+            self.values.extend(len(distances)).copy_(values[cols])
+            self.nearest = torch.minimum(self.nearest, distances.amin(0))
+        self.sums = self._sum(slice(None), self.nearest)
+
+    def _allocate(self, capacity: int, width: int) -> None:
+        self.distances = GrowableTensor(self.x.new_empty(capacity, len(self.x)), 0)
+        self.values = GrowableTensor(self.x.new_empty(capacity, width), 0)
+        self.nearest = self.x.new_full((len(self.x),), torch.inf)
+
+    def _add(self, distances, values, rows):
+        # Those that only earlier samples have met are overwritten.
+        self.distances.length = self.counted - len(values) - self.searched
+        self.values.length = self.distances.length
         nearest = self.nearest[rows]
         sums = self.sums[rows]
-        if len(self.chosen):
-            inside = (self.chosen >= rows.start).nonzero()[:, 0]
-            same = (self.chosen[inside] - rows.start, inside)
-            distances = self._pairwise(rows, self.chosen, same)
-            smallest = distances.amin(1)
-            nearer = (smallest < nearest).nonzero()[:, 0]
+        smallest = distances.amin(1)
+        nearer = (smallest < nearest).nonzero()[:, 0]
+        if len(nearer):
             nearest[nearer] = smallest[nearer]
-            sums[nearer] = self._sums(nearer + rows.start, nearest[nearer])
-            sums = self._add(sums.clone(), distances, nearest, self.values[self.chosen])
-        return average_of(sums)
+            sums[nearer] = self._sum(nearer + rows.start, nearest[nearer])
+        self.distances.extend(len(values))[:, rows] = distances.T
+        self.values.extend(len(values)).copy_(values)
+        self._weigh(sums, distances, nearest, values)
 
-    def _add(self, sums, distances, nearest, values):
+    def _sum(self, rows, nearest: Float[Tensor, " K"]) -> Float[Tensor, "K W"]:
+        """Sum anew over the centers, for samples whose nearest is that far."""
+        sums = self._search(rows, nearest)
+        for start in range(0, self.distances.length, PART):
+            cols = slice(start, min(start + PART, self.distances.length))
+            distances = self.distances.storage[cols, rows].clone()
+            self._weigh(sums, distances.T, nearest, self.values.storage[cols])
+        return sums
+
+    def _search(self, rows, nearest) -> Float[Tensor, "K W"]:
+        """Sum over the centers whose distances are not kept."""
+        return nearest.new_zeros(len(nearest), self.values.storage.shape[1] + 1)
+
+    def _weigh(self, sums, distances, nearest, values) -> None:
         """Add weights as a grid search sums them: not relative to the nearest center's."""
         scale = self.distance.scale
         radius = self.kernel.support_radius(nearest, scale)
-        weights = self.kernel.relative_weights(distances, nearest, scale).mul_(radius[:, None])
-        add_products(sums, weights, values)
-        return sums
-
-    def _nearest(self) -> Float[Tensor, " N"]:
-        if self.distances.shape[1] == 0:
-            return self.x.new_full((len(self.x),), torch.inf)
-        return self.distances.amin(1)
-
-    def _sums(self, rows, nearest: Float[Tensor, " K"]) -> Float[Tensor, "K W"]:
-        """Sum over the earlier centers, for samples whose nearest center of all is that far."""
-        sums = self.x.new_zeros(len(nearest), self.values.shape[1] + 1)
-        if len(self.earlier_values):
-            parts = (part.split(WEIGHED_ROWS) for part in (sums, self.distances[rows], nearest))
-            for part, distances, smallest in zip(*parts, strict=True):
-                copied = self.distance.workspace.like("weights", distances).copy_(distances)
-                self._add(part, copied, smallest, self.earlier_values)
-        return sums
+        weights = self.kernel.relative_weights(distances, nearest, scale)
+        add_products(sums, weights.mul_(radius[:, None]), values)
 
 
 class GridVotes(CachedDistanceVotes):
     """The same within a support radius: earlier centers are searched, new ones measured."""
 
-    def _compare(self, centers, rule):
-        encoded = LazyValues(centers.y, rule.values)
-        x = centers.x.to(self.x.dtype)
-        self.grid = QuantileGrid(x, encoded, self.kernel, self.distance.preconditioner)
+    def _compare(self, x, values):
+        self._allocate(PART, values.shape[1])
+        self.searched = len(x)
+        x = x.to(self.x.dtype)
+        self.grid = QuantileGrid(x, values, self.kernel, self.distance.preconditioner)
+        self.nearest = self.grid.nearest(self.x)
+        self.sums = self._sum(slice(None), self.nearest)
 
-    def _nearest(self):
-        return self.grid.nearest(self.x)
-
-    def _sums(self, rows, nearest):
+    def _search(self, rows, nearest):
         return self.grid.sums(self.x[rows], nearest)
 
 
-class UniformKNNVotes(_BlockVotes):
-    """Means over the k nearest centers: all distances are cached and sorted anew."""
-
-    def average(self, rows):
-        """Means over the k nearest of earlier and chosen centers."""
-        distances = self.distances[rows]
-        if len(self.chosen):
-            distances = torch.cat([distances, self._pairwise(rows, self.chosen)], 1)
-        count = min(self.kernel.k, distances.shape[1])
-        index = distances.topk(count, largest=False).indices
-        return torch.cat([self.earlier_values, self.values[self.chosen]])[index].mean(1)
-
-
 class RecomputedVotes:
-    """Averages over all centers anew in every round, for batches too large to cache."""
+    """Averages over all centers anew in every round, for batches too large to keep anything."""
 
-    def __init__(self, x, values, centers, rule):
+    def __init__(self, start: Callable, x, centers: GrowingCenters, _, rule: CondensingRule):
+        self.start = start
         self.x = x
         self.centers = centers
         self.rule = rule
 
-    def add(self, chosen, start):
+    def update(self, start, chosen=None):
         """Do nothing: `average` looks at the centers themselves."""
 
     def average(self, rows):
-        """Averages over all centers so far."""
+        """Predict some samples, in several threads."""
+        parts = [self.start(self._average, part) for part in self.x[rows].split(PART)]
+        return torch.cat([part() for part in parts])
+
+    def _average(self, x):
         kernel = self.rule.kernel
-        x = self.x[rows]
         values = LazyValues(self.centers.y, self.rule.values)
         distance = kernel.distance(x, x, x.dtype)
         if kernel.k is not None:
