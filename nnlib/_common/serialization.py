@@ -36,8 +36,8 @@ OLD_SETTINGS: dict[str, dict[str, str | None]] = {  # None: gone, and of no use 
 }
 COLUMNS = "feature_names_in_"  # where it was fitted on a frame
 FOREIGN = (ValueError, KeyError, TypeError, AttributeError, RuntimeError)
-Kind = TypeVar("Kind")
 UNREADABLE = (SafetensorError, OSError, *FOREIGN)
+Kind = TypeVar("Kind")
 
 
 class Registered:
@@ -105,7 +105,7 @@ class SafetensorsMixin(Registered, BaseEstimator):
         try:
             with safe_open(path, "pt", device=device) as file:
                 header = file.metadata() or {}
-                _check_header(header, cls, path)
+                _check_header(header, cls.__name__)
                 # Copies: products over rows that begin elsewhere in memory would round otherwise.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             for name, part in tensors.items():
@@ -113,8 +113,6 @@ class SafetensorsMixin(Registered, BaseEstimator):
                     raise ValueError(f"NaN or infinity in the tensor {name!r}")
             metadata = json.loads(header["metadata" if "metadata" in header else "told"])
             return cls._from_metadata(metadata, tensors)
-        except ModelError:
-            raise
         except UNREADABLE as error:
             raise ModelError(
                 f"path={str(path)!r} can't be read as a {cls.__name__} "
@@ -160,7 +158,8 @@ class SafetensorsMixin(Registered, BaseEstimator):
         model = cls(**{name: from_json(value) for name, value in settings.items()})
         attributes = metadata["attributes"]
         for name in {*cls.saved_attributes} | (attributes.keys() & {COLUMNS}):
-            setattr(model, name, from_json(attributes[name]))
+            if name in attributes or not hasattr(cls, name):  # which an older file may lack
+                setattr(model, name, from_json(attributes[name]))
         submodels = {}
         for name, described in metadata.get("submodels", {}).items():
             start = f"{name}."
@@ -180,13 +179,16 @@ class SafetensorsMixin(Registered, BaseEstimator):
         return tensors
 
     def _tensors(self) -> dict[str, Tensor]:
-        """The tensors to write, under their attributes' names less the underscore."""
-        return {name.rstrip("_"): getattr(self, name) for name in self.saved_tensors}
+        """The tensors to write, under their attributes' names less the underscore; no None."""
+        parts = {name.rstrip("_"): getattr(self, name) for name in self.saved_tensors}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         """Take over what was read; raises ValueError where tensors don't belong together."""
         for name in self.saved_tensors:
-            setattr(self, name, tensors[name.rstrip("_")])
+            key = name.rstrip("_")
+            if key in tensors or not hasattr(self, name):  # which is None before a fit
+                setattr(self, name, tensors[key])
 
     def _submodels(self) -> dict[str, "SafetensorsMixin"]:
         """Fitted models that this one is made of, in their order, by names without dots."""
@@ -267,8 +269,7 @@ def _registered(name: str, base: type[Kind]) -> type[Kind]:
         found = [each for each in Registered.subclasses.values() if each.__name__ == short]
         kind = found[0] if len(found) == 1 else None
     if kind is None or not issubclass(kind, base):
-        wanted = "import the module that defines it first"
-        raise ValueError(f"class {name!r} is unknown: {wanted}")
+        raise ValueError(f"class {name!r} is unknown: import the module that defines it first")
     return kind
 
 
@@ -281,15 +282,11 @@ def _current_settings(kind: str, settings: dict) -> dict:
     return current
 
 
-def _check_header(header: dict, kind: type, path: str | Path) -> None:
+def _check_header(header: dict, kind: str) -> None:
     found = str(header.get("class"))
     name = found.replace(":", ".").rpartition(".")[2]
     version = header.get("format")
     if version not in (FORMAT, OLD_FORMAT):
-        wrong = f"the format {version!r}, not {FORMAT!r}"
-    elif OLD_CLASSES.get(name, name) != kind.__name__:
-        wrong = f"the class {found!r}, not {kind.__name__!r}"
-    else:
-        return
-    wanted = "give a file that save() of this class and version wrote"
-    raise ModelError(f"path={str(path)!r} has {wrong}: {wanted}")
+        raise ValueError(f"it has the format {version!r}, not {FORMAT!r}")
+    if OLD_CLASSES.get(name, name) != kind:
+        raise ValueError(f"it has the class {found!r}, not {kind!r}")

@@ -34,8 +34,17 @@ def test_update_moves_only_its_rows_by_the_published_rule():
     wanted = before.clone()
     wanted[index] = normalize(0.5 * before[index] + 0.5 * normalize(features, dim=1), dim=1)
     assert torch.allclose(bank.embeddings(), wanted, atol=1e-6)
-    bank.update(index[:1], torch.zeros(1, 16), momentum=0)
-    assert torch.allclose(bank.embeddings(), wanted, atol=1e-6)
+    bank.update(index[1:2], features[1:2] * 1e-20)
+    bank.update(index[1:2], features[1:2] * 1e20)  # only directions count
+    for bad in (0.0, torch.nan, torch.inf):
+        bank.update(index[:1], torch.full((1, 16), bad), momentum=0)
+        rows = bank.embeddings()
+        assert torch.allclose(rows[index[0]], wanted[index[0]], atol=1e-6)
+        assert torch.allclose(rows.norm(dim=1), torch.ones(101), atol=1e-6)
+    again = normalize(features[1], dim=0)
+    for _ in range(2):
+        wanted[index[1]] = normalize(wanted[index[1]] + again, dim=0)
+    assert torch.allclose(rows, wanted, atol=1e-6)
 
 
 def test_a_bank_is_drawn_by_its_seed_and_saved_by_torch():
