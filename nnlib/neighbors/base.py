@@ -124,8 +124,8 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
 
     def _comparable(self, x: Shaped[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Rows as they are compared with the centers, where these are."""
-        x = self._columns.apply(x.to(self.centers_.device))
-        return x.to(torch.promote_types(torch.float32, self.centers_.dtype))
+        dtype = torch.promote_types(torch.float32, self.centers_.dtype)
+        return self._columns.apply(x.to(self.centers_.device), dtype).to(dtype)
 
 
 class ProbabilisticClassifier(ClassifierMixin):

@@ -19,19 +19,21 @@ class Columns(NamedTuple):
     offset: Float64[Tensor, " D"] | None = None
     weight: Float64[Tensor, " D"] | None = None
 
-    def apply(self, x: Shaped[Tensor, "N D"]) -> Shaped[Tensor, "N D"]:
-        """The columns as they are compared: in float64 until numbers are small, then float32."""
+    def apply(
+        self, x: Shaped[Tensor, "N D"], dtype: torch.dtype = torch.float32
+    ) -> Shaped[Tensor, "N D"]:
+        """The columns as they are compared: in float64 until numbers are small."""
         if self.offset is None and self.weight is None:
-            return x.to(torch.float32) if x.dtype in WIDE else x
+            return x.to(dtype) if x.dtype in WIDE else x
         if len(x) * x.shape[1] > BLOCK_NUMBERS and not x.requires_grad:
             size = max(1, BLOCK_NUMBERS // x.shape[1])
-            return torch.cat([self.apply(block) for block in x.split(size)])
+            return torch.cat([self.apply(block, dtype) for block in x.split(size)])
         x = x.to(torch.float64)
         if self.offset is not None:
             x = x - self.offset.to(x.device)
         if self.weight is not None:
             x = x * self.weight.to(x.device)
-        return x.to(torch.float32)
+        return x.to(dtype)
 
 
 def is_euclidean(kernel: Kernel) -> bool:
