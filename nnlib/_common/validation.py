@@ -143,18 +143,14 @@ def check_features(estimator, X, reset: bool) -> Shaped[Tensor, "N D"]:
     Raises ValueError for NaN, infinity, no samples or features, or other features than fitted on.
     """
     if is_stream(X):
-        wanted = "give a tensor or an array"
-        raise ValueError(
-            f"X is a stream of batches, which fit and partial_fit take alone: {wanted}"
-        )
+        raise ValueError("X is a stream of batches, which only a fit takes: give an array")
     x = as_tensor("X", X).detach()
     if x.ndim < 2:
         wanted = "give [N, D]. Reshape your data: X[None] is one sample, X[:, None] one feature"
         raise ValueError(f"X has shape {tuple(x.shape)}: {wanted}")
     if x.numel() == 0:
-        empty = "sample(s)" if len(x) == 0 else "feature(s)"
-        shape = f"(shape={tuple(x.shape)})"
-        raise ValueError(f"X has 0 {empty} {shape} while a minimum of 1 is required: give some")
+        empty = f"0 {'feature' if len(x) else 'sample'}(s) (shape={tuple(x.shape)})"
+        raise ValueError(f"X has {empty} while a minimum of 1 is required: give some")
     x = x.flatten(1)
     check_finite("X", x)
     if not isinstance(X, Tensor):
@@ -184,19 +180,16 @@ def check_finite(name: str, rows: Shaped[Tensor, "N *D"]) -> None:
     """Raise ValueError where a number is not finite in float32, looking at a block at a time."""
     if not rows.is_floating_point() or rows.numel() == 0:
         return
-    width = rows[:1].numel()
+    width = rows[0].numel()
     step = max(1, BLOCK_NUMBERS // width)
     for start in range(0, len(rows), step):
         block = rows[start : start + step].to(torch.float32).reshape(-1, width)
-        if block.sum().isfinite():  # quicker than to look at each
-            continue
-        good = block.isfinite()
-        if not good.all():
-            row, column = (~good).nonzero()[0].tolist()
+        if not block.sum().isfinite() and not block.isfinite().all():  # sums are quicker
+            row, column = (~block.isfinite()).nonzero()[0].tolist()
+            where = f"row {start + row}, column {column}"
             wanted = "drop such rows, or fill them in, as scikit-learn's SimpleImputer does"
             raise ValueError(
-                f"{name} holds NaN or infinity (in float32), first in row {start + row}, "
-                f"column {column}: {wanted}"
+                f"{name} holds NaN or infinity (in float32), first in {where}: {wanted}"
             )
 
 
@@ -245,8 +238,7 @@ def encode_labels(y, classes: np.ndarray) -> Int64[Tensor, " N"]:
 def check_lengths(x, y) -> None:
     """Raise ValueError where there isn't one label or target a sample."""
     if len(x) != len(y):
-        wanted = "give one label or target a sample"
-        raise ValueError(f"X has {len(x)} samples and y {len(y)}: {wanted}")
+        raise ValueError(f"X has {len(x)} samples, and y {len(y)}: give one each")
 
 
 def storage_dtype(rows: Tensor) -> torch.dtype:

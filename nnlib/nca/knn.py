@@ -1,6 +1,7 @@
 """Weighted k-nearest-neighbor classification of embeddings: exact, over one process or many."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -19,21 +20,21 @@ from nnlib._common.validation import (
 from nnlib.attention import working_dtype
 from nnlib.distances import normalize_rows, wide_dtype
 from nnlib.nca.distributed import all_gather_rows, all_reduce_sum, own_rows
-from nnlib.nca.memory_bank import BankView, MemoryBank, view_bank
+from nnlib.nca.memory_bank import BankView, view_bank
 
 BLOCK_QUERIES = {"cpu": 256, "other": 1024}
 BLOCK_PAIRS = {"cpu": 1 << 22, "other": 1 << 25}  # of a query and a row, compared at a time
-Bank = Float[Tensor, "N D"] | MemoryBank
+Bank = Any  # a MemoryBank, or rows [N, D]
 
 
 @torch_defaults()
 def knn_predict(
-    features: Float[Tensor, "B D"],
+    features: Any,
     bank: Bank,
-    bank_labels: Int64[Tensor, " N"] | None = None,
+    bank_labels: Any = None,
     k: int = 30,
     temperature: float = 0.05,
-    exclude: Int64[Tensor, " B"] | None = None,
+    exclude: Any = None,
     top: int | None = None,
     sharded: bool = False,
 ) -> Int64[Tensor, "B *top"]:
@@ -46,7 +47,7 @@ def knn_predict(
     features : [B, D], of which only directions count
     bank, bank_labels : MemoryBank, or rows [N, D] with whole numbers [N]
     k, temperature : number of neighbors, and T of their weights
-    exclude : int64 [B], the sample whose own row a feature may not take, -1 for none
+    exclude : whole numbers [B], the sample whose own row a feature may not take, -1 for none
     top : return so many first classes
     sharded : features and plain rows are this process's part, and all processes call at once
 
@@ -82,7 +83,8 @@ def _classify(
         shapes = f"features {tuple(x.shape)} and bank {tuple(bank.memory.shape)}"
         raise ValueError(f"{shapes}: give [B, D] and [N, D]")
     check_finite("features", x)
-    exclude = check_exclude(exclude, bank.samples, len(x)).to(x.device)
+    exclude = [-1] * len(x) if exclude is None else exclude
+    exclude = as_integers("exclude", exclude, len(x), (-1, bank.samples - 1)).to(x.device)
     x = normalize_rows(x.to(working_dtype(x, bank.memory)))
     parts = all_gather_rows(x, bank.sharded)
     own = bank.local_rows(torch.cat(all_gather_rows(exclude, bank.sharded)))
@@ -112,8 +114,8 @@ def _nearest(x, bank: BankView, k: int, excluded_row) -> tuple[Float[Tensor, "B 
         near = bank.labels[start : start + size][place]
         cosines, labels = _merge([cosines, found], [labels, near], k)
     if bank.sharded:
-        everyone = (all_gather_rows(part.T.contiguous()) for part in (cosines, labels))
-        cosines, labels = _merge(*([part.T for part in parts] for parts in everyone), k)
+        both = [torch.cat(all_gather_rows(part.T.contiguous())).T for part in (cosines, labels)]
+        cosines, labels = _merge(both[:1], both[1:], k)
     return cosines, labels
 
 
@@ -121,13 +123,6 @@ def _merge(cosines: list, labels: list, k: int) -> tuple[Float[Tensor, "B K"], T
     joined = torch.cat(cosines, 1)
     nearest, order = joined.topk(min(k, joined.shape[1]))
     return nearest, torch.cat(labels, 1).gather(1, order)
-
-
-def check_exclude(exclude, samples: int, queries: int) -> Int64[Tensor, " B"]:
-    """Return `exclude`, -1 for None; raises ValueError where it is no samples' numbers or -1."""
-    if exclude is None:
-        return torch.full((queries,), -1)
-    return as_integers("exclude", exclude, queries, (-1, samples - 1))
 
 
 def _vote(
@@ -213,7 +208,7 @@ def knn_accuracy(
 
     Parameters
     ----------
-    features, labels : features [B, D] and their classes int64 [B]
+    features, labels : features [B, D] and their classes [B]
     bank, bank_labels, k, temperature, sharded : as for `knn_predict`
 
     Returns

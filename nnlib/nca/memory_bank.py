@@ -96,7 +96,7 @@ class MemoryBank(nn.Module):
 
         A feature of zeros leaves its row as it is. `momentum` is the bank's own by default.
         """
-        index = self._check_samples(index)
+        index = self._numbers(index)
         features = self._check_rows("features", features, len(index)).to(self.memory)
         keep = check_number("momentum", self.momentum if momentum is None else momentum, "[0, 1)")
         features = torch.cat(all_gather_rows(features, self.sharded))
@@ -120,7 +120,7 @@ class MemoryBank(nn.Module):
     @torch_defaults()
     def clear(self, index: Int64[Tensor, " K"]) -> None:
         """Set the rows of samples that can't be read to zeros, which are no one's neighbors."""
-        row = self.local_rows(self._check_samples(index))
+        row = self.local_rows(self._numbers(index))
         self.memory[row[row >= 0]] = 0
 
     @torch_defaults()
@@ -133,7 +133,7 @@ class MemoryBank(nn.Module):
             whole[samples.cpu()] = rows.cpu()
         return whole
 
-    def _check_samples(self, index) -> Int64[Tensor, " B"]:
+    def _numbers(self, index) -> Int64[Tensor, " B"]:
         return as_integers("index", index, None, (0, len(self) - 1)).to(self.place.device)
 
     def _check_rows(self, name: str, rows, count: int) -> Float[Tensor, "B D"]:
