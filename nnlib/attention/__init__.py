@@ -16,8 +16,8 @@ from nnlib.attention.blockwise import with_ones as with_ones
 from nnlib.attention.blockwise import working_dtype as working_dtype
 from nnlib.attention.derivatives import LoopedFunction as LoopedFunction
 from nnlib.attention.dispatch import MATMUL_DTYPES, attend, class_log_probabilities, nearest
-from nnlib.attention.dispatch import is_worthwhile as is_worthwhile
 from nnlib.attention.kdtree import QuantileGrid as QuantileGrid
+from nnlib.attention.kdtree import is_worthwhile as is_worthwhile
 from nnlib.attention.kdtree import unsupported_reason as unsupported_reason
 from nnlib.attention.kernels import (
     CosineInverseDistance,
