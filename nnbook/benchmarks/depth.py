@@ -11,18 +11,14 @@ import time
 from collections.abc import Iterator
 
 import pandas as pd
+from sklearn.base import clone
 from sklearn.model_selection import cross_val_predict
 
 from nnbook.benchmarks import recorded as records
 from nnbook.benchmarks.recorded import SEEDS
+from nnlib import DeepClassifier, DynamicClassifier, PrototypeClassifier, StackedClassifier
 from nnlib.datasets import load
 from nnlib.errors import DataError
-from nnlib.neighbors import (
-    DeepClassifier,
-    DynamicClassifier,
-    PrototypeClassifier,
-    StackedClassifier,
-)
 
 SETS, LAYERS, FEW = ("mnist", "cifar10"), 3, 20_000
 STACKS = ("published", "left out")
@@ -59,11 +55,8 @@ def second_layers(name: str, seed: int = 0) -> Iterator[dict]:
     yield row | {"stack": f"one layer, {FEW:,} samples", "test": first.score(test_x, test_y)}
     answers = {"its own answers": first.predict_proba(x), "answers left out": left_out}
     for source, outputs in answers.items():
-        learned = PrototypeClassifier(100, "cosine_softmax", **quiet)
-        for kind, layer in {
-            "condensed": DynamicClassifier(rule="published", **quiet),
-            "learned": learned,
-        }.items():
+        learned = PrototypeClassifier(100, "cosine_softmax", scaling="none", **quiet)
+        for kind, layer in {"condensed": clone(first), "learned": learned}.items():
             layer.fit(outputs, y)
             layer_row = {"layer": 2, "centers": layer.num_neighbors}
             scores = {"train": layer.score(outputs, y), "test": layer.score(test, test_y)}

@@ -38,7 +38,8 @@ def learned(track: Track, splits: Splits, seed: int, before: float) -> Iterator[
     before += time.perf_counter() - start
     for count in track.counts:
         start = time.perf_counter()
-        model = PrototypeClassifier(count, SOFTMAX, epochs=5, **quiet).fit(*splits.train)
+        model = PrototypeClassifier(count, SOFTMAX, epochs=5, scaling="none", **quiet)
+        model.fit(*splits.train)
         seconds = before + time.perf_counter() - start
         row = {"method": "learned centers", "centers": count, "seconds": seconds}
         yield row | scores(model, splits)

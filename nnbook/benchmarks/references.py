@@ -52,7 +52,7 @@ def makers(track: Track, splits: Splits, seed: int) -> dict[str, Callable]:
         NeighborhoodComponentsAnalysis(32, random_state=seed), KNeighborsClassifier(3)
     )
     network = MLPClassifier((256,), early_stopping=True, random_state=seed)
-    centers = PrototypeClassifier(max(track.counts), SOFTMAX, **quiet)
+    centers = PrototypeClassifier(max(track.counts), SOFTMAX, scaling="none", **quiet)
     found = {
         "k nearest": lambda: voters(3).fit(*train),
         "condensed": lambda: DynamicClassifier(rule="published", **quiet).fit(*train),

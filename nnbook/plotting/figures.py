@@ -135,7 +135,7 @@ def png(figure: plt.Figure, dpi: float | None = None) -> bytes:
 def class_map(
     axis: plt.Axes, model, points: Float[Tensor, "N 2"], labels: Int64[Tensor, " N"]
 ) -> None:
-    """Draw a classifier of the plane: its probabilities, the samples, and its centers as rings."""
+    """Draw a DynamicClassifier of the plane: probabilities, its samples, and rings for centers."""
     low = (points.min(0).values - 0.5).tolist()
     high = (points.max(0).values + 0.5).tolist()
     steps = 160
@@ -147,7 +147,9 @@ def class_map(
     axis.imshow(shades, origin="lower", extent=extent, interpolation="bilinear")
     axis.scatter(*points.T, s=5, c=colours[labels], linewidths=0, rasterized=True)
     rings = {"s": 36, "edgecolors": "black", "linewidths": 0.9}
-    axis.scatter(*model.centers_.T, c=colours[model.values_], **rings)
+    values = model.values_
+    says = values if values.ndim == 1 else values.argmax(1)
+    axis.scatter(*points[model.indices_].T, c=colours[says], **rings)
     axis.axis("off")
 
 

@@ -73,8 +73,8 @@ def picture_samples() -> tuple[torch.Tensor, torch.Tensor]:
 
 def picture_regressor() -> DynamicRegressor:
     """At the published setting for pictures."""
-    settings = {"influence_cone_factor": 4.0, "tolerance": 0.2, "seed": 0, "progress": False}
-    return PublishedRegressor("influence_cone", **settings)
+    settings = {"influence_cone_factor": 4.0, "tolerance": 0.2, "progress": False}
+    return PublishedRegressor("influence_cone", random_state=0, **settings)
 
 
 def picture() -> float:

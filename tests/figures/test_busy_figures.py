@@ -13,7 +13,7 @@ from figures.table import figure
 from nnlib import image_codec
 from nnlib.datasets import load, load_photo, load_text
 from nnlib.language import ContextModel
-from nnlib.neighbors import DynamicClassifier
+from tests.published import PublishedClassifier
 
 ROUNDS = 5
 MOST = 3  # times the quiet time; beside one process a core, a fair share alone is 2
@@ -41,7 +41,7 @@ def fit():
     data = load("mnist")
     x = data.train_images[:10_000].flatten(1).float() / 255
     y = data.train_labels[:10_000]
-    model = DynamicClassifier(progress=False)
+    model = PublishedClassifier(progress=False)
     return lambda: model.fit(x, y)
 
 
