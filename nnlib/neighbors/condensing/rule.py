@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -67,15 +68,11 @@ def condense(
 @contextmanager
 def _threads(device: torch.device) -> Iterator[Callable]:
     """Give what starts a function in another thread, and returns what waits for its result."""
-    count = torch.get_num_threads()
-    with single_thread():  # the threads started within too
-        if count == 1 or device.type != "cpu":
-            yield partial
-            return
-        with ThreadPoolExecutor(
-            count, initializer=torch.set_grad_enabled, initargs=(False,)
-        ) as pool:
-            yield lambda *work: pool.submit(*work).result
+    threads = torch.get_num_threads()
+    no_gradients = {"initializer": torch.set_grad_enabled, "initargs": (False,)}
+    with single_thread(), ThreadPoolExecutor(threads, **no_gradients) as pool:
+        several = threads > 1 and device.type == "cpu"
+        yield (lambda *work: pool.submit(*work).result) if several else partial
 
 
 def _compared(
@@ -87,10 +84,8 @@ def _compared(
         rows = len(block[0])
         make_votes = _votes_class(rows, centers, rule, start)
         waiting.append((block, start(make_votes, block[0], centers, len(centers), rule)))
-        while len(waiting) * rows >= _rows_ahead(centers, rule):
+        while waiting and len(waiting) * rows >= _rows_ahead(centers, rule):
             yield waiting.popleft()
-            if not waiting:
-                break
     yield from waiting
 
 
@@ -113,26 +108,25 @@ def _wrong_rounds(
     if len(centers) == 0:
         yield torch.arange(rows.start, rows.stop, device=y.device)
         return
-    rounds = 0
     before = None
-    wrong, _ = rule.evaluate(votes.average(rows), y[rows])
-    while rounds != rule.rounds and len(centers) <= rule.max_neighbors:
+    for rounds in count(1):
+        wrong, quality = rule.evaluate(votes.average(rows), y[rows])
         chosen = wrong.nonzero()[:, 0]
-        repeated = before is not None and torch.equal(chosen, before)
-        if len(chosen) == 0 or (rule.rounds is None and repeated):
-            return  # without a limit, samples that contradict each other would be added forever
+        good = len(chosen) == 0 or (before is not None and quality >= rule.target)
+        # Without a limit, samples that contradict each other would be added forever.
+        endless = rule.rounds is None and before is not None and torch.equal(chosen, before)
+        if good or endless:
+            return
         before = chosen
         yield chosen + rows.start
-        rounds += 1
-        wrong, quality = rule.evaluate(votes.average(rows), y[rows])
-        if quality >= rule.target:
+        if rounds == rule.rounds or len(centers) > rule.max_neighbors:
             return
 
 
 def _votes_class(rows: int, centers, rule: CondensingRule, start: Callable) -> Callable:
     if rows <= SEARCH_ROWS and _is_searchable(rows, centers, rule):
         return GridVotes
-    if rows > BLOCK_ROWS and rows >= _rows_ahead(centers, rule):
+    if rows > _rows_ahead(centers, rule):
         return partial(RecomputedVotes, start)  # a single batch is too large
     if rule.kernel.k is not None:
         return UniformKNNVotes
