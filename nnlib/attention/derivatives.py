@@ -58,7 +58,10 @@ class LoopedFunction(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        """Save nothing."""
+        """Save all tensors; the last input holds what is none."""
+        *tensors, ctx.settings = inputs
+        ctx.save_for_backward(*tensors, *output)
+        ctx.save_for_forward(*tensors, *output)
 
     @staticmethod
     def backward(ctx, *gradients):
@@ -91,7 +94,7 @@ class GradientsFunction(LoopedFunction):
 
     @staticmethod
     def forward(gradient, *inputs):
-        *inputs, exclude, result, nearest, total, call, needed = inputs
+        *inputs, exclude, result, nearest, total, (call, needed) = inputs
         queries, centers, values, _ = exact = (*map(as_exact, inputs[:2]), *inputs[2:])
         with torch_defaults():
             if call.kernel.k is not None:
@@ -114,21 +117,17 @@ class GradientsFunction(LoopedFunction):
         return tuple(part.to(like.dtype) for part, like, wanted in found if wanted)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        *tensors, exclude, _, nearest, _, ctx.call, ctx.needed = inputs
-        index = None if ctx.call.kernel.k is None else nearest
-        ctx.save_for_backward(*tensors, exclude, index)
-        ctx.save_for_forward(*tensors, exclude, index)
-
-    @staticmethod
     def backward(ctx, *vectors):
-        vectors = (None, *spread(vectors, ctx.needed))
-        return *HessianFunction.apply(ctx.call, *ctx.saved_tensors, *vectors), *[None] * 6
+        call, needed = ctx.settings
+        vectors = (None, *spread(vectors, needed))
+        products = HessianFunction.apply(*ctx.saved_tensors[:8], *vectors, call)
+        return *products, *[None] * 5
 
     @staticmethod
     def jvp(ctx, *tangents):
-        parts = HessianFunction.apply(ctx.call, *ctx.saved_tensors, *tangents[:5])
-        return tuple(part for part, wanted in zip(parts[1:], ctx.needed, strict=True) if wanted)
+        call, needed = ctx.settings
+        products = HessianFunction.apply(*ctx.saved_tensors[:8], *tangents[:5], call)
+        return tuple(part for part, wanted in zip(products[1:], needed, strict=True) if wanted)
 
 
 def spread(parts, wanted) -> list:
@@ -141,12 +140,18 @@ class HessianFunction(LoopedFunction):
     """Second derivatives of (gradient . average), by all that it depends on, times a vector."""
 
     @staticmethod
-    def forward(call, *tensors):
-        """Take the gradient, queries, centers, values, sharpness, and a vector for each of them.
+    def forward(*inputs):
+        """Take what the gradients depend on, and a vector for each of the first five.
 
         By blocks of queries, since autograd holds all their pairs with the centers.
         """
-        parts, (exclude, index), vectors = tensors[:5], tensors[5:7], tensors[7:]
+        parts, (exclude, _, index), vectors, call = (
+            inputs[:5],
+            inputs[5:8],
+            inputs[8:13],
+            inputs[13],
+        )
+        index = index if call.kernel.k is not None else None
         present = [part is not None for part in parts]
         leaves = [part.detach().to(wide_dtype(part)) for part in parts if part is not None]
         sums = [torch.zeros_like(leaf) for leaf in leaves]

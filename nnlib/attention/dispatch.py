@@ -35,7 +35,7 @@ from nnlib.attention.derivatives import (
     LoopedFunction,
     spread,
 )
-from nnlib.attention.kdtree import tree_average, tree_nearest, unsupported_reason
+from nnlib.attention.kdtree import is_worthwhile, tree_average, tree_nearest, unsupported_reason
 from nnlib.attention.kernels import CosineSoftmax, DotProduct, Kernel, UniformKNN, make_kernel
 from nnlib.distances import normalize_rows
 
@@ -43,10 +43,6 @@ BACKENDS = ("auto", "blocks", "search", "fused")
 MATMUL_DTYPES = ("float32", "bfloat16")
 SDPA_WIDTH = 256  # features, and columns of values, that PyTorch's attention takes
 SDPA_LANES = 8  # whose widths are multiples of it
-SEARCH_QUERIES = 64  # from which sorting the centers first is quicker
-SEARCH_PAIRS = 1 << 18
-SEARCH_CENTERS = 32  # are measured in the time that a tree takes for one of the nearest
-SEARCH_TABLE = 1 << 23  # numbers in a sorted copy of the values, at most
 
 Numbers = Any  # tensors, arrays, frames, lists
 
@@ -93,8 +89,8 @@ def attend(
     tensor([[1.8000]])
     """
     check_choice("matmul_dtype", matmul_dtype, MATMUL_DTYPES)
-    queries, centers, exclude, kernel = _check(queries, centers, exclude, kernel, backend)
-    values, labels = _check_values(values, centers)
+    given = (queries, centers, values, exclude, kernel)
+    queries, centers, values, exclude, kernel = _check(*given, backend)
     coarse = matmul_dtype == "bfloat16"
     if coarse and (kernel.k is not None or type(kernel) is DotProduct):
         raise ValueError(f"matmul_dtype={matmul_dtype!r} with {kernel}: give 'float32'")
@@ -102,11 +98,12 @@ def attend(
         sharpness = as_tensor("sharpness", sharpness)
         kernel = _sharpened(kernel, sharpness, backend)
         backend = "blocks"
-    rows = values if labels is None else labels
-    if coarse and _takes_sdpa(queries, rows, kernel, exclude, backend):
-        return _sdpa_average(queries, centers, rows, kernel.temperature)
+    if coarse and _takes_sdpa(queries, values, kernel, exclude, backend):
+        return _sdpa_average(queries, centers, values, kernel.temperature)
+    labels = values if isinstance(values, Labels) else None
+    rows = values if labels is None else None
     call = Call(kernel, labels, backend, coarse, torch.is_grad_enabled())
-    return AttendFunction.apply(queries, centers, values, sharpness, exclude, call)[0]
+    return AttendFunction.apply(queries, centers, rows, sharpness, exclude, call)[0]
 
 
 @torch_defaults()
@@ -174,7 +171,8 @@ def nearest(
         wanted = "give 'auto', 'blocks' or 'search'"
         raise ValueError(f"backend='fused' gives averages, and no nearest centers: {wanted}")
     check_int("count", count)
-    queries, centers, exclude, kernel = _check(queries, centers, exclude, kernel, backend)
+    given = (queries, centers, None, exclude, kernel)
+    queries, centers, _, exclude, kernel = _check(*given, backend)
     if exclude is not None:
         as_integers("exclude", exclude, interval=(-1, len(centers) - 1))
     dtype = working_dtype(queries, centers)
@@ -225,31 +223,29 @@ class AttendFunction(LoopedFunction):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.call = inputs
+        LoopedFunction.setup_context(ctx, inputs, output)
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*tensors, *output)
-        ctx.save_for_forward(*tensors, *output)
 
     @staticmethod
     def backward(ctx, gradient, *_):
         """Gradients to queries, centers, values and sharpness, in their own types."""
         needed = ctx.needs_input_grad[:4]
-        if ctx.call.kernel.k is not None:
+        kernel = ctx.settings.kernel
+        if kernel.k is not None:
             if any(needed[:2]) and (torch.is_grad_enabled() or not needed[2]):
                 wanted = "detach queries and centers, or give another kernel"
-                raise RuntimeError(f"{ctx.call.kernel} has gradients to values alone: {wanted}")
+                raise RuntimeError(f"{kernel} has gradients to values alone: {wanted}")
             needed = (False, False, needed[2], False)
-        parts = GradientsFunction.apply(gradient, *ctx.saved_tensors, ctx.call, needed)
+        parts = GradientsFunction.apply(gradient, *ctx.saved_tensors, (ctx.settings, needed))
         return *spread(parts, needed), None, None
 
     @staticmethod
     def jvp(ctx, *tangents):
-        """Forward derivatives."""
-        *tensors, exclude, result, nearest, _ = ctx.saved_tensors
-        index = None if ctx.call.kernel.k is None else nearest
-        tensors = (torch.zeros_like(result), *tensors, exclude, index)
-        parts = HessianFunction.apply(ctx.call, *tensors, None, *tangents[:4])
-        return parts[0], None, None
+        """Forward derivatives: those of (gradient . average) by the gradient, whatever it is."""
+        *tensors, result, nearest, _ = ctx.saved_tensors
+        tensors = (torch.zeros_like(result), *tensors, result, nearest)
+        products = HessianFunction.apply(*tensors, None, *tangents[:4], ctx.settings)
+        return products[0], None, None
 
 
 def _sdpa_average(queries, centers, values, temperature: float) -> Tensor:
@@ -265,13 +261,6 @@ def _sdpa_average(queries, centers, values, temperature: float) -> Tensor:
     q, k = (padded(normalize_rows(rows.to(dtype))) for rows in (queries, centers))
     result = scaled_dot_product_attention(q, k, padded(values), scale=1 / temperature)
     return result[0, 0, :, : values.shape[1]].to(dtype)
-
-
-def is_worthwhile(queries: int, centers: int, width: int = 1, k: int | None = None) -> bool:
-    """Whether sorting the centers, and values of some width, beats measuring all distances."""
-    many = queries >= SEARCH_QUERIES and queries * centers >= SEARCH_PAIRS
-    few_nearest = k is None or SEARCH_CENTERS * k <= centers
-    return many and few_nearest and centers * width <= SEARCH_TABLE
 
 
 def _takes_search(queries, centers, values, kernel: Kernel, backend: str) -> bool:
@@ -326,7 +315,7 @@ def _sharpened(kernel: Kernel, sharpness: Tensor, backend: str) -> Kernel:
     return sharp
 
 
-def _check(queries, centers, exclude, kernel, backend: str):
+def _check(queries, centers, values, exclude, kernel, backend: str):
     """The inputs as tensors, and the kernel; raises ValueError, naming what doesn't fit."""
     check_choice("backend", backend, BACKENDS)
     queries = as_tensor("queries", queries)
@@ -338,26 +327,17 @@ def _check(queries, centers, exclude, kernel, backend: str):
         raise ValueError(f"queries {shape} and centers {points}: {wanted}")
     if points[0] == 0:
         raise ValueError("centers is empty: give at least one")
+    if values is not None and not isinstance(values, Labels):
+        values = as_tensor("values", values)
+    if values is not None and (len(values.shape) != 2 or values.shape[0] != points[0]):
+        found = f"shape {tuple(values.shape)} for {points[0]} centers"
+        raise ValueError(f"values has {found}: give [M, V], or Labels")
     if exclude is not None:
         exclude = as_integers("exclude", exclude, shape[0])
-    _check_devices(queries=queries, centers=centers, exclude=exclude)
-    return queries, centers, exclude, make_kernel(kernel)
-
-
-def _check_values(values, centers) -> tuple[Tensor | None, Labels | None]:
-    """Values as a tensor, or labels; raises ValueError for those that don't fit the centers."""
-    labels = values if isinstance(values, Labels) else None
-    if labels is None:
-        values = as_tensor("values", values)
-    if len(values.shape) != 2 or values.shape[0] != len(centers):
-        found = f"shape {tuple(values.shape)} for {len(centers)} centers"
-        raise ValueError(f"values has {found}: give [M, V], or Labels")
-    _check_devices(centers=centers, values=values)
-    return (values, None) if labels is None else (None, labels)
-
-
-def _check_devices(**tensors) -> None:
-    devices = {name: str(part.device) for name, part in tensors.items() if part is not None}
-    if len(set(devices.values())) > 1:
-        where = ", ".join(f"{name} on {device}" for name, device in devices.items())
-        raise ValueError(f"{where}: move them to one device")
+    tensors = [part for part in (queries, centers, values, exclude) if part is not None]
+    devices = {part.device for part in tensors}
+    if len(devices) > 1:
+        where = " and ".join(sorted(map(str, devices)))
+        wanted = "move queries, centers, values, exclude to one"
+        raise ValueError(f"tensors lie on {where}: {wanted}")
+    return queries, centers, values, exclude, make_kernel(kernel)

@@ -1,8 +1,7 @@
 """The weights exp(s(x, c)) of the one equation, a small class each.
 
-A kernel says how distances are measured (`distance`), and what a center at a distance weighs
-(`log_weight`, and, where that is quicker, the two methods after it). Settings have their published
-names.
+A kernel says how distances are measured (`distance`), and what a center at one weighs
+(`log_weight`; the two methods after it are quicker). Settings have their published names.
 """
 
 from dataclasses import dataclass, replace
@@ -53,23 +52,16 @@ class Kernel(Registered):
         return None
 
     def log_weight(self, distance: Distances, nearest: Float[Tensor, "B 1"]) -> Distances:
-        """Log of each weight, up to a number a query, by operations that autograd follows.
-
-        nearest: the query's smallest distance, for kernels that set `needs_nearest`
-        """
+        """Log of each weight, up to a number a query; `nearest` is the least distance."""
         raise NotImplementedError(f"{type(self).__name__} has no log_weight: define it")
 
-    def relative_weights(
-        self, distance: Distances, nearest: PerQuery, scale: float = 1.0
-    ) -> Distances:
+    def relative_weights(self, distance: Distances, nearest: PerQuery, scale=1.0) -> Distances:
         """Weights over that at `nearest`. Both are the data's times `scale`; may be in place."""
         closest = nearest[:, None] / scale
         logs = self.log_weight(distance / scale, closest) - self.log_weight(closest, closest)
         return logs.exp().masked_fill(distance == torch.inf, 0)
 
-    def scale_by_log_slope(
-        self, gradient: Distances, distance: Distances, nearest: PerQuery, scale: float, out: Tensor
-    ) -> PerQuery | None:
+    def scale_by_log_slope(self, gradient, distance, nearest, scale, out) -> PerQuery | None:
         """Multiply `gradient` in place by d(log weight) / d(distance). May overwrite `out`.
 
         Where the kernel `needs_nearest`, returns the gradient to that.
@@ -222,10 +214,8 @@ class InfluenceCone(Kernel):
         return torch.where(left > 0, torch.where(left > 0, left, 1).log(), -torch.inf)
 
     def relative_weights(self, distance, nearest, scale=1.0):
-        """(factor * d_min - d) / (factor * d_min - d_min), exact for factors near 1 too."""
         radius = self.support_radius(nearest, scale)[:, None]
-        weights = distance.sub_(nearest[:, None]).div_(-radius)
-        return weights.add_(1).clamp_(min=0).nan_to_num_(0)
+        return distance.sub_(nearest[:, None]).div_(-radius).add_(1).clamp_(min=0)
 
     def scale_by_log_slope(self, gradient, distance, nearest, scale, out):
         radius = self.support_radius(nearest, scale)[:, None]

@@ -123,14 +123,13 @@ class _Losses(LoopedFunction):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *tensors, ctx.settings = inputs
+        LoopedFunction.setup_context(ctx, inputs, output)
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*tensors, output[1])
-        ctx.save_for_forward(*tensors, output[1])
 
     @staticmethod
     def backward(ctx, gradient, _):
-        return _Gradients.apply(gradient, *ctx.saved_tensors, ctx.settings)[0], None, None, None
+        *tensors, _, pull = ctx.saved_tensors
+        return _Gradients.apply(gradient, *tensors, pull, ctx.settings)[0], None, None, None
 
     @staticmethod
     def jvp(ctx, tangent, *_):
@@ -145,21 +144,15 @@ class _Gradients(LoopedFunction):
         return (gradient[:, None] * pull,)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        *tensors, ctx.settings = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
-
-    @staticmethod
     def backward(ctx, vector):
-        gradient, x, labels, exclude, pull = ctx.saved_tensors
+        gradient, x, labels, exclude, pull, _ = ctx.saved_tensors
         vectors = vector * gradient[:, None]
         product = _Hessians.apply(x, vectors, labels, exclude, ctx.settings)[0]
         return (vector * pull).sum(1), product, *[None] * 4
 
     @staticmethod
     def jvp(ctx, to_gradient, to_x, *_):
-        gradient, x, labels, exclude, pull = ctx.saved_tensors
+        gradient, x, labels, exclude, pull, _ = ctx.saved_tensors
         vectors = to_x * gradient[:, None]
         product = _Hessians.apply(x, vectors, labels, exclude, ctx.settings)[0]
         return (product if to_gradient is None else product + to_gradient[:, None] * pull,)

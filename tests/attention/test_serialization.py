@@ -111,6 +111,13 @@ def test_the_kernel_that_contributing_shows_is_right_in_any_unit(unit):
     expected.square().sum().backward()
     for leaf, other in zip(leaves, plain, strict=True):
         assert torch.allclose(leaf.grad * unit, other.grad * unit, atol=1e-7)
+    hessian = torch.autograd.functional.hessian
+    found = hessian(lambda x: attend(x, leaves[1], v, kernel).sum(), leaves[0].detach())
+    expected = hessian(
+        lambda x: (-torch.cdist(x, plain[1]) / kernel.length).softmax(1).matmul(v).sum(),
+        plain[0].detach(),
+    )
+    assert expected.any() and torch.allclose(found * unit**2, expected * unit**2, atol=1e-7)
 
 
 def test_a_kernel_whose_settings_would_be_lost_is_not_saved(tmp_path):
