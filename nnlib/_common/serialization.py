@@ -277,6 +277,8 @@ def _current_settings(kind: str, settings: dict) -> dict:
     renamed = dict(OLD_SETTINGS.get(kind, {}))
     if kind != "ContextModel":
         renamed["seed"] = "random_state"
+    if kind.startswith("Dynamic"):
+        settings = {"rule": "published"} | settings  # the only one, while files did not say it
     current = {renamed.get(name, name): value for name, value in settings.items()}
     current.pop(None, None)
     return current

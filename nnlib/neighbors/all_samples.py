@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
-from sklearn.utils.validation import check_consistent_length
 from torch import Tensor
 
 from nnlib._common.runtime import check_seed, resolve_device, torch_defaults
@@ -14,6 +13,7 @@ from nnlib._common.validation import (
     check_features,
     check_int,
     check_labels,
+    check_lengths,
     encode_labels,
     storage_dtype,
 )
@@ -123,7 +123,7 @@ class NeighborsClassifier(NeighborsSettings, CenterClassifier, AllSamplesEstimat
         """
         x = check_features(self, X, reset=True)
         labels = check_labels(y)
-        check_consistent_length(x, labels)
+        check_lengths(x, labels)
         self.classes_ = np.unique(labels)
         numbers = encode_labels(labels, self.classes_).to(resolve_device(self.device))
         values = torch.nn.functional.one_hot(numbers, len(self.classes_)).to(torch.float32)
@@ -178,7 +178,7 @@ class NeighborsRegressor(NeighborsSettings, CenterRegressor, AllSamplesEstimator
         """
         x = check_features(self, X, reset=True)
         values = self._encode(y, False).to(resolve_device(self.device))
-        check_consistent_length(x, values)
+        check_lengths(x, values)
         self._remember(x, values, squared_errors)
         self.values_ = values
         return self

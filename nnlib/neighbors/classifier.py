@@ -70,7 +70,7 @@ class DynamicClassifier(CondensingSettings, CenterClassifier, DynamicEstimator):
 
     Examples
     --------
-    >>> model = DynamicClassifier("euclidean", rule="published").fit([[0.0], [1.0], [5.0]], ["a", "a", "b"])
+    >>> model = DynamicClassifier("euclidean").fit([[0.0], [1.0], [5.0]], ["a", "a", "b"])
     >>> model.predict([[4.0]]).tolist()
     ['b']
     """

@@ -10,7 +10,7 @@ from nnlib._common.validation import BLOCK_NUMBERS, WIDE
 from nnlib.attention import EuclideanPyramid, Kernel, UniformKNN
 
 SCALINGS = ("auto", "deviation", "none")
-LOST_DIGITS = 0.05  # of a column's deviation, rounded away in float32
+LOST_DIGITS = 1e-4  # of a column's deviation, rounded away in float32
 
 
 class Columns(NamedTuple):

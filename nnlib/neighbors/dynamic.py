@@ -1,5 +1,6 @@
 """Estimators that condense: of the samples, only those that they get wrong become centers."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -8,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
-from sklearn.utils.validation import check_consistent_length
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -17,6 +17,7 @@ from nnlib._common.validation import (
     check_choice,
     check_features,
     check_int,
+    check_lengths,
     check_number,
     is_stream,
     rebatch,
@@ -32,6 +33,7 @@ from nnlib.neighbors.tuning import leave_one_out, tune, tune_interpolation
 
 RULES = ("smoothed", "published")
 JUDGED = 2000  # samples at most that tell whether few centers are enough
+MANY_BATCHES = 10  # from which it says something that most samples became centers
 ALLOWED = 0.015  # of the loss by the mean alone, that few centers may cost
 
 
@@ -129,6 +131,8 @@ class DynamicEstimator(CenterEstimator):
     @torch_defaults(gradients=True)
     def _fit(self, X, y, more: bool, classes=None):
         """Condense samples or a stream of batches, into new centers or into `more` of them."""
+        if not more:
+            self.kernel_ = None
         self._check_settings()
         batches = None
         if is_stream(X):
@@ -139,7 +143,6 @@ class DynamicEstimator(CenterEstimator):
         y = y.to(device)
         tuned = None
         if not more:
-            self.kernel_ = None
             self._set_columns(plain_columns(x, self._kernel()))
             if self.rule == "smoothed" and batches is None:
                 tuned = self._tune(x, y)
@@ -160,7 +163,17 @@ class DynamicEstimator(CenterEstimator):
             self._condense(passes, centers, None)
         if tuned is not None:
             self._keep_all_if_better(x, tuned)
+        elif batches is None and not more:
+            self._warn_of_many_centers(len(x))
         return self
+
+    def _warn_of_many_centers(self, samples: int) -> None:
+        if samples >= MANY_BATCHES * self.batch_size and self.num_neighbors > samples / 2:
+            warnings.warn(
+                f"{self.num_neighbors} of {samples} samples became centers, as by the published rule "
+                "where classes overlap or targets are noisy: rule='smoothed' does without",
+                stacklevel=5,
+            )
 
     def _tune(self, x: Shaped[Tensor, "N D"], y: Tensor) -> "_Tuned":
         """Choose columns and kernels, and predict each sample by all others."""
@@ -177,13 +190,13 @@ class DynamicEstimator(CenterEstimator):
 
     def _keep_all_if_better(self, x: Shaped[Tensor, "N D"], tuned: "_Tuned") -> None:
         """Let all samples be centers where fewer predict left-out samples clearly worse."""
-        if self.kernel != "auto" and tuned.kernel.k is None:
+        if (self.kernel != "auto" and tuned.kernel.k is None) or len(x) > self.max_neighbors:
             return
         rows = torch.arange(0, len(x), -(-len(x) // JUDGED), device=x.device)
         others = nearest(x[rows], x, 1, InverseDistance(), rows)[1][:, 0] if len(x) > 1 else rows
-        between = (x[rows].to(torch.float32) + x[others]) / 2  # samples that no one has seen
-        few = attend(between, self.centers_, self.values_, self._kernel())
-        everyone = attend(between, x, tuned.y, tuned.kernel)
+        unseen = 2 * x[rows].to(torch.float32) - x[others]  # as far from all as samples are
+        few = attend(unseen, self.centers_, self.values_, self._kernel())
+        everyone = attend(unseen, x, tuned.y, tuned.kernel)
         level = self._losses(tuned.y.mean(0).expand_as(tuned.y), tuned.y).mean()
         if float(self._regrets(few, everyone).mean()) <= ALLOWED * float(level):
             return
@@ -201,7 +214,11 @@ class DynamicEstimator(CenterEstimator):
         start = 0
         while start < len(x):
             numbers = order[start : start + rows()].to(x.device)
-            yield x[numbers].to(torch.float32), y[numbers], numbers if numbered else None
+            yield (
+                x.index_select(0, numbers).to(torch.float32),
+                y[numbers],
+                numbers if numbered else None,
+            )
             start += len(numbers)
 
     def _peek(self, stream: Iterable) -> tuple[Iterator[Iterable], object, object]:
@@ -230,9 +247,9 @@ class DynamicEstimator(CenterEstimator):
         x = check_features(self, X, reset=not more)
         if dtype not in (None, storage_dtype(x)):
             raise ValueError(f"X hands out {x.dtype} after {dtype}: give all batches in one type")
-        if y is not None:
-            check_consistent_length(x, y)
-        return x, self._encode(y, more, classes)
+        y = self._encode(y, more, classes)
+        check_lengths(x, y)
+        return x, y
 
     def _start(self, x: Shaped[Tensor, "N D"], y: Tensor, more: bool) -> GrowingCenters:
         """Return no centers yet, or those there are: with the spare memory behind them, if any."""
@@ -252,8 +269,9 @@ class DynamicEstimator(CenterEstimator):
 
         def callback(samples: int, neighbors: int) -> None:
             growth.append(neighbors)
-            bar.set_postfix(neighbors=neighbors, refresh=False)
-            bar.update(samples)
+            if self.progress:
+                bar.set_postfix(neighbors=neighbors, refresh=False)
+                bar.update(samples)
 
         with bar:
             condense(passes, centers, self._rule(), callback)

@@ -104,6 +104,7 @@ class DynamicRegressor(CondensingSettings, CenterRegressor, DynamicEstimator):
     """
 
     published_kernel = "euclidean"
+    tolerance_ = PUBLISHED_TOLERANCE
     saved_attributes = ("n_features_in_", "y_shape_", "tolerance_", "kernel_")
 
     kernel: str | Kernel = "auto"
@@ -121,6 +122,7 @@ class DynamicRegressor(CondensingSettings, CenterRegressor, DynamicEstimator):
 
         Raises ValueError as DynamicClassifier.fit.
         """
+        self.tolerance_ = PUBLISHED_TOLERANCE
         return self._fit(X, y, False)
 
     def partial_fit(self, X, y=None):
@@ -131,7 +133,7 @@ class DynamicRegressor(CondensingSettings, CenterRegressor, DynamicEstimator):
         super()._check_settings()
         if self.tolerance is not None:
             check_number("tolerance", self.tolerance, "(0, inf]", "a positive number")
-        self.tolerance_ = self.tolerance or PUBLISHED_TOLERANCE
+            self.tolerance_ = self.tolerance
 
     def _losses(self, predicted: Tensor, y: Tensor) -> Tensor:
         return squared_errors(predicted, y)

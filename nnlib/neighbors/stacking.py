@@ -289,6 +289,7 @@ class StackedClassifier(BaseStack):
         settings: dict = {"random_state": seed, "device": self.device, "progress": False}
         if number == 0:
             return DynamicClassifier("euclidean", **settings)
+        settings["scaling"] = "none"  # probabilities have one unit
         return PrototypeClassifier(max(100, classes), "cosine_softmax", **settings)
 
     def _check_settings(self, samples: int) -> None:

@@ -21,10 +21,10 @@ KERNEL_SAMPLES = 1000  # left out at most
 REFERENCES = 20_000  # at most, that predict a sample left out
 LEARNED_COLUMNS = 256  # at most, and
 LEARNED_SAMPLES = 50  # at least, for weights that are learned
-STEPS = 100  # of learning them
+STEPS = 60  # of learning them
 STEPS_APART = 5  # between those that left-out samples judge
 BATCH = 256
-RATE = 0.1
+RATE = 0.15
 EVENNESS = 0.03  # of the penalty on weights that differ
 FIRST_EXPONENT = -4.0
 EXPONENTS = (-8.0, -32.0)
@@ -60,18 +60,28 @@ def tune(
     inverse_only : bool, whether all samples have to count
     """
     x = x.to(values.device)
-    kernel = None
-    if scaling == "none" or not (base is None or is_euclidean(base)) or x.dtype == torch.uint8:
-        columns = plain_columns(x, base)
-    elif scaling == "deviation":
-        columns = _deviations(x)
-    else:
-        columns, kernel = _tune_columns(x, values, losses, seed)
+    columns, kernel = tune_columns(x, values, losses, seed, scaling, base)
     if base is not None and base.k is not None:
         return columns, base
     if kernel is None or base is not None or len(x) > COLUMNS_SAMPLES:
         kernel = _tune_kernel(columns.apply(x), values, losses, seed, base, kernel, inverse_only)
     return columns, kernel
+
+
+def tune_columns(
+    x: Shaped[Tensor, "N D"],
+    values: Values,
+    losses: Losses,
+    seed: int,
+    scaling: str,
+    base: Kernel | None,
+) -> tuple[Columns, Kernel | None]:
+    """Choose the columns' weights as `tune` does, and a kernel if one is learned with them."""
+    if scaling == "none" or not (base is None or is_euclidean(base)) or x.dtype == torch.uint8:
+        return plain_columns(x, base), None
+    if scaling == "deviation":
+        return _deviations(x), None
+    return _compare_columns(x, values, losses, seed)
 
 
 def _deviations(x: Shaped[Tensor, "N D"]) -> Columns:
@@ -80,7 +90,7 @@ def _deviations(x: Shaped[Tensor, "N D"]) -> Columns:
     return Columns(x.mean(0), 1 / torch.where(deviation > 0, deviation, 1.0))
 
 
-def _tune_columns(
+def _compare_columns(
     x: Shaped[Tensor, "N D"], values: Values, losses: Losses, seed: int
 ) -> tuple[Columns, Kernel | None]:
     """Choose columns as they are, over their deviation, or with weights and a kernel learned.
@@ -125,7 +135,7 @@ def _learn_columns(x: Float[Tensor, "N D"], values: Values, losses: Losses):
     Some of the samples choose the number of steps for all.
     """
     folds = KFold(5, shuffle=True, random_state=0).split(x.cpu())
-    folds = list(folds)[: 5 if len(x) <= 300 else 2]
+    folds = list(folds)[: 3 if len(x) <= 300 else 2]
     curves = []
     for train, held in folds:
         train, held = (torch.from_numpy(part).to(x.device) for part in (train, held))
