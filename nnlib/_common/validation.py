@@ -225,8 +225,11 @@ def check_labels(y) -> np.ndarray:
 def encode_labels(y, classes: np.ndarray) -> Int64[Tensor, " N"]:
     """The index of each label in the sorted classes; raises ValueError for others."""
     y = check_labels(y)
-    index = np.searchsorted(classes, y).clip(max=len(classes) - 1)
-    outside = classes[index] != y
+    try:
+        index = np.searchsorted(classes, y).clip(max=len(classes) - 1)
+        outside = classes[index] != y
+    except TypeError:  # labels of another kind
+        outside = np.ones(len(y), bool)
     if outside.any():
         raise ValueError(
             f"y holds {y[outside][0]!r}, which is outside the classes {classes.tolist()}: "

@@ -11,6 +11,7 @@ import datetime
 import re
 import warnings
 from decimal import Decimal
+from functools import cache
 from importlib import import_module
 
 import numpy as np
@@ -22,7 +23,14 @@ import torch
 import nnlib
 from nnlib import attend, class_log_probabilities, nearest
 from nnlib.attention import InverseDistance, Labels
-from nnlib.features import blur, deskew, mirrored_copies, pixel_samples, shifted_copies
+from nnlib.features import (
+    PatchFeatures,
+    blur,
+    deskew,
+    mirrored_copies,
+    pixel_samples,
+    shifted_copies,
+)
 from nnlib.nca import MemoryBank, embed, knn_accuracy, knn_evaluate, knn_predict, nca_loss
 
 FACES = ("nnlib", "nnlib.attention", "nnlib.features", "nnlib.nca", "nnlib.neighbors")
@@ -117,6 +125,7 @@ NO_NUMBERS = {
     "a column of words and numbers": lambda rows: frame(rows.astype(object)).replace(
         rows[0, 0], "w"
     ),
+    "too many numbers": lambda rows: scipy.sparse.csr_array((len(rows), 10**14)),
     "a number": lambda rows: 3.0,
     "a number in a tensor": lambda rows: torch.tensor(3.0),
     "one row": lambda rows: rows[0],
@@ -205,6 +214,11 @@ NO_LABELS = {name: NOT_WHOLE[name] for name in NOT_WHOLE.keys() - {"words", "tim
 BANK = torch.nn.functional.normalize(X, dim=1)
 IMAGES = np.random.default_rng(1).integers(0, 100, (12, 9, 9)).astype(np.float32)
 EVERYTHING = NO_NUMBERS | NOT_FINITE | NO_ROWS
+
+
+@cache
+def patch_features() -> PatchFeatures:
+    return PatchFeatures(5, 3, device="cpu").fit(IMAGES)
 
 
 def batches(features=X, labels=CLASSES) -> list:
@@ -306,7 +320,7 @@ PICTURE_ENTRIES = {
     "mirrored_copies images": mirrored_copies,
     "shifted_copies images": lambda images: shifted_copies(images, CLASSES)[0],
     "pixel_samples image": lambda image: pixel_samples(image)[1],
-    "PatchFeatures X": lambda images: nnlib.features.PatchFeatures(5, 3).fit_transform(images),
+    "PatchFeatures X": lambda images: patch_features().transform(images),
 }
 BATCH_ENTRIES = {
     "embed batches": lambda rows: embed(torch.nn.Identity(), batches(rows))[0],
@@ -317,8 +331,8 @@ QUICK = {"device": "cpu"}
 SILENT = QUICK | {"progress": False}
 NEIGHBORS = {"n_neighbors": 2, "weights": "uniform", "scaling": "none", **QUICK}
 ESTIMATORS = {
-    "DynamicClassifier": lambda: nnlib.DynamicClassifier("euclidean", **SILENT),
-    "DynamicRegressor": lambda: nnlib.DynamicRegressor(**SILENT),
+    "DynamicClassifier": lambda: nnlib.DynamicClassifier("euclidean", rule="published", **SILENT),
+    "DynamicRegressor": lambda: nnlib.DynamicRegressor(rule="published", **SILENT),
     "PrototypeClassifier": lambda: nnlib.PrototypeClassifier(3, epochs=1, **SILENT),
     "NCATransformer": lambda: nnlib.NCATransformer("linear", dim=2, epochs=1, **SILENT),
     "DeepClassifier": lambda: nnlib.DeepClassifier(2, kernel="euclidean", **SILENT),
