@@ -3,8 +3,11 @@
 Nothing larger than a block is held: sums run on from block to block.
 """
 
+import inspect
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -64,6 +67,70 @@ class Labels:
         return torch.nn.functional.one_hot(self.labels[cols], self.shape[1])
 
 
+@dataclass
+class Call:
+    """What a call is given beside tensors, and what its gradients use again."""
+
+    kernel: Kernel
+    labels: Labels | None
+    backend: str
+    low_precision: bool
+    records: bool  # whether the caller records gradients
+    needed: tuple[bool, ...] = ()  # which of queries, centers, values, sharpness
+    distance_fn: Distance | None = None
+    triton: Any = None
+
+    def distance(self, queries, centers) -> Distance:
+        """What measures the distances, made once."""
+        if self.distance_fn is None:
+            dtype = working_dtype(queries, centers)
+            self.distance_fn = self.kernel.distance(queries, centers, dtype)
+            self.distance_fn.low_precision = self.low_precision
+        return self.distance_fn
+
+
+class LoopedFunction(torch.autograd.Function):
+    """A function that vmap calls for one entry after the other, and that has no derivative."""
+
+    def __init_subclass__(cls):
+        super().__init_subclass__()  # each call looks at the signature, which takes long to find
+        cls.forward.__signature__ = inspect.signature(cls.forward)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        """Save all tensors; the last input holds what is none."""
+        *tensors, ctx.settings = inputs
+        ctx.save_for_backward(*tensors, *output)
+        ctx.save_for_forward(*tensors, *output)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        raise RuntimeError("a third derivative is asked for, and there are two: leave it out")
+
+    @classmethod
+    def vmap(cls, info, in_dims, *inputs):
+        """Stack the outputs of one call an entry."""
+
+        def entry(part, dim, index: int):
+            if isinstance(part, Call):
+                return replace(part, distance_fn=None, triton=None)
+            return part.select(dim, index) if isinstance(dim, int) else part
+
+        calls = [
+            cls.apply(*(entry(*given, index) for given in zip(inputs, in_dims, strict=True)))
+            for index in range(info.batch_size)
+        ]
+        columns = zip(*calls, strict=True)
+        outputs = [None if column[0] is None else torch.stack(column) for column in columns]
+        return tuple(outputs), tuple(None if part is None else 0 for part in outputs)
+
+
+def spread(parts, wanted) -> list:
+    """Give each wanted place its part, in their order, and None to the others."""
+    parts = iter(parts)
+    return [next(parts) if each else None for each in wanted]
+
+
 class OnlineWeightedMean:
     """Running sums of w v and w for a block of queries, w relative to the nearest's so far."""
 
@@ -74,10 +141,7 @@ class OnlineWeightedMean:
         self.sums = like.new_zeros(queries, values + 1)  # the last column is the sum of the weights
 
     def add(
-        self,
-        distance: Block,
-        values: Values,
-        rows: slice | Int64[Tensor, " B"] = slice(None),
+        self, distance: Block, values: Values, rows: slice | Int64[Tensor, " B"] = slice(None)
     ) -> None:
         """Take in more centers, for the queries of `rows`. Overwrites `distance`."""
         if distance.numel() == 0:
@@ -94,7 +158,7 @@ class OnlineWeightedMean:
             self.sums[rows] = sums
 
     def value(self, rows: slice = slice(None)) -> Averages:
-        """The average so far; 0 for a query without any weight."""
+        """The average so far."""
         return average_of(self.sums[rows])
 
 
@@ -174,6 +238,13 @@ def blockwise_nearest(
     return nearest, index.masked_fill_(nearest.isinf(), -1)
 
 
+def nearest_by_kernel(queries, centers, count: int, kernel: Kernel, exclude=None):
+    """`blockwise_nearest` by a kernel's distance, in the data's units."""
+    distance_fn = kernel.distance(queries, centers, working_dtype(queries, centers))
+    distance, index = blockwise_nearest(queries, centers, count, distance_fn, exclude)
+    return distance / distance_fn.scale, index
+
+
 def merge_topk(nearest: Float[Tensor, "B K"], index: Indices, key: Block, start: int) -> None:
     """Merge a block's smallest keys into those so far: after some blocks, few queries have any."""
     count = nearest.shape[1]
@@ -208,16 +279,16 @@ def as_exact(rows):
 
 def spread_nan(result: Averages, queries, centers) -> Averages:
     """Set to NaN, in place, what isn't finite: a query's row, or all rows for a center."""
-    if centers.is_cuda or not math.isfinite(centers.detach().sum()):  # large ones add up to inf too
-        for end in torch.aminmax(centers.detach()):
-            result += end * 0
+    centers = centers.detach()
+    if centers.is_cuda or not math.isfinite(centers.sum()):  # as large ones add up to, too
+        result += sum(end * 0 for end in torch.aminmax(centers))
     result += (queries * 0).sum(1, keepdim=True)
     return result
 
 
 def blank_rows(rows):
     """Rows of NaN in place of those that aren't finite, which are then near nothing."""
-    if bool(torch.stack(torch.aminmax(rows)).isfinite().all()):
+    if len(rows) == 0 or bool(torch.stack(torch.aminmax(rows)).isfinite().all()):
         return rows
     return rows + (rows * 0).sum(1, keepdim=True)
 

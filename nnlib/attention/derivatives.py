@@ -1,8 +1,4 @@
-"""Derivatives of the average: once by blocks of centers, twice by blocks of queries; and vmap."""
-
-import inspect
-from dataclasses import dataclass, replace
-from typing import Any
+"""Derivatives of the average: once by blocks of both sides, twice by blocks of queries."""
 
 import torch
 from torch import Tensor
@@ -10,7 +6,8 @@ from torch import Tensor
 from nnlib._common.runtime import torch_defaults
 from nnlib.attention.blockwise import (
     Averages,
-    Labels,
+    Call,
+    LoopedFunction,
     as_exact,
     block_slices,
     blockwise_average,
@@ -18,75 +15,13 @@ from nnlib.attention.blockwise import (
     finite,
     mask_excluded,
     mean_of_rows,
+    spread,
     weighted_sums,
-    working_dtype,
 )
-from nnlib.attention.kernels import Kernel
-from nnlib.distances import Distance, Workspace, wide_dtype
+from nnlib.distances import Workspace, wide_dtype
 
 TINY = torch.finfo(torch.float32).tiny
 PAIRS = 1 << 18  # of queries and centers that are differentiated twice at a time
-
-
-@dataclass
-class Call:
-    """What a call is given beside tensors, and what its gradients use again."""
-
-    kernel: Kernel
-    labels: Labels | None
-    backend: str
-    low_precision: bool
-    records: bool  # whether the caller records gradients
-    distance_fn: Distance | None = None
-    triton: Any = None
-
-    def distance(self, queries, centers) -> Distance:
-        """What measures the distances, made once."""
-        if self.distance_fn is None:
-            dtype = working_dtype(queries, centers)
-            self.distance_fn = self.kernel.distance(queries, centers, dtype)
-            self.distance_fn.low_precision = self.low_precision
-        return self.distance_fn
-
-
-class LoopedFunction(torch.autograd.Function):
-    """A function that vmap calls for one entry after the other, and that has no derivative."""
-
-    def __init_subclass__(cls):
-        super().__init_subclass__()  # each call looks at the signature, which takes long to find
-        cls.forward.__signature__ = inspect.signature(cls.forward)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        """Save all tensors; the last input holds what is none."""
-        *tensors, ctx.settings = inputs
-        ctx.save_for_backward(*tensors, *output)
-        ctx.save_for_forward(*tensors, *output)
-
-    @staticmethod
-    def backward(ctx, *gradients):
-        raise RuntimeError(
-            "a third derivative is asked for: there are two, the gradient's gradient"
-        )
-
-    @classmethod
-    def vmap(cls, info, in_dims, *inputs):
-        """Stack the outputs of one call an entry."""
-
-        def entry(part, dim, index: int):
-            if isinstance(part, Call):
-                return replace(part, distance_fn=None, triton=None)
-            return part.select(dim, index) if isinstance(dim, int) else part
-
-        calls = [
-            cls.apply(*(entry(*given, index) for given in zip(inputs, in_dims, strict=True)))
-            for index in range(info.batch_size)
-        ]
-        columns = list(zip(*calls, strict=True))
-        missing = [column[0] is None for column in columns]
-        pairs = zip(columns, missing, strict=True)
-        outputs = tuple(None if skip else torch.stack(column) for column, skip in pairs)
-        return outputs, tuple(None if skip else 0 for skip in missing)
 
 
 class GradientsFunction(LoopedFunction):
@@ -94,7 +29,7 @@ class GradientsFunction(LoopedFunction):
 
     @staticmethod
     def forward(gradient, *inputs):
-        *inputs, exclude, result, nearest, total, (call, needed) = inputs
+        *inputs, exclude, result, nearest, total, call = inputs
         queries, centers, values, _ = exact = (*map(as_exact, inputs[:2]), *inputs[2:])
         with torch_defaults():
             if call.kernel.k is not None:
@@ -107,33 +42,26 @@ class GradientsFunction(LoopedFunction):
                         queries, centers, rows, call.kernel, distance_fn, exclude
                     )
                 outputs = (result, nearest, total)
-                blocks = BlockwiseBackward(call, exact, exclude, gradient, outputs, needed)
+                blocks = BlockwiseBackward(call, exact, exclude, gradient, outputs)
                 if call.triton is None:
                     parts = blocks.run()
                 else:
                     mean = blocks.mean[:, 0]
                     parts = [*call.triton.gradients(blocks.gradient, mean, nearest), None]
-        found = zip(parts, inputs, needed, strict=True)
+        found = zip(parts, inputs, call.needed, strict=True)
         return tuple(part.to(like.dtype) for part, like, wanted in found if wanted)
 
     @staticmethod
     def backward(ctx, *vectors):
-        call, needed = ctx.settings
-        vectors = (None, *spread(vectors, needed))
-        products = HessianFunction.apply(*ctx.saved_tensors[:8], *vectors, call)
+        vectors = (None, *spread(vectors, ctx.settings.needed))
+        products = HessianFunction.apply(*ctx.saved_tensors[:8], *vectors, ctx.settings)
         return *products, *[None] * 5
 
     @staticmethod
     def jvp(ctx, *tangents):
-        call, needed = ctx.settings
-        products = HessianFunction.apply(*ctx.saved_tensors[:8], *tangents[:5], call)
-        return tuple(part for part, wanted in zip(products[1:], needed, strict=True) if wanted)
-
-
-def spread(parts, wanted) -> list:
-    """Give each wanted place its part, in their order, and None to the others."""
-    parts = iter(parts)
-    return [next(parts) if each else None for each in wanted]
+        products = HessianFunction.apply(*ctx.saved_tensors[:8], *tangents[:5], ctx.settings)
+        found = zip(products[1:], ctx.settings.needed, strict=True)
+        return tuple(part for part, wanted in found if wanted)
 
 
 class HessianFunction(LoopedFunction):
@@ -177,13 +105,10 @@ def _second(average, leaves, rows: slice, vectors) -> tuple[Tensor, ...]:
     first = torch.autograd.grad(
         average, every[1:], leaves[0][rows], create_graph=True, materialize_grads=True
     )
-    total = 0
-    if vectors[0] is not None:
-        total = (average * vectors[0][rows]).sum()
-    for part, vector in zip(first, vectors[1:], strict=True):
-        if vector is not None:
-            total = total + (part * vector).sum()
-    return torch.autograd.grad(total, every, materialize_grads=True)
+    of_average = None if vectors[0] is None else vectors[0][rows]
+    pairs = zip((average, *first), (of_average, *vectors[1:]), strict=True)
+    terms = [part * vector for part, vector in pairs if vector is not None and part.requires_grad]
+    return torch.autograd.grad([term.sum() for term in terms], every, materialize_grads=True)
 
 
 def _plain_average(call: Call, queries, centers, values, sharpness, exclude, index) -> Averages:
@@ -225,7 +150,7 @@ def _knn_gradient(values, index, gradient) -> Tensor:
 class BlockwiseBackward:
     """Gradients to queries, centers, values and sharpness, those of them that are needed."""
 
-    def __init__(self, call: Call, inputs, exclude, gradient, outputs, needed):
+    def __init__(self, call: Call, inputs, exclude, gradient, outputs):
         self.queries, self.centers, values, self.sharpness = inputs
         result, self.nearest, total = outputs
         self.exclude = exclude
@@ -237,7 +162,7 @@ class BlockwiseBackward:
         self.mean = (self.gradient * result).sum(1, keepdim=True)
         self.sums = [
             self.gradient.new_zeros(like.shape) if wanted else None
-            for wanted, like in zip(needed, inputs, strict=True)
+            for wanted, like in zip(call.needed, inputs, strict=True)
         ]
 
     def run(self) -> list[Tensor | None]:
@@ -278,7 +203,7 @@ class BlockwiseBackward:
         if not self._to_points:
             return
         part = self.kernel.scale_by_log_slope(slope, distance, nearest, scale, weights)
-        if self.kernel.needs_nearest:
+        if part is not None:
             to_nearest += part
         parts = self.distance_fn.backward(x, c, distance, context, slope)
         if to_queries is not None:

@@ -9,6 +9,7 @@ is exact.
 
 import importlib.util
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,23 +20,20 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from nnlib._common.runtime import torch_defaults
 from nnlib._common.validation import as_integers, as_tensor, check_choice, check_int
 from nnlib.attention.blockwise import (
+    Call,
     Labels,
+    LoopedFunction,
     as_exact,
     blank_rows,
     blockwise_average,
-    blockwise_nearest,
     mean_of_nearest,
+    nearest_by_kernel,
+    spread,
     spread_nan,
     working_dtype,
 )
-from nnlib.attention.derivatives import (
-    Call,
-    GradientsFunction,
-    HessianFunction,
-    LoopedFunction,
-    spread,
-)
-from nnlib.attention.kdtree import is_worthwhile, tree_average, tree_nearest, unsupported_reason
+from nnlib.attention.derivatives import GradientsFunction, HessianFunction
+from nnlib.attention.kdtree import tree_average, tree_nearest, unsupported_reason
 from nnlib.attention.kernels import CosineSoftmax, DotProduct, Kernel, UniformKNN, make_kernel
 from nnlib.distances import normalize_rows
 
@@ -43,7 +41,10 @@ BACKENDS = ("auto", "blocks", "search", "fused")
 MATMUL_DTYPES = ("float32", "bfloat16")
 SDPA_WIDTH = 256  # features, and columns of values, that PyTorch's attention takes
 SDPA_LANES = 8  # whose widths are multiples of it
-
+SEARCH_QUERIES = 64  # from which sorting the centers first is quicker
+SEARCH_PAIRS = 1 << 18
+SEARCH_CENTERS = 32  # are measured in the time that a tree takes for one of the nearest
+SEARCH_TABLE = 1 << 23  # numbers in a sorted copy of the values, at most
 Numbers = Any  # tensors, arrays, frames, lists
 
 
@@ -52,7 +53,7 @@ def attend(
     queries: Numbers,
     centers: Numbers,
     values: Numbers | Labels,
-    kernel: Kernel | str,
+    kernel: Any,
     exclude: Numbers = None,
     backend: str = "auto",
     matmul_dtype: str = "float32",
@@ -83,10 +84,9 @@ def attend(
 
     Examples
     --------
-    >>> from nnlib.attention import InverseDistance
-    >>> centers, values = torch.tensor([[0.0], [3.0]]), torch.tensor([[0.0], [9.0]])
-    >>> attend(torch.tensor([[1.0]]), centers, values, InverseDistance(exponent=-2.0))
-    tensor([[1.8000]])
+    >>> centers, values = torch.tensor([[0.0], [3.0]]), torch.tensor([[0.0], [17.0]])
+    >>> attend(torch.tensor([[1.0]]), centers, values, "euclidean")
+    tensor([[1.0000]])
     """
     check_choice("matmul_dtype", matmul_dtype, MATMUL_DTYPES)
     given = (queries, centers, values, exclude, kernel)
@@ -112,7 +112,7 @@ def class_log_probabilities(
     centers: Numbers,
     labels: Numbers,
     classes: int,
-    kernel: Kernel | str,
+    kernel: Any,
     exclude: Numbers = None,
     backend: str = "auto",
 ) -> Float[Tensor, "B C"]:
@@ -145,7 +145,7 @@ def nearest(
     queries: Numbers,
     centers: Numbers,
     count: int,
-    kernel: Kernel | str,
+    kernel: Any,
     exclude: Numbers = None,
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "B K"], Int64[Tensor, "B K"]]:
@@ -163,9 +163,8 @@ def nearest(
 
     Examples
     --------
-    >>> from nnlib.attention import InverseDistance
-    >>> nearest(torch.tensor([[1.0]]), torch.tensor([[0.0], [3.0]]), 2, InverseDistance())
-    (tensor([[1., 2.]]), tensor([[0, 1]]))
+    >>> nearest([[1.0]], [[0.0], [3.0]], 2, "euclidean")
+    (tensor([[1., 2.]], dtype=torch.float64), tensor([[0, 1]]))
     """
     if backend == "fused":
         wanted = "give 'auto', 'blocks' or 'search'"
@@ -175,18 +174,11 @@ def nearest(
     queries, centers, _, exclude, kernel = _check(*given, backend)
     if exclude is not None:
         as_integers("exclude", exclude, interval=(-1, len(centers) - 1))
-    dtype = working_dtype(queries, centers)
-    points = [blank_rows(as_exact(part)) if len(part) else part for part in (queries, centers)]
+    points = blank_rows(as_exact(queries)), blank_rows(as_exact(centers))
     searched = _takes_search(*points, None, UniformKNN(count, kernel), backend)
-    find = tree_nearest if searched else _blockwise_nearest
+    find = tree_nearest if searched else nearest_by_kernel
     distance, index = find(*points, count, kernel, exclude)
-    return distance.to(dtype), index
-
-
-def _blockwise_nearest(queries, centers, count: int, kernel: Kernel, exclude):
-    distance_fn = kernel.distance(queries, centers, working_dtype(queries, centers))
-    distance, index = blockwise_nearest(queries, centers, count, distance_fn, exclude)
-    return distance / distance_fn.scale, index
+    return distance.to(working_dtype(queries, centers)), index
 
 
 class AttendFunction(LoopedFunction):
@@ -196,7 +188,7 @@ class AttendFunction(LoopedFunction):
     def forward(queries, centers, values, sharpness, exclude, call: Call):
         """Averages; and for their gradients nearest distances and total weights, or indices."""
         rows = values if call.labels is None else call.labels
-        kernel = call.kernel
+        kernel: Any = call.kernel
         if exclude is not None:
             as_integers("exclude", exclude, interval=(-1, len(centers) - 1))
         points = as_exact(queries), as_exact(centers)
@@ -205,7 +197,7 @@ class AttendFunction(LoopedFunction):
             searched = _takes_search(*points, rows, kernel, call.backend)
         fused = not searched and _takes_triton(*points, rows, kernel, call.backend)
         if kernel.k is not None:
-            find = tree_nearest if searched else _blockwise_nearest
+            find = tree_nearest if searched else nearest_by_kernel
             nearest = find(*points, kernel.k, kernel, exclude)[1]
             result = mean_of_nearest(rows, nearest, working_dtype(*points))
         elif searched:
@@ -225,27 +217,35 @@ class AttendFunction(LoopedFunction):
     def setup_context(ctx, inputs, output):
         LoopedFunction.setup_context(ctx, inputs, output)
         ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)  # None where there is no derivative
 
     @staticmethod
     def backward(ctx, gradient, *_):
         """Gradients to queries, centers, values and sharpness, in their own types."""
         needed = ctx.needs_input_grad[:4]
-        kernel = ctx.settings.kernel
-        if kernel.k is not None:
-            if any(needed[:2]) and (torch.is_grad_enabled() or not needed[2]):
-                wanted = "detach queries and centers, or give another kernel"
-                raise RuntimeError(f"{kernel} has gradients to values alone: {wanted}")
+        if gradient is None:
+            return (None,) * 6
+        if ctx.settings.kernel.k is not None:
+            if torch.is_grad_enabled() or not needed[2]:
+                _check_points(ctx.settings.kernel, any(needed[:2]))
             needed = (False, False, needed[2], False)
-        parts = GradientsFunction.apply(gradient, *ctx.saved_tensors, (ctx.settings, needed))
+        call = replace(ctx.settings, needed=needed)
+        parts = GradientsFunction.apply(gradient, *ctx.saved_tensors, call)
         return *spread(parts, needed), None, None
 
     @staticmethod
     def jvp(ctx, *tangents):
         """Forward derivatives: those of (gradient . average) by the gradient, whatever it is."""
+        _check_points(ctx.settings.kernel, tangents[:2] != (None, None))
         *tensors, result, nearest, _ = ctx.saved_tensors
         tensors = (torch.zeros_like(result), *tensors, result, nearest)
         products = HessianFunction.apply(*tensors, None, *tangents[:4], ctx.settings)
         return products[0], None, None
+
+
+def _check_points(kernel: Kernel, differentiated: bool) -> None:
+    if kernel.k is not None and differentiated:
+        raise RuntimeError(f"{kernel} has gradients to values alone: detach queries and centers")
 
 
 def _sdpa_average(queries, centers, values, temperature: float) -> Tensor:
@@ -261,6 +261,13 @@ def _sdpa_average(queries, centers, values, temperature: float) -> Tensor:
     q, k = (padded(normalize_rows(rows.to(dtype))) for rows in (queries, centers))
     result = scaled_dot_product_attention(q, k, padded(values), scale=1 / temperature)
     return result[0, 0, :, : values.shape[1]].to(dtype)
+
+
+def is_worthwhile(queries: int, centers: int, width: int = 1, k: int | None = None) -> bool:
+    """Whether sorting the centers, and values of some width, beats measuring all distances."""
+    many = queries >= SEARCH_QUERIES and queries * centers >= SEARCH_PAIRS
+    few_nearest = k is None or SEARCH_CENTERS * k <= centers
+    return many and few_nearest and centers * width <= SEARCH_TABLE
 
 
 def _takes_search(queries, centers, values, kernel: Kernel, backend: str) -> bool:
@@ -291,7 +298,7 @@ def _takes_triton(queries, centers, values, kernel: Kernel, backend: str) -> boo
     if backend not in ("auto", "fused") or (backend == "auto" and not on_gpu):
         return False
     if importlib.util.find_spec("triton") is None:
-        reason = "needs Triton, which is not installed: install it"
+        reason: str | None = "needs Triton, which is not installed: install it"
     else:
         from nnlib.attention import triton_backend
 

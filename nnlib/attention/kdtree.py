@@ -35,21 +35,10 @@ PAIRS = 1 << 16  # of queries and centers weighed at a time, so that they stay i
 LAST_AXIS_FACTOR = 4  # times as many lines along a row of cells, where they cost nothing
 MARGIN = 1 + 1e-5  # covers the rounding of a radius to float32
 QUERIES = 1 << 17  # at a time
-SEARCH_QUERIES = 64  # from which sorting the centers first is quicker
-SEARCH_PAIRS = 1 << 18
-SEARCH_CENTERS = 32  # are measured in the time that a tree takes for one of the nearest
-SEARCH_TABLE = 1 << 23  # numbers in a sorted copy of the values, at most
 
 Queries = Float[Tensor, "B D"]
 Centers = Float[Tensor, "M D"]
 Numbers = Int[np.ndarray, " _"]
-
-
-def is_worthwhile(queries: int, centers: int, width: int = 1, k: int | None = None) -> bool:
-    """Whether sorting the centers, and values of some width, beats measuring all distances."""
-    many = queries >= SEARCH_QUERIES and queries * centers >= SEARCH_PAIRS
-    few_nearest = k is None or SEARCH_CENTERS * k <= centers
-    return many and few_nearest and centers * width <= SEARCH_TABLE
 
 
 def unsupported_reason(kernel: Kernel, centers, *others: Tensor) -> str | None:

@@ -155,7 +155,7 @@ class _Gradients(LoopedFunction):
         gradient, x, labels, exclude, pull, _ = ctx.saved_tensors
         vectors = to_x * gradient[:, None]
         product = _Hessians.apply(x, vectors, labels, exclude, ctx.settings)[0]
-        return (product if to_gradient is None else product + to_gradient[:, None] * pull,)
+        return (product + to_gradient[:, None] * pull,)
 
 
 class _Hessians(LoopedFunction):

@@ -144,6 +144,8 @@ def test_what_has_no_second_derivative_says_so():
         torch.autograd.functional.hessian(lambda x: attend(x, c, v, UniformKNN(2)).sum(), x)
     with pytest.raises(RuntimeError, match="gradients to values alone"):
         attend(x, c, v.detach(), UniformKNN(2)).sum().backward()
+    with pytest.raises(RuntimeError, match="gradients to values alone"):
+        jacfwd(lambda x: attend(x, c, v, UniformKNN(2)).sum())(x)
     first = torch.autograd.grad(attend(x, c, v, DotProduct()).sum(), x, create_graph=True)[0]
     second = torch.autograd.grad(first.sum(), x, create_graph=True)[0]
     with pytest.raises(RuntimeError, match="third derivative"):
@@ -233,6 +235,25 @@ def test_a_search_within_vmap_has_gradients(kernel, monkeypatch):
 
     wanted = grad(lambda v: attend(x, c, v, kernel).square().sum())(v)
     assert torch.allclose(grad(total)(v), wanted)
+    assert torch.allclose(jacfwd(lambda v: attend(x, c, v, kernel).square().sum())(v), wanted)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_entries_of_any_unit_within_vmap(name):
+    x, c, v = points()
+    units = torch.tensor([1.0, 1e9, 1e-9], dtype=torch.float64)
+    if name in ("cone", "dot product"):
+        units[1:] = torch.tensor([2.0, 0.5])
+
+    def total(x, c, v):
+        return attend(x, c, v, KERNELS[name]).square().sum()
+
+    xs, cs = (torch.stack([part * unit for unit in units]) for part in (x, c))
+    for of in (grad(total), jacrev(grad(total))):
+        found = vmap(of, in_dims=(0, 0, None))(xs, cs, v)
+        for part, *given in zip(found, xs, cs, strict=True):
+            right = of(*given, v)
+            assert torch.allclose(part, right, rtol=1e-8, atol=1e-12 * float(right.abs().max()))
 
 
 def test_labels_within_vmap():
