@@ -75,7 +75,7 @@ def attend(
     -------
     Tensor [B, V], float64 where queries or centers are, float32 for all else; 0 for queries without
     weight, NaN where a query or any center isn't finite. Differentiates twice, also by torch.func
-    (UniformKNN: in values alone; vmap is a loop).
+    (UniformKNN: in values alone; PyTorch's attention: once, by autograd; vmap is a loop).
 
     Raises
     ------
@@ -170,7 +170,7 @@ def nearest(
         wanted = "give 'auto', 'blocks' or 'search'"
         raise ValueError(f"backend='fused' gives averages, and no nearest centers: {wanted}")
     check_int("count", count)
-    given = (queries, centers, None, exclude, kernel)
+    given = (queries, centers, centers, exclude, kernel)  # centers are good values
     queries, centers, _, exclude, kernel = _check(*given, backend)
     if exclude is not None:
         as_integers("exclude", exclude, interval=(-1, len(centers) - 1))
@@ -334,15 +334,15 @@ def _check(queries, centers, values, exclude, kernel, backend: str):
         raise ValueError(f"queries {shape} and centers {points}: {wanted}")
     if points[0] == 0:
         raise ValueError("centers is empty: give at least one")
-    if values is not None and not isinstance(values, Labels):
+    if not isinstance(values, Labels):
         values = as_tensor("values", values)
-    if values is not None and (len(values.shape) != 2 or values.shape[0] != points[0]):
+    if len(values.shape) != 2 or values.shape[0] != points[0]:
         found = f"shape {tuple(values.shape)} for {points[0]} centers"
         raise ValueError(f"values has {found}: give [M, V], or Labels")
     if exclude is not None:
         exclude = as_integers("exclude", exclude, shape[0])
-    tensors = [part for part in (queries, centers, values, exclude) if part is not None]
-    devices = {part.device for part in tensors}
+    tensors = (queries, centers, values, exclude)
+    devices = {part.device for part in tensors if part is not None}
     if len(devices) > 1:
         where = " and ".join(sorted(map(str, devices)))
         wanted = "move queries, centers, values, exclude to one"
