@@ -28,9 +28,8 @@ class Cost(NamedTuple):
 def cost(arch: str, gpus: int, batch: int, size: int = 224) -> Cost:
     """What each GPU holds and does in a step over `batch` pictures in all, in bfloat16."""
     sizes: list[int] = []
-    with torch.device("meta"):
-        network = Embedding(arch, DIM, 3, size).backbone
-        picture = torch.empty(1, 3, size, size)
+    network = Embedding(arch, DIM, 3, size).backbone.to("meta")  # shapes, and no numbers
+    picture = torch.empty(1, 3, size, size, device="meta")
     for layer in network.modules():
         if not list(layer.children()):
             layer.register_forward_hook(lambda _, inputs, output: sizes.append(output.numel()))
