@@ -18,7 +18,7 @@ from nnlib.attention.blockwise import (
     spread,
     weighted_sums,
 )
-from nnlib.distances import Workspace, wide_dtype
+from nnlib.distances import EuclideanDistance, Workspace, wide_dtype
 
 TINY = torch.finfo(torch.float32).tiny
 PAIRS = 1 << 18  # of queries and centers that are differentiated twice at a time
@@ -213,6 +213,8 @@ class BlockwiseBackward:
 
     def _add_nearest(self, rows: slice, to_nearest: Tensor) -> None:
         """Pass the gradient to the nearest distance on to that pair."""
+        if not isinstance(self.distance_fn, EuclideanDistance):
+            raise NotImplementedError(f"{self.kernel} needs_nearest: give it Euclidean distances")
         skip = None if self.exclude is None else self.exclude[rows]
         x = self.queries[rows]
         _, index = blockwise_nearest(x, self.centers, 1, self.distance_fn, skip)

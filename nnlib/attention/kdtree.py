@@ -22,8 +22,6 @@ from nnlib.attention.blockwise import (
     PerQuery,
     Sums,
     average_of,
-    block_slices,
-    mean_of_rows,
     with_ones,
     working_dtype,
 )
@@ -64,15 +62,11 @@ def tree_average(
     queries: Shaped[Tensor, "B D"],
     centers: Shaped[Tensor, "M D"],
     values,
-    kernel: InfluenceCone | UniformKNN,
+    kernel: InfluenceCone,
     exclude: Exclude = None,
 ) -> Averages:
-    """The averages that `attend` gives."""
+    """The averages that `attend` gives by a cone."""
     dtype = working_dtype(queries, centers)
-    if kernel.k is not None:
-        _, index = tree_nearest(queries, centers, kernel.k, kernel, exclude)
-        parts = [mean_of_rows(values, index[rows], dtype) for rows in block_slices(queries, 0)]
-        return torch.cat(parts)
     preconditioner = kernel.distance(queries.detach(), centers.detach(), dtype).preconditioner
     grid = QuantileGrid(centers.detach().to(dtype), values, kernel, preconditioner)
     averages = []
