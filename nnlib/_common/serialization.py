@@ -85,7 +85,9 @@ class SafetensorsMixin(Registered, BaseEstimator):
             raise OSError(f"path={str(path)!r} can't be written ({wrong}): make it first")
         metadata = json.dumps(self._metadata())
         header = {"format": FORMAT, "class": class_name(type(self)), "metadata": metadata}
-        tensors = {name: part.contiguous() for name, part in self._all_tensors().items()}
+        whole = torch.contiguous_format  # copies, as two tensors may share their memory
+        parts = self._all_tensors().items()
+        tensors = {name: part.clone(memory_format=whole) for name, part in parts}
         with atomic_write(path) as part:
             save_file(tensors, part, header)
 

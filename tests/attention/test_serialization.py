@@ -18,6 +18,8 @@ from nnlib import (
     DynamicClassifier,
     DynamicRegressor,
     NCATransformer,
+    NeighborsClassifier,
+    NeighborsRegressor,
     PrototypeClassifier,
     StackedClassifier,
     attend,
@@ -138,6 +140,9 @@ IMAGES = 255 * torch.rand(20, 9, 9, generator=torch.Generator().manual_seed(0))
 FITTED = {
     "classifier": lambda: DynamicClassifier("euclidean", **QUICK).fit(BLOBS, NAMES),
     "regressor": lambda: DynamicRegressor(**QUICK).fit(BLOBS, BLOBS),
+    "neighbors": lambda: NeighborsClassifier(device="cpu").fit(BLOBS, NAMES),
+    "neighbors regressor": lambda: NeighborsRegressor(device="cpu").fit(BLOBS, BLOBS),
+    "far regressor": lambda: DynamicRegressor(**QUICK).fit(BLOBS + 1e7, BLOBS + 1e8),
     "prototypes": lambda: PrototypeClassifier(epochs=2, **QUICK).fit(BLOBS, NAMES),
     "metric": lambda: NCATransformer("network", width=8, epochs=2, **QUICK).fit(BLOBS, NAMES),
     "deep": lambda: DeepClassifier(2, kernel="euclidean", **QUICK).fit(BLOBS, NAMES),
@@ -181,7 +186,7 @@ def test_a_state_dict_makes_a_fresh_model_a_fitted_one(name, tmp_path):
     state = torch.load(tmp_path / "state", weights_only=True)
     fresh = type(model)(**model.get_params(deep=False))
     other = type(model)(**model.get_params(deep=False))
-    other.fit(BLOBS[:12, :1], BLOBS[:12] if name == "regressor" else NAMES[:8] + ["third"] * 4)
+    other.fit(BLOBS[:12, :1], BLOBS[:12] if "regressor" in name else NAMES[:8] + ["third"] * 4)
     for target in (fresh, other):
         torch.nn.ModuleDict({"inner": target}).load_state_dict(state)
         assert torch.equal(answer(target), expected)
