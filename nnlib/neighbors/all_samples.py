@@ -47,6 +47,11 @@ class NeighborsSettings:
 class AllSamplesEstimator(CenterEstimator):
     """A weighted average over all samples, by a kernel that a fit chooses."""
 
+    weights: str | Kernel
+    n_neighbors: int | None
+    scaling: str
+    kernel_: Kernel
+
     def _kernel(self) -> Kernel:
         return self.kernel_
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -25,8 +26,12 @@ PREDICTED_NUMBERS = 1 << 19  # rows times features, where rows are short
 class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
     """A weighted average over centers, in columns of X less `offset_`, times `column_weights_`."""
 
-    saved_tensors = ("centers_", "values_", "offset_", "column_weights_")
-    optional_tensors: tuple[str, ...] = ("offset_", "column_weights_")
+    saved_tensors: tuple[str, ...] = ("centers_", "values_", "offset_", "column_weights_")
+    centers_: Tensor
+    values_: Tensor
+    offset_: Tensor | None
+    column_weights_: Tensor | None
+    n_features_in_: int
 
     def __post_init__(self):
         torch.nn.Module.__init__(self)
@@ -80,12 +85,7 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
     def _kernel(self) -> Kernel:
         raise NotImplementedError
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {name: part for name, part in super()._tensors().items() if part is not None}
-
     def _restore(self, tensors: dict[str, Tensor]) -> None:
-        for name in self.optional_tensors:
-            tensors.setdefault(name.rstrip("_"), None)
         super()._restore(tensors)
         centers = tuple(self.centers_.shape)
         values = tuple(self.values_.shape)
@@ -179,7 +179,8 @@ class CenterClassifier(ProbabilisticClassifier, CenterEstimator):
     `classes_` [C], the labels.
     """
 
-    saved_attributes = ("n_features_in_", "classes_")
+    saved_attributes: tuple[str, ...] = ("n_features_in_", "classes_")
+    classes_: np.ndarray
 
     def _probabilities(self, X) -> Float[Tensor, "N C"]:
         return self._averages(X, self._class_probabilities)

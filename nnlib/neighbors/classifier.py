@@ -155,9 +155,8 @@ class DynamicClassifier(CondensingSettings, CenterClassifier, DynamicEstimator):
         )
 
     def _class_probabilities(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
-        values = self.values_
-        if values.ndim == 1:
-            values = Labels(values, len(self.classes_))
+        is_labels = self.values_.ndim == 1
+        values = Labels(self.values_, len(self.classes_)) if is_labels else self.values_
         return attend(self._comparable(x), self.centers_, values, self._kernel())
 
 

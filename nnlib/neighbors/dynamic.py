@@ -32,6 +32,7 @@ from nnlib.neighbors.condensing.votes import CondensingRule
 from nnlib.neighbors.tuning import leave_one_out, tune, tune_interpolation
 
 RULES = ("smoothed", "published")
+KEPT_SAMPLES = 5000  # at most: of larger sets, a part is always enough
 JUDGED = 2000  # samples at most that tell whether few centers are enough
 MANY_BATCHES = 10  # from which it says something that most samples became centers
 ALLOWED = 0.015  # of the loss by the mean alone, that few centers may cost
@@ -72,6 +73,18 @@ class DynamicEstimator(CenterEstimator):
     it, and that prediction becomes its value; by the published rule, where its own label is not.
     """
 
+    kernel: str | Kernel
+    exponent: float | None
+    epsilon: float
+    influence_cone_factor: float
+    scales: int
+    predictor: str
+    batch_size: int
+    max_neighbors: int
+    passes: int
+    rule: str
+    scaling: str
+    device: str
     published_kernel: str
     kernel_: Kernel | None = None  # chosen by a fit
 
@@ -170,8 +183,8 @@ class DynamicEstimator(CenterEstimator):
     def _warn_of_many_centers(self, samples: int) -> None:
         if samples >= MANY_BATCHES * self.batch_size and self.num_neighbors > samples / 2:
             warnings.warn(
-                f"{self.num_neighbors} of {samples} samples became centers, as by the published rule "
-                "where classes overlap or targets are noisy: rule='smoothed' does without",
+                f"{self.num_neighbors} of {samples} samples became centers, as by the published "
+                "rule where classes overlap or targets are noisy: rule='smoothed' does without",
                 stacklevel=5,
             )
 
@@ -190,7 +203,9 @@ class DynamicEstimator(CenterEstimator):
 
     def _keep_all_if_better(self, x: Shaped[Tensor, "N D"], tuned: "_Tuned") -> None:
         """Let all samples be centers where fewer predict left-out samples clearly worse."""
-        if (self.kernel != "auto" and tuned.kernel.k is None) or len(x) > self.max_neighbors:
+        if self.kernel != "auto" and tuned.kernel.k is None:
+            return
+        if len(x) > min(self.max_neighbors, KEPT_SAMPLES):
             return
         rows = torch.arange(0, len(x), -(-len(x) // JUDGED), device=x.device)
         others = nearest(x[rows], x, 1, InverseDistance(), rows)[1][:, 0] if len(x) > 1 else rows

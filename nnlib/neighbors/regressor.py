@@ -27,9 +27,10 @@ NOISE_PART = 0.25  # of the error for samples left out, which is no error of the
 class CenterRegressor(RegressorMixin, CenterEstimator):
     """Base of the regressors over centers, whose values are targets less `y_offset_`."""
 
-    saved_attributes = ("n_features_in_", "y_shape_")
+    saved_attributes: tuple[str, ...] = ("n_features_in_", "y_shape_")
+    y_shape_: list[int]
+    y_offset_: Tensor | None
     saved_tensors = (*CenterEstimator.saved_tensors, "y_offset_")
-    optional_tensors = (*CenterEstimator.optional_tensors, "y_offset_")
 
     def _encode(self, y, more: bool, classes=None) -> Float[Tensor, "N V"]:
         y = check_targets(y)
@@ -85,7 +86,7 @@ class DynamicRegressor(CondensingSettings, CenterRegressor, DynamicEstimator):
     ----------
     tolerance : float, optional
         The Euclidean error, in the targets' unit, from which a sample is wrong. None is 0.05 by
-        the published rule, else half the error for samples left out.
+        the published rule, else a quarter of the error for samples left out.
     target_accuracy : float
         A batch is learned until its mean absolute error is at most that, as published.
     kernel, exponent, epsilon, influence_cone_factor, scales, predictor, batch_size, max_neighbors,

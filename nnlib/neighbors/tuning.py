@@ -16,9 +16,9 @@ from nnlib.neighbors.columns import Columns, is_euclidean, plain_columns
 
 COUNTS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)  # of nearest samples, that are tried
 COLUMNS_SAMPLES = 2000  # that choose the columns' weights
-KERNEL_PAIRS = 1 << 24  # of a left-out sample and another, that choose the kernel
+KERNEL_PAIRS = 1 << 25  # of a left-out sample and another, that choose the kernel
 KERNEL_SAMPLES = 1000  # left out at most
-REFERENCES = 20_000  # at most, that predict a sample left out
+REFERENCES = 10_000  # at most, that predict a sample left out
 LEARNED_COLUMNS = 256  # at most, and
 LEARNED_SAMPLES = 50  # at least, for weights that are learned
 STEPS = 60  # of learning them
@@ -29,7 +29,7 @@ EVENNESS = 0.03  # of the penalty on weights that differ
 FIRST_EXPONENT = -4.0
 EXPONENTS = (-8.0, -32.0)
 BANDWIDTHS = (0.1, 0.3, 1.0)  # over the distance to the tenth neighbor
-INTERPOLATION_EXPONENTS = (-4.0, -8.0, -16.0, -32.0)
+INTERPOLATION_EXPONENTS = (-4.0, -8.0, -16.0)
 INTERPOLATION_BANDWIDTHS = (0.0, 0.1, 0.3, 1.0)
 TINY_WIDTH = 1e-6
 SHRINKS = (0.01, 0.03, 0.1, 0.2, 0.3)  # of probabilities towards even ones
@@ -226,6 +226,8 @@ def tune_interpolation(
     """Choose the inverse distance by which samples' smoothed values predict a sample left out."""
     if len(x) < 3:
         return InverseDistance()
+    step = -(-len(x) // COLUMNS_SAMPLES)  # centers are few too
+    x, smoothed, values = (part[::step] for part in (x, smoothed, values))
     rows = _some_rows(x, seed)
     width = float(nearest(x[rows], x, min(10, len(x) - 1), InverseDistance(), rows)[0].median())
     kernels = [
@@ -246,7 +248,7 @@ def _some_rows(x: Shaped[Tensor, "N D"], seed: int) -> Tensor:
 
 
 def _inverse_distances(width: float, learned: Kernel | None) -> list[InverseDistance]:
-    exponents = EXPONENTS if learned is None else (learned.exponent,)
+    exponents = (learned.exponent,) if isinstance(learned, InverseDistance) else EXPONENTS
     return [InverseDistance(p, width * part) for p in exponents for part in BANDWIDTHS if width]
 
 
