@@ -55,20 +55,22 @@ def single_thread(step: float = 0) -> Iterator[None]:
 
 
 @contextmanager
-def torch_defaults(gradients: bool = False) -> Iterator[None]:
+def torch_defaults(gradients: bool | None = None, one_core: bool = False) -> Iterator[None]:
     """Compute by PyTorch's own defaults, whatever the caller has set; a decorator too.
 
     That is: new tensors are float32 on the CPU and good for gradients later, products are in full
-    precision, without autocast. Gradients are recorded as by the caller, or always.
+    precision, without autocast. Gradients are recorded or not, None: as by the caller.
     """
     with ExitStack() as stack:
         stack.enter_context(_process_defaults())
+        if one_core:
+            stack.enter_context(single_thread())
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
-        recorded = gradients or torch.is_grad_enabled()
+        recorded = torch.is_grad_enabled() if gradients is None else gradients
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         if recorded != torch.is_grad_enabled():

@@ -159,6 +159,28 @@ def mirrored_copies(images: Images) -> Images:
     return _check_images(images, (3, 4)).flip(2)
 
 
+def center_box(width, height) -> tuple[float, ...]:
+    """Return the box that is tested on: 224/256 of the shorter side, about the middle."""
+    side = min(width, height) * 224 / 256
+    left = (width - side) / 2
+    top = (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def random_box(width, height, generator, least):
+    """Return a random box: from `least` of the area to all of it, its sides from 3:4 to 4:3."""
+    for _ in range(10):
+        area = width * height * generator.uniform(least, 1)
+        ratio = np.exp(generator.uniform(*np.log([3 / 4, 4 / 3])))
+        w = (area * ratio) ** 0.5
+        h = (area / ratio) ** 0.5
+        if w <= width and h <= height:
+            left = generator.uniform(0, width - w)
+            top = generator.uniform(0, height - h)
+            return left, top, left + w, top + h
+    return center_box(width, height)
+
+
 def _check_images(images, dimensions: tuple[int, ...]) -> Images:
     images = as_tensor("images", images)
     if images.ndim not in dimensions:

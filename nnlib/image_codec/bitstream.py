@@ -17,7 +17,6 @@ import zlib
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from nnlib._common.runtime import torch_defaults
@@ -83,7 +82,7 @@ def unpack(data: bytes, max_pixels: int = MAX_PIXELS, zoom: int = 1) -> CodedIma
     Examples
     --------
     >>> from nnlib.image_codec import encode
-    >>> unpack(encode(torch.zeros(8, 9, 3, dtype=torch.uint8), steps=2)).width
+    >>> unpack(encode(np.zeros((8, 9, 3), np.uint8), steps=2)).width
     9
     """
     expected, diagonals, payload = _read_header(data, max_pixels, zoom)
@@ -126,9 +125,7 @@ def _read_header(data: bytes, max_pixels: int, zoom: int = 1):
 
 def rgb_to_opponent(picture: Tensor) -> Tensor:
     """Turn RGB into luma and two opponent colours; grey becomes luma on the same scale."""
-    if picture.shape[2] == 1:
-        return picture * 3**0.5
-    return picture @ torch.from_numpy(OPPONENT).to(picture).T
+    return picture @ picture.new_tensor(OPPONENT).T if picture.shape[2] == 3 else picture * 3**0.5
 
 
 @torch_defaults()
@@ -141,9 +138,7 @@ def opponent_to_rgb(picture: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> opponent_to_rgb(torch.full((1, 1, 1), 3**0.5)).item()
+    >>> opponent_to_rgb(Tensor([[[3**0.5]]])).item()
     1.0
     """
-    if picture.shape[2] == 1:
-        return picture / 3**0.5
-    return picture @ torch.from_numpy(OPPONENT).to(picture)
+    return picture @ picture.new_tensor(OPPONENT) if picture.shape[2] == 3 else picture / 3**0.5

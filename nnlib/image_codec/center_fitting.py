@@ -5,7 +5,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from nnlib._common.runtime import make_generator, single_thread, torch_defaults
+from nnlib._common.runtime import make_generator, torch_defaults
 from nnlib.image_codec.bitstream import rgb_to_opponent
 from nnlib.image_codec.center_coding import SHAPE_MAX, SHAPE_MIN, QuantizedCenters, quantize_centers
 from nnlib.image_codec.splatting import TileGrid, add_error_gradients, render, select_centers
@@ -48,8 +48,7 @@ class CenterFitter:
         self.inside = self.grid.split(torch.ones_like(picture[..., :1]))
         self.parts = [picture.new_zeros(0, size) for size in (2, 3, channels)]
 
-    @torch_defaults(gradients=True)
-    @single_thread()
+    @torch_defaults(gradients=True, one_core=True)
     def add(self, count: int) -> None:
         """Place `count` more centers at random, more of them where `density` is higher."""
         cumulative = self.density().flatten().cpu().double().cumsum(0)  # multinomial has a limit
@@ -66,7 +65,6 @@ class CenterFitter:
         both = zip(self.parts, [*new, self.picture[rows, columns]], strict=True)
         self.parts = [torch.cat(parts).detach().requires_grad_() for parts in both]
 
-    @torch_defaults()
     def density(self) -> Tensor:
         """How many new centers each pixel wants: by the error around it, at first by contrast."""
         if len(self.parts[0]):
@@ -79,21 +77,18 @@ class CenterFitter:
         smooth = avg_pool2d(error[None], 9, 1, 4, count_include_pad=False)[0]
         return smooth + 0.3 * smooth.mean() + 1e-9
 
-    @torch_defaults()
-    @torch.no_grad()
+    @torch_defaults(gradients=False)
     def render(self) -> Tensor:
         """Render the centers as they are, in opponent colours."""
         return render(self.grid, *self.parts)
 
-    @torch_defaults(gradients=True)
-    @single_thread()
+    @torch_defaults(gradients=True, one_core=True)
     def move(self, steps: int, final_rate: float = 1.0, quantizing=False, callback=None) -> None:
         """Take gradient steps, the last of `final_rate` times the usual size.
 
         `quantizing`, a growing random part of the centers is quantized, and all are in the end.
         """
-        groups = [{"params": [part]} for part in self.parts]
-        optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        optimizer = torch.optim.Adam([{"params": [p]} for p in self.parts], betas=(0.9, 0.99))
         turn = torch.rand(len(self.parts[0]), 1, generator=self.generator).to(self.picture)
         size = self.picture.new_tensor([self.grid.height, self.grid.width])
         limits = [self.picture.new_tensor(limit) for limit in (SHAPE_MIN, SHAPE_MAX)]

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnlib._common.runtime import single_thread, torch_defaults
+from nnlib._common.runtime import torch_defaults
 from nnlib._common.validation import check, check_int, check_number
 from nnlib.image_codec import bitstream
 from nnlib.image_codec.bitstream import MAX_PIXELS
@@ -16,8 +16,7 @@ MAX_SIDE = 65_535  # pixels
 MAX_ZOOM = 64  # as a tile's samples are rendered together
 
 
-@torch_defaults(gradients=True)
-@single_thread()  # as quick, and the same bytes everywhere
+@torch_defaults(gradients=True, one_core=True)  # as quick, and the same bytes everywhere
 def encode(
     image: Tensor | np.ndarray,
     bits_per_pixel: float | None = None,
@@ -50,13 +49,11 @@ def encode(
     picture = _to_pixels(image, background).to(device).float() / 255
     size = (bits_per_pixel or 0.25) * picture[..., 0].numel() / 8
     step = None if quality is None else round(24 + 1.5 * quality)
-    no_channel_axis = np.ndim(image) == 2
-    options = (size, step, steps, seed, callback)
-    return RateController(picture, no_channel_axis, *options).encode()
+    options = (np.ndim(image) == 2, size, step, steps, seed, callback)
+    return RateController(picture, *options).encode()
 
 
-@torch_defaults()
-@single_thread()
+@torch_defaults(gradients=False, one_core=True)
 def decode(
     data: bytes, zoom: int = 1, max_pixels: int = MAX_PIXELS, device: str | torch.device = "cpu"
 ) -> Tensor:
@@ -124,8 +121,7 @@ def info(data: bytes, max_pixels: int = MAX_PIXELS) -> dict[str, float]:
 
 def _check_settings(bits_per_pixel, quality, steps) -> None:
     if bits_per_pixel is not None and quality is not None:
-        given = f"bits_per_pixel={bits_per_pixel} and quality={quality}"
-        raise ValueError(f"{given} are both given: give one of them")
+        raise ValueError(f"{bits_per_pixel=} and {quality=} are both given: give one of them")
     check_number("bits_per_pixel", 0.25 if bits_per_pixel is None else bits_per_pixel, "(0, inf)")
     check_number("quality", 0 if quality is None else quality, "[0, 100]")
     check_int("steps", 1 if steps is None else steps)

@@ -47,8 +47,7 @@ class RateController:
         self.callback = callback
         self.max_centers = pixels / PIXELS_PER_CENTER
         if step is None:
-            largest = 8 * MAX_CENTER_BYTES * size / CENTER_BITS
-            self.max_centers = min(largest, self.max_centers)
+            self.max_centers = min(8 * MAX_CENTER_BYTES * size / CENTER_BITS, self.max_centers)
         self.last_step = len(STEP_SIZES) // 4  # that fitted
 
     def encode(self) -> bytes:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
-from nnlib._common.runtime import check_seed, single_thread, torch_defaults
+from nnlib._common.runtime import check_seed, torch_defaults
 from nnlib._common.serialization import UNREADABLE, SafetensorsMixin
 from nnlib._common.validation import check, check_int
 from nnlib.language.coding import SCALARS, StreamingPredictor
@@ -67,8 +67,7 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
         self.seed = check_seed(seed)
         self._index: SuffixIndex | None = None
 
-    @torch_defaults(gradients=True)
-    @single_thread()
+    @torch_defaults(gradients=True, one_core=True)
     def fit(self, text: str) -> "ContextModel":
         """Learn from a text; raises ValueError for one that is empty or that UTF-8 can't hold."""
         _check_text("text", text, least=1)
@@ -77,10 +76,9 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
         parts = _held_out_parts(len(text))
         if parts:
             codes = encode_characters(text)
-            size = (sum(map(len, parts)), len(EXPERTS), 3)
-            samples = torch.empty(size, dtype=torch.float16)
-            by_part = samples.split([len(part) for part in parts])
-            for sample, part in zip(by_part, parts, strict=True):
+            sizes = [len(part) for part in parts]
+            samples = torch.empty(sum(sizes), len(EXPERTS), 3, dtype=torch.float16)
+            for sample, part in zip(samples.split(sizes), parts, strict=True):
                 for expert, counts in enumerate(_count_all(contexts, codes, part)):
                     sample[:, expert] = encode_counts(counts)
             self.gating_.fit(samples, 1 / (len(set(text)) + 1), self.seed)
@@ -113,8 +111,7 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
     def predict_proba(self, context: str) -> Float64[np.ndarray, " A+1"]:
         """The probability of each character of `alphabet_`, and of any other, after the context."""
         _check_text("context", context)
-        counts = self._fitted_index().counts(context)
-        return self.gating_.probabilities(counts)
+        return self.gating_.probabilities(self._fitted_index().counts(context))
 
     def expert_weights(self, context: str) -> dict[str, float]:
         """The weight of all passages that share each kind of thing with the context; sum 1."""
@@ -152,8 +149,7 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
         predictor = self.reader(adapt)
         correct = 0
         for character in text:
-            best = predictor.probabilities()[:-1].argmax()
-            correct += int(best == predictor.code(character))
+            correct += int(predictor.probabilities()[:-1].argmax() == predictor.code(character))
             predictor.read(character)
         return correct / len(text)
 
@@ -179,8 +175,7 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
         def predict(text: str) -> np.ndarray:
             return self.predict_proba(text[max(0, len(text) - memory) :])[:-1]
 
-        alphabet = self._fitted_index().alphabet
-        return sample_text(predict, alphabet, prompt, length, temperature, seed)
+        return sample_text(predict, self.alphabet_, prompt, length, temperature, seed)
 
     def weights(self, context: str) -> Float64[np.ndarray, " N+1"]:
         """Each passage's weight after the context, and last that of the uniform guess; sum 1.

@@ -188,8 +188,7 @@ def encode_characters(text: str) -> Positions:
     points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     present = np.zeros(0x110000, bool)
     present[points] = True
-    kinds = int(present.sum())
-    return (present.cumsum() - 1).astype(np.min_scalar_type(kinds))[points]
+    return (present.cumsum() - 1).astype(np.min_scalar_type(int(present.sum())))[points]
 
 
 def _normalize(text: str) -> str:

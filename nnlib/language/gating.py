@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float, Float16, Float32, Float64
 from torch import Tensor, nn
 
-from nnlib._common.runtime import make_generator, single_thread, torch_defaults
+from nnlib._common.runtime import make_generator, torch_defaults
 
 HIDDEN_UNITS = 64
 BATCH = 2048
@@ -25,11 +25,13 @@ class GatingNetwork(nn.Module):
     @torch_defaults()
     def __init__(self, experts: int):
         super().__init__()
-        self.hidden = _zero_layer(3 * experts, HIDDEN_UNITS)
-        self.output = _zero_layer(HIDDEN_UNITS, experts + 1)
+        self.hidden = nn.utils.skip_init(nn.Linear, 3 * experts, HIDDEN_UNITS)
+        self.output = nn.utils.skip_init(nn.Linear, HIDDEN_UNITS, experts + 1)
         self.register_buffer("mean", torch.zeros(3 * experts))
         self.register_buffer("std", torch.ones(3 * experts))
         with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.zero_()
             preference = torch.arange(experts) * 0.2  # for later experts, which match longer
             self.output.bias.copy_(torch.cat([preference, torch.tensor([-4.0])]))
 
@@ -42,9 +44,7 @@ class GatingNetwork(nn.Module):
         weights = weights * (1 - MIN_UNIFORM_WEIGHT)
         return torch.cat([weights[:, :-1], weights[:, -1:] + MIN_UNIFORM_WEIGHT], 1)
 
-    @torch_defaults()
-    @torch.no_grad()
-    @single_thread()
+    @torch_defaults(gradients=False, one_core=True)
     def expert_weights(self, counts: CharacterCounts) -> Float64[np.ndarray, " E+1"]:
         """Weigh experts by how often each of them saw each character."""
         sums = np.array([counts.sum(1), (counts > 0).sum(1)], np.float32)
@@ -58,9 +58,7 @@ class GatingNetwork(nn.Module):
         p = np.append(mixed, 0.0) + weights[-1] / (counts.shape[1] + 1)
         return p / p.sum()
 
-    @torch_defaults()
-    @torch.no_grad()
-    @single_thread()
+    @torch_defaults(gradients=False, one_core=True)
     def true_probabilities(
         self, counts: Float32[np.ndarray, "B E 3"], uniform: Float64[np.ndarray, " B"]
     ) -> Float64[np.ndarray, " B"]:
@@ -74,8 +72,7 @@ class GatingNetwork(nn.Module):
             mixed.append((weights * frequencies).sum(1))
         return torch.cat(mixed).numpy()
 
-    @torch_defaults(gradients=True)
-    @single_thread()
+    @torch_defaults(gradients=True, one_core=True)
     def fit(self, samples: Float16[Tensor, "M E 3"], uniform: float, seed: int = 0) -> None:
         """Minimize the mean -log p of the true characters of M positions (see `encode_counts`)."""
         generator = make_generator(seed)
@@ -99,14 +96,6 @@ class GatingNetwork(nn.Module):
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-
-
-def _zero_layer(inputs: int, outputs: int) -> nn.Linear:
-    """A layer of zeros, for which nothing is drawn."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 def encode_counts(counts: Float32[np.ndarray, "M 3"]) -> Float16[Tensor, "M 3"]:

@@ -9,7 +9,6 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from nnlib._common.runtime import torch_defaults
 from nnlib._common.serialization import SafetensorsMixin
 from nnlib._common.validation import check_int
 from nnlib.language.sampling import sample_text
@@ -59,7 +58,6 @@ class WindowModel(SafetensorsMixin, BaseEstimator):
     device: str = "auto"
     progress: bool = True
 
-    @torch_defaults(gradients=True)
     def fit(self, text: str) -> "WindowModel":
         """Learn every character of a text that has a full window before it."""
         settings = self.get_params()
@@ -71,14 +69,12 @@ class WindowModel(SafetensorsMixin, BaseEstimator):
         """The fraction of the characters after a full window that are the most likely ones."""
         return self.layer_accuracies(text)[-1]
 
-    @torch_defaults()
     def layer_accuracies(self, text: str) -> list[float]:
         """The same by each layer."""
         batches = self._batches(text)
         correct = sum(len(y) * np.array(self.stack_.layer_scores(x, y)) for x, y in batches)
         return (correct / (len(text) - self.stack_.n_features_in_)).tolist()
 
-    @torch_defaults()
     def bits_per_character(self, text: str) -> float:
         """The mean of -log2 p of the characters after a full window, where p is 2^-20 at least.
 
@@ -89,7 +85,6 @@ class WindowModel(SafetensorsMixin, BaseEstimator):
         p = (1 - CODES * MIN_PROBABILITY) * p + MIN_PROBABILITY
         return -torch.log2(p).mean().item()
 
-    @torch_defaults()
     def predict_proba(self, context: str) -> np.ndarray:
         """The probability of every code after a context, which is padded with spaces if short."""
         check_is_fitted(self)
@@ -122,7 +117,7 @@ class WindowModel(SafetensorsMixin, BaseEstimator):
 
     def _class_probabilities(self, windows: UInt8[Tensor, "B F"]) -> Float[Tensor, "B 128"]:
         """Each code's probability, 0 for those that training never saw."""
-        p = torch.zeros(len(windows), CODES, dtype=torch.float64)
+        p = torch.zeros(len(windows), CODES, dtype=torch.float64, device="cpu")
         known = torch.from_numpy(self.stack_.classes_)
         p[:, known] = self.stack_.predict_proba(windows).double()
         return p

@@ -1,8 +1,6 @@
 """Networks from pictures to unit vectors: torchvision's residual ones, and a small one."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Shaped
@@ -49,7 +47,8 @@ class Embedding(nn.Module):
         self.low_dim = check_int("low_dim", low_dim)
         self.channels = channels
         self.size = size
-        with seeded(check_seed(seed)):
+        with GENERATOR_LOCK, torch.random.fork_rng(devices=[]):  # modules draw from no other
+            torch.default_generator.manual_seed(check_seed(seed))
             if arch == "small":
                 self.backbone = _small(channels, low_dim)
             else:
@@ -66,14 +65,6 @@ class Embedding(nn.Module):
         if pixels.device.type != "mps":  # half as quick again on CPUs, more on GPUs
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         return normalize(self.backbone(pixels).float(), dim=1)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU's global generator for modules that draw from no other, then put it back."""
-    with GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 def _small(channels: int, low_dim: int) -> nn.Sequential:

@@ -18,6 +18,7 @@ from nnlib._common.runtime import make_generator, torch_defaults
 from nnlib._common.validation import check_number
 from nnlib.datasets import CLASSES, load
 from nnlib.errors import DataError
+from nnlib.features import center_box, random_box
 from nnlib.nca import distributed
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
@@ -62,13 +63,11 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @torch_defaults()
     def hold_out(self, fraction: float, seed: int) -> tuple["Pictures", "Pictures"]:
         """Return the pictures but for a drawn fraction of each class, and these."""
         chosen = held_out(self.labels, fraction, seed)
         return self.subset((~chosen).nonzero()[:, 0]), self.subset(chosen.nonzero()[:, 0])
 
-    @torch_defaults()
     def subset(self, numbers: Int64[Tensor, " M"]) -> "Pictures":
         """Return those pictures, numbered anew."""
         part = copy.copy(self)
@@ -76,7 +75,6 @@ class Pictures:
         part.files = [self.files[number] for number in numbers.tolist()]
         return part
 
-    @torch_defaults()
     def draw(self, wanted, seed: int | None) -> list[int]:
         """Return the numbers of so many drawn pictures of each class."""
         return draw_per_class(self.labels, wanted, seed).nonzero()[:, 0].tolist()
@@ -168,34 +166,11 @@ def shift_and_flip(images: UInt8[Tensor, "B C H W"], flip: bool, seed: int) -> T
     return images[number, :, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
 
 
-def center_box(width, height) -> tuple[float, ...]:
-    """Return the box that is tested on: 224/256 of the shorter side, about the middle."""
-    side = min(width, height) * 224 / 256
-    left = (width - side) / 2
-    top = (height - side) / 2
-    return left, top, left + side, top + side
-
-
-def random_box(width, height, generator, least):
-    """Return a random box: from `least` of the area to all of it, its sides from 3:4 to 4:3."""
-    for _ in range(10):
-        area = width * height * generator.uniform(least, 1)
-        ratio = np.exp(generator.uniform(*np.log([3 / 4, 4 / 3])))
-        w = (area * ratio) ** 0.5
-        h = (area / ratio) ** 0.5
-        if w <= width and h <= height:
-            left = generator.uniform(0, width - w)
-            top = generator.uniform(0, height - h)
-            return left, top, left + w, top + h
-    return center_box(width, height)
-
-
 def load_batches(pictures, requests: Iterable, workers=0) -> Iterator[Batch]:
     """Hand out the requested batches in order, read ahead by so many processes."""
     ahead = {"prefetch_factor": 4, "num_workers": workers} if workers else {}
-    generator = torch.Generator()  # of nothing that is used, but otherwise the global one is moved
-    how = {"collate_fn": Batch._make, "generator": generator} | ahead
-    return iter(DataLoader(pictures, batch_sampler=requests, **how))
+    ahead["generator"] = torch.Generator()  # or the global one would be moved
+    return iter(DataLoader(pictures, batch_sampler=requests, collate_fn=Batch._make, **ahead))
 
 
 def epoch_batches(pictures, steps, epoch, step, settings) -> Iterator[Batch]:
@@ -265,6 +240,7 @@ def held_out(labels: Int64[Tensor, " N"], fraction: float, seed: int | None) -> 
     return draw_per_class(labels, wanted, seed)
 
 
+@torch_defaults()
 def draw_per_class(labels, wanted, seed: int | None) -> Bool[Tensor, " N"]:
     """Return True [N] for so many drawn samples of each class."""
     order = torch.randperm(len(labels), generator=make_generator(seed))

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from nnlib._common.runtime import make_generator
 from nnlib.nca import MemoryBank, nca_loss
-from nnlib.training.encoders import seeded
 
 LOSSES = ("nca", "instance", "softmax")
 
@@ -46,8 +46,9 @@ class Learner(nn.Module):
         self.network = network
         self.head = None
         if classes is not None:
-            with seeded(seed + 1):  # the network's first weights are drawn by the seed itself
-                self.head = nn.Linear(network.low_dim, classes, bias=False)
+            self.head = nn.utils.skip_init(nn.Linear, network.low_dim, classes, bias=False)
+            bound = network.low_dim**-0.5
+            nn.init.uniform_(self.head.weight, -bound, bound, make_generator(seed))
 
     def forward(self, images):
         features = self.network(images)

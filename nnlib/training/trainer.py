@@ -140,8 +140,7 @@ class Trainer:
         gathered = [torch.cat(distributed.all_gather_rows(part)).cpu() for part in rows]
         features, labels, index = gathered
         files = tuple(str(gallery.files[number]) for number in index.tolist())
-        network = self.learner.network.eval()
-        trained = Trained(network, features, labels, gallery.classes, files)
+        trained = Trained(self.learner.network.eval(), features, labels, gallery.classes, files)
         if distributed.rank() == 0:
             checkpoints.write_trained(self.folder, trained)
         return Result(self.history, figures, trained, all_gather_unique(self.unread))
