@@ -42,9 +42,8 @@ class Passage(NamedTuple):
 class ContextModel(SafetensorsMixin, BaseEstimator):
     """Language model of characters in which all passages with a similar context vote.
 
-    A passage's weight depends on how much of its context is the same (characters, whole words, or
-    the column in the line), on how many such passages there are, and on the ways they went on. How
-    it depends is learned by predicting parts of the training text from all the others.
+    How much a passage weighs is learned from how much of its context is the same (characters, whole
+    words, or the column in the line), how many such passages there are, and how they went on.
 
     Parameters
     ----------
@@ -111,7 +110,8 @@ class ContextModel(SafetensorsMixin, BaseEstimator):
     def predict_proba(self, context: str) -> Float64[np.ndarray, " A+1"]:
         """The probability of each character of `alphabet_`, and of any other, after the context."""
         _check_text("context", context)
-        return self.gating_.probabilities(self._fitted_index().counts(context))
+        counts = self._fitted_index().counts(context)
+        return self.gating_.probabilities(counts)
 
     def expert_weights(self, context: str) -> dict[str, float]:
         """The weight of all passages that share each kind of thing with the context; sum 1."""

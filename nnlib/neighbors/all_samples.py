@@ -50,10 +50,6 @@ class AllSamplesEstimator(CenterEstimator):
     weights: str | Kernel
     n_neighbors: int | None
     scaling: str
-    kernel_: Kernel
-
-    def _kernel(self) -> Kernel:
-        return self.kernel_
 
     def _base(self) -> Kernel | None:
         """Return the kernel as far as settings name one; raise ValueError where they can't."""

@@ -2,10 +2,11 @@
 
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Float64, Shaped
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
@@ -13,14 +14,43 @@ from torch import Tensor
 
 from nnlib._common.runtime import torch_defaults
 from nnlib._common.serialization import SafetensorsMixin
-from nnlib._common.validation import as_array, check_features, check_int, like_input
+from nnlib._common.validation import (
+    BLOCK_NUMBERS,
+    WIDE,
+    as_array,
+    check_features,
+    check_int,
+    like_input,
+)
 from nnlib.attention import Kernel, nearest
 from nnlib.distances import subsample, wide_dtype
-from nnlib.neighbors.columns import Columns
 
 EPSILON_MARGIN = 100  # X has to vary by so many epsilons, or distances lose much to it
 PREDICTED_ROWS = 8192  # at a time, and at least
 PREDICTED_NUMBERS = 1 << 19  # rows times features, where rows are short
+
+
+class Columns(NamedTuple):
+    """What is subtracted from each column, and the factor that it then counts with."""
+
+    offset: Float64[Tensor, " D"] | None = None
+    weight: Float64[Tensor, " D"] | None = None
+
+    def apply(
+        self, x: Shaped[Tensor, "N D"], dtype: torch.dtype = torch.float32
+    ) -> Shaped[Tensor, "N D"]:
+        """The columns as they are compared: in float64 until numbers are small."""
+        if self.offset is None and self.weight is None:
+            return x.to(dtype) if x.dtype in WIDE else x
+        if len(x) * x.shape[1] > BLOCK_NUMBERS and not x.requires_grad:
+            size = max(1, BLOCK_NUMBERS // x.shape[1])
+            return torch.cat([self.apply(block, dtype) for block in x.split(size)])
+        x = x.to(torch.float64)
+        if self.offset is not None:
+            x = x - self.offset.to(x.device)
+        if self.weight is not None:
+            x = x * self.weight.to(x.device)
+        return x.to(dtype)
 
 
 class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
@@ -32,6 +62,7 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
     offset_: Tensor | None
     column_weights_: Tensor | None
     n_features_in_: int
+    kernel_: Kernel | None = None
 
     def __post_init__(self):
         torch.nn.Module.__init__(self)
@@ -83,7 +114,7 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
         self.column_weights_ = columns.weight
 
     def _kernel(self) -> Kernel:
-        raise NotImplementedError
+        return self.kernel_
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         super()._restore(tensors)

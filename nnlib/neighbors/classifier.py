@@ -36,8 +36,9 @@ class DynamicClassifier(CondensingSettings, CenterClassifier, DynamicEstimator):
     exponent, epsilon, influence_cone_factor, scales
         Of a kernel given by name; epsilon in X's unit. An exponent of None is -4 by the published
         rule, else minus the number of features, from -4 to -16.
-    rule : {"smoothed", "published"}
-        A stream of batches and `partial_fit` are learned by their own labels in any case.
+    rule : {"auto", "smoothed", "published"}
+        "auto" is "smoothed" for tables, and "published" for pixels (uint8), for more than 256
+        columns and for streams. What streams and `partial_fit` add is judged by its own labels.
     scaling : {"auto", "deviation", "none"}
         Of the columns, by the smoothed rule: what predicts left-out samples best, their deviation,
         or as they are. Pixels (uint8) stay as they are, and columns for kernels by cosines.
@@ -76,13 +77,13 @@ class DynamicClassifier(CondensingSettings, CenterClassifier, DynamicEstimator):
     """
 
     published_kernel = "cosine"
-    saved_attributes = ("n_features_in_", "classes_", "kernel_")
+    saved_attributes = ("n_features_in_", "classes_", "kernel_", "rule_")
 
     kernel: str | Kernel = "auto"
     exponent: float | None = None
     max_count: int = 3
     passes: int = 1
-    rule: str = "smoothed"
+    rule: str = "auto"
     scaling: str = "auto"
 
     def fit(self, X, y=None, classes: Sequence | None = None):
@@ -116,7 +117,7 @@ class DynamicClassifier(CondensingSettings, CenterClassifier, DynamicEstimator):
         return self._fit(X, y, more, classes)
 
     def _exponent(self) -> float:
-        if self.exponent is None and self.rule == "published":
+        if self.exponent is None and self.rule_ == "published":
             return -4.0
         return super()._exponent()
 
@@ -125,7 +126,7 @@ class DynamicClassifier(CondensingSettings, CenterClassifier, DynamicEstimator):
         if not more:
             self.classes_ = np.unique(labels if classes is None else as_array(classes))
         numbers = encode_labels(labels, self.classes_)
-        return numbers if self.rule == "published" else self._one_hot(numbers)
+        return numbers if self.rule_ == "published" else self._one_hot(numbers)
 
     def _one_hot(self, numbers: Int64[Tensor, " N"]) -> Float[Tensor, "N C"]:
         return torch.nn.functional.one_hot(numbers, len(self.classes_)).to(torch.float32)
@@ -143,7 +144,7 @@ class DynamicClassifier(CondensingSettings, CenterClassifier, DynamicEstimator):
         return shrink(tuned.y, best_shrink(tuned.left_out, tuned.y))
 
     def _rule(self) -> CondensingRule:
-        published = self.rule == "published"
+        published = self.rule_ == "published"
         return CondensingRule(
             kernel=self._kernel(),
             values=self._one_hot if published else lambda y: y,

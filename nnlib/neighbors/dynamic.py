@@ -31,7 +31,8 @@ from nnlib.neighbors.condensing.rule import Batch, block_rows, condense
 from nnlib.neighbors.condensing.votes import CondensingRule
 from nnlib.neighbors.tuning import leave_one_out, tune, tune_interpolation
 
-RULES = ("smoothed", "published")
+RULES = ("auto", "smoothed", "published")
+TABLE_COLUMNS = 256  # at most, that are learned by the smoothed rule
 KEPT_SAMPLES = 5000  # at most: of larger sets, a part is always enough
 JUDGED = 2000  # samples at most that tell whether few centers are enough
 MANY_BATCHES = 10  # from which it says something that most samples became centers
@@ -86,17 +87,18 @@ class DynamicEstimator(CenterEstimator):
     scaling: str
     device: str
     published_kernel: str
-    kernel_: Kernel | None = None  # chosen by a fit
+    rule_ = "published"
 
-    def _kernel(self) -> Kernel:
+    def _make_kernel(self) -> Kernel:
         check_choice("predictor", self.predictor, ("interpolation", "nearest"))
         name = self.kernel
         if name == "auto":
-            name = self.published_kernel if self.rule == "published" else "euclidean"
+            name = self.published_kernel if self.rule_ == "published" else "euclidean"
         factor = self.influence_cone_factor
-        kernel = self.kernel_
-        if kernel is None:
-            kernel = make_kernel(name, self._exponent(), self.epsilon, factor, self.scales)
+        kernel = make_kernel(name, self._exponent(), self.epsilon, factor, self.scales)
+        return self._by_predictor(kernel)
+
+    def _by_predictor(self, kernel: Kernel) -> Kernel:
         return UniformKNN(1, kernel) if self.predictor == "nearest" else kernel
 
     def _exponent(self) -> float:
@@ -131,33 +133,34 @@ class DynamicEstimator(CenterEstimator):
     def _check_settings(self) -> None:
         check_choice("rule", self.rule, RULES)
         check_choice("scaling", self.scaling, SCALINGS)
-        self._kernel()
+        self._make_kernel()
         for name in ("batch_size", "max_neighbors", "max_count", "passes"):
             check_int(name, getattr(self, name, 1))
         check_number("target_accuracy", self.target_accuracy, "(0, 1]")
         check_seed(self.random_state, "random_state")
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
+        if self.kernel_ is None:  # in older files
+            self.kernel_ = self._make_kernel()
         super()._restore(tensors)
         self.indices_: Tensor | None = None
 
     @torch_defaults(gradients=True)
     def _fit(self, X, y, more: bool, classes=None):
         """Condense samples or a stream of batches, into new centers or into `more` of them."""
-        if not more:
-            self.kernel_ = None
         self._check_settings()
         batches = None
         if is_stream(X):
             batches, X, y = self._peek(X)
-        x, y = self._check_batch(X, y, more, classes)
-        self._warn_about_kernel(x)
+        x, y = self._check_batch(X, y, more, classes, is_whole=batches is None)
+        if self.rule_ == "published" or self.kernel != "auto":
+            self._warn_about_kernel(x)
         device = resolve_device(self.device)
         y = y.to(device)
         tuned = None
         if not more:
-            self._set_columns(plain_columns(x, self._kernel()))
-            if self.rule == "smoothed" and batches is None:
+            self._set_columns(plain_columns(x, self.kernel_))
+            if self.rule_ == "smoothed" and batches is None:
                 tuned = self._tune(x, y)
                 y = tuned.smoothed
         x = self._columns.apply(x)
@@ -190,7 +193,7 @@ class DynamicEstimator(CenterEstimator):
 
     def _tune(self, x: Shaped[Tensor, "N D"], y: Tensor) -> "_Tuned":
         """Choose columns and kernels, and predict each sample by all others."""
-        base = None if self.kernel == "auto" else self._kernel()
+        base = None if self.kernel == "auto" else self.kernel_
         seed = check_seed(self.random_state, "random_state")
         columns, kernel = tune(x, y, self._losses, seed, self.scaling, base)
         self._set_columns(columns)
@@ -198,12 +201,13 @@ class DynamicEstimator(CenterEstimator):
         left_out = leave_one_out(x, y, kernel)
         smoothed = self._smooth(left_out, y)
         if base is None:
-            self.kernel_ = tune_interpolation(x, smoothed, y, self._losses, seed)
+            between = tune_interpolation(x, smoothed, y, self._losses, seed)
+            self.kernel_ = self._by_predictor(between)
         return _Tuned(kernel, y, left_out, smoothed)
 
     def _keep_all_if_better(self, x: Shaped[Tensor, "N D"], tuned: "_Tuned") -> None:
         """Let all samples be centers where fewer predict left-out samples clearly worse."""
-        if self.kernel != "auto" and tuned.kernel.k is None:
+        if self.kernel != "auto" and self.kernel_.k is None:
             return
         if len(x) > min(self.max_neighbors, KEPT_SAMPLES):
             return
@@ -258,8 +262,20 @@ class DynamicEstimator(CenterEstimator):
         for x, y in rebatch(checked, rows):
             yield self._columns.apply(x.to(device)).to(torch.float32), y.to(device), None
 
-    def _check_batch(self, X, y, more: bool, classes=None, dtype: torch.dtype | None = None):
+    def _check_batch(
+        self, X, y, more: bool, classes=None, dtype: torch.dtype | None = None, is_whole=False
+    ):
         x = check_features(self, X, reset=not more)
+        if not more:
+            is_table = is_whole and x.dtype != torch.uint8 and x.shape[1] <= TABLE_COLUMNS
+            self.rule_ = self.rule
+            if self.rule == "auto":
+                self.rule_ = "smoothed" if is_table else "published"
+            self.kernel_ = self._make_kernel()
+            if (self.rule, self.kernel) == ("auto", "auto") and float(x.amin()) < 0:
+                # cosines would take x and -x for one
+                kernel = InverseDistance(self._exponent(), self.epsilon)
+                self.kernel_ = self._by_predictor(kernel)
         if dtype not in (None, storage_dtype(x)):
             raise ValueError(f"X hands out {x.dtype} after {dtype}: give all batches in one type")
         y = self._encode(y, more, classes)

@@ -106,7 +106,7 @@ class DynamicRegressor(CondensingSettings, CenterRegressor, DynamicEstimator):
 
     published_kernel = "euclidean"
     tolerance_ = PUBLISHED_TOLERANCE
-    saved_attributes = ("n_features_in_", "y_shape_", "tolerance_", "kernel_")
+    saved_attributes = ("n_features_in_", "y_shape_", "tolerance_", "kernel_", "rule_")
 
     kernel: str | Kernel = "auto"
     exponent: float | None = None
@@ -115,7 +115,7 @@ class DynamicRegressor(CondensingSettings, CenterRegressor, DynamicEstimator):
     target_accuracy: float = 0.8
     tolerance: float | None = None
     passes: int = 1
-    rule: str = "smoothed"
+    rule: str = "auto"
     scaling: str = "auto"
 
     def fit(self, X, y=None):
@@ -154,7 +154,7 @@ class DynamicRegressor(CondensingSettings, CenterRegressor, DynamicEstimator):
             values=lambda y: y,
             evaluate=self._evaluate,
             target=1 - self.target_accuracy,
-            rounds=None if self.rule == "published" else 1,
+            rounds=None if self.rule_ == "published" else 1,
             batch_size=self.batch_size,
             max_neighbors=self.max_neighbors,
         )

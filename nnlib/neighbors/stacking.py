@@ -288,7 +288,7 @@ class StackedClassifier(BaseStack):
             return layer
         settings: dict = {"random_state": seed, "device": self.device, "progress": False}
         if number == 0:
-            return DynamicClassifier("euclidean", **settings)
+            return DynamicClassifier("euclidean", rule="published", **settings)
         settings["scaling"] = "none"  # probabilities have one unit
         return PrototypeClassifier(max(100, classes), "cosine_softmax", **settings)
 

@@ -30,8 +30,7 @@ FIRST_EXPONENT = -4.0
 EXPONENTS = (-8.0, -32.0)
 BANDWIDTHS = (0.1, 0.3, 1.0)  # over the distance to the tenth neighbor
 INTERPOLATION_EXPONENTS = (-4.0, -8.0, -16.0)
-INTERPOLATION_BANDWIDTHS = (0.0, 0.1, 0.3, 1.0)
-TINY_WIDTH = 1e-6
+INTERPOLATION_BANDWIDTHS = (1e-6, 0.1, 0.3, 1.0)
 SHRINKS = (0.01, 0.03, 0.1, 0.2, 0.3)  # of probabilities towards even ones
 ERROR_WEIGHT = 2.0  # of a wrong class over a nat of log loss
 
@@ -230,8 +229,9 @@ def tune_interpolation(
     x, smoothed, values = (part[::step] for part in (x, smoothed, values))
     rows = _some_rows(x, seed)
     width = float(nearest(x[rows], x, min(10, len(x) - 1), InverseDistance(), rows)[0].median())
+    width = width or 1.0
     kernels = [
-        InverseDistance(exponent, max(width * part, TINY_WIDTH))
+        InverseDistance(exponent, width * part)
         for exponent in INTERPOLATION_EXPONENTS
         for part in INTERPOLATION_BANDWIDTHS
     ]

@@ -18,7 +18,7 @@ PUBLISHED = {"rule": "published", "progress": False}
 SEEDED = [
     DynamicClassifier("euclidean", **PUBLISHED),
     DynamicRegressor(**PUBLISHED),
-    PrototypeClassifier(4, **QUICK),
+    PrototypeClassifier(4, scaling="none", **QUICK),
     NCATransformer(width=8, dim=2, proxies=4, **QUICK),
     PatchFeatures(3, size=2, device="cpu"),
     StackedClassifier(2, DynamicClassifier("euclidean", **PUBLISHED), progress=False),

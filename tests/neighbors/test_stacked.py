@@ -22,7 +22,7 @@ EXPECTED = {
     "check_no_attributes_set_in_init": "a torch module keeps its flag `training` from the start"
 }
 FIRST = DynamicClassifier("euclidean", rule="published", progress=False)  # misled on purpose
-LATER = PrototypeClassifier(6, "cosine_softmax", **QUICK)
+LATER = PrototypeClassifier(6, "cosine_softmax", scaling="none", **QUICK)
 
 
 @pytest.mark.slow
