@@ -25,8 +25,8 @@ class DynamicClassifier(CondensingSettings, CenterClassifier, DynamicEstimator):
     By the smoothed rule, a sample's probabilities are first predicted by all other samples, with
     columns and neighbors chosen by leave-one-out; it becomes a center, once, where the centers
     predict others. So noise is not learned; of up to 5,000 samples all stay where few would predict
-    clearly worse. By the published rule a sample's own label decides: where classes overlap, samples
-    that contradict each other join again and again.
+    clearly worse. By the published rule a sample's own label decides: where classes overlap,
+    samples that contradict each other join again and again.
 
     Parameters
     ----------

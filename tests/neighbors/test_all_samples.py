@@ -1,4 +1,4 @@
-"""Estimators in which all samples vote, and what they choose by leaving out: against plain loops."""
+"""Estimators in which all samples vote, and what they choose by leaving out, by plain loops."""
 
 import math
 
