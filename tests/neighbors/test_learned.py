@@ -485,7 +485,7 @@ def test_they_go_in_a_pipeline():
     x, y = ring()
     some = QUICK | {"epochs": 20}
     chain = make_pipeline(
-        NCATransformer("network", width=32, dim=4, proxies=10, **some),
+        NCATransformer("network", width=32, dim=4, proxies=10, scaling="common", **some),
         PrototypeClassifier(6, **some),
     )
     assert clone(chain).fit(x.numpy(), y.numpy()).score(x.numpy(), y.numpy()) > 0.8
