@@ -18,11 +18,12 @@ from nnlib._common.validation import (
     BLOCK_NUMBERS,
     WIDE,
     as_array,
+    check_choice,
     check_features,
     check_int,
     like_input,
 )
-from nnlib.attention import Kernel, nearest
+from nnlib.attention import Kernel, UniformKNN, make_kernel, nearest
 from nnlib.distances import subsample, wide_dtype
 
 EPSILON_MARGIN = 100  # X has to vary by so many epsilons, or distances lose much to it
@@ -62,7 +63,15 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
     offset_: Tensor | None
     column_weights_: Tensor | None
     n_features_in_: int
-    kernel_: Kernel | None = None
+    kernel: str | Kernel
+    exponent: float | None
+    epsilon: float
+    influence_cone_factor: float
+    scales: int
+    predictor: str
+    published_kernel: str  # which "auto" is by the published rule
+    rule_ = "published"
+    kernel_: Kernel | None = None  # chosen by a fit
 
     def __post_init__(self):
         torch.nn.Module.__init__(self)
@@ -114,7 +123,25 @@ class CenterEstimator(SafetensorsMixin, BaseEstimator, torch.nn.Module):
         self.column_weights_ = columns.weight
 
     def _kernel(self) -> Kernel:
-        return self.kernel_
+        return self._make_kernel() if self.kernel_ is None else self.kernel_
+
+    def _make_kernel(self) -> Kernel:
+        check_choice("predictor", self.predictor, ("interpolation", "nearest"))
+        name = self.kernel
+        if name == "auto":
+            name = self.published_kernel if self.rule_ == "published" else "euclidean"
+        factor = self.influence_cone_factor
+        kernel = make_kernel(name, self._exponent(), self.epsilon, factor, self.scales)
+        return self._by_predictor(kernel)
+
+    def _by_predictor(self, kernel: Kernel) -> Kernel:
+        return UniformKNN(1, kernel) if self.predictor == "nearest" else kernel
+
+    def _exponent(self) -> float:
+        if self.exponent is not None:
+            return self.exponent
+        features = getattr(self, "n_features_in_", 0)  # settings are checked before a fit
+        return -float(min(max(features, 4), 16))
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         super()._restore(tensors)

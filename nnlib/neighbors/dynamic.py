@@ -23,7 +23,7 @@ from nnlib._common.validation import (
     rebatch,
     storage_dtype,
 )
-from nnlib.attention import InverseDistance, Kernel, UniformKNN, attend, make_kernel, nearest
+from nnlib.attention import InverseDistance, Kernel, attend, nearest
 from nnlib.neighbors.base import CenterEstimator
 from nnlib.neighbors.columns import SCALINGS, plain_columns
 from nnlib.neighbors.condensing.centers import GrowingCenters
@@ -74,38 +74,12 @@ class DynamicEstimator(CenterEstimator):
     it, and that prediction becomes its value; by the published rule, where its own label is not.
     """
 
-    kernel: str | Kernel
-    exponent: float | None
-    epsilon: float
-    influence_cone_factor: float
-    scales: int
-    predictor: str
     batch_size: int
     max_neighbors: int
     passes: int
     rule: str
     scaling: str
     device: str
-    published_kernel: str
-    rule_ = "published"
-
-    def _make_kernel(self) -> Kernel:
-        check_choice("predictor", self.predictor, ("interpolation", "nearest"))
-        name = self.kernel
-        if name == "auto":
-            name = self.published_kernel if self.rule_ == "published" else "euclidean"
-        factor = self.influence_cone_factor
-        kernel = make_kernel(name, self._exponent(), self.epsilon, factor, self.scales)
-        return self._by_predictor(kernel)
-
-    def _by_predictor(self, kernel: Kernel) -> Kernel:
-        return UniformKNN(1, kernel) if self.predictor == "nearest" else kernel
-
-    def _exponent(self) -> float:
-        if self.exponent is not None:
-            return self.exponent
-        features = getattr(self, "n_features_in_", 0)  # settings are checked before a fit
-        return -float(min(max(features, 4), 16))
 
     def _rule(self) -> CondensingRule:
         raise NotImplementedError
@@ -140,8 +114,6 @@ class DynamicEstimator(CenterEstimator):
         check_seed(self.random_state, "random_state")
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
-        if self.kernel_ is None:  # in older files
-            self.kernel_ = self._make_kernel()
         super()._restore(tensors)
         self.indices_: Tensor | None = None
 
@@ -159,7 +131,7 @@ class DynamicEstimator(CenterEstimator):
         y = y.to(device)
         tuned = None
         if not more:
-            self._set_columns(plain_columns(x, self.kernel_))
+            self._set_columns(plain_columns(x, self._kernel()))
             if self.rule_ == "smoothed" and batches is None:
                 tuned = self._tune(x, y)
                 y = tuned.smoothed
@@ -193,7 +165,7 @@ class DynamicEstimator(CenterEstimator):
 
     def _tune(self, x: Shaped[Tensor, "N D"], y: Tensor) -> "_Tuned":
         """Choose columns and kernels, and predict each sample by all others."""
-        base = None if self.kernel == "auto" else self.kernel_
+        base = None if self.kernel == "auto" else self._kernel()
         seed = check_seed(self.random_state, "random_state")
         columns, kernel = tune(x, y, self._losses, seed, self.scaling, base)
         self._set_columns(columns)
@@ -207,7 +179,7 @@ class DynamicEstimator(CenterEstimator):
 
     def _keep_all_if_better(self, x: Shaped[Tensor, "N D"], tuned: "_Tuned") -> None:
         """Let all samples be centers where fewer predict left-out samples clearly worse."""
-        if self.kernel != "auto" and self.kernel_.k is None:
+        if self.kernel != "auto" and self._kernel().k is None:
             return
         if len(x) > min(self.max_neighbors, KEPT_SAMPLES):
             return
@@ -271,7 +243,7 @@ class DynamicEstimator(CenterEstimator):
             self.rule_ = self.rule
             if self.rule == "auto":
                 self.rule_ = "smoothed" if is_table else "published"
-            self.kernel_ = self._make_kernel()
+            self.kernel_ = None
             if (self.rule, self.kernel) == ("auto", "auto") and float(x.amin()) < 0:
                 # cosines would take x and -x for one
                 kernel = InverseDistance(self._exponent(), self.epsilon)
