@@ -39,7 +39,8 @@ class DynamicClassifier(CondensingSettings, CenterClassifier, DynamicEstimator):
         rule, else minus the number of features, from -4 to -16.
     rule : {"auto", "smoothed", "published"}
         "auto" is "smoothed" for tables, and "published" for pixels (uint8), for more than 256
-        columns and for streams. What streams and `partial_fit` add is judged by its own labels.
+        columns or fewer than 20 samples, and for streams. What streams and `partial_fit` add is
+        judged by its own labels.
     scaling : {"auto", "deviation", "none"}
         Of the columns, by the smoothed rule: what predicts left-out samples best, their deviation,
         or as they are. Pixels (uint8) stay as they are, and columns for kernels by cosines.

@@ -32,7 +32,8 @@ from nnlib.neighbors.condensing.votes import CondensingRule
 from nnlib.neighbors.tuning import leave_one_out, tune, tune_interpolation
 
 RULES = ("auto", "smoothed", "published")
-TABLE_COLUMNS = 256  # at most, that are learned by the smoothed rule
+TABLE_COLUMNS = 256  # at most, and
+TABLE_SAMPLES = 20  # at least, that are learned by the smoothed rule
 KEPT_SAMPLES = 5000  # at most: of larger sets, a part is always enough
 JUDGED = 2000  # samples at most that tell whether few centers are enough
 MANY_BATCHES = 10  # from which it says something that most samples became centers
@@ -240,6 +241,7 @@ class DynamicEstimator(CenterEstimator):
         x = check_features(self, X, reset=not more)
         if not more:
             is_table = is_whole and x.dtype != torch.uint8 and x.shape[1] <= TABLE_COLUMNS
+            is_table = is_table and len(x) >= TABLE_SAMPLES
             self.rule_ = self.rule
             if self.rule == "auto":
                 self.rule_ = "smoothed" if is_table else "published"
