@@ -29,6 +29,7 @@ class GradientsFunction(LoopedFunction):
 
     @staticmethod
     def forward(gradient, *inputs):
+        """The first derivatives, measured again block by block."""
         *inputs, exclude, result, nearest, total, call = inputs
         queries, centers, values, _ = exact = (*map(as_exact, inputs[:2]), *inputs[2:])
         with torch_defaults():

@@ -141,6 +141,7 @@ class _Gradients(LoopedFunction):
 
     @staticmethod
     def forward(gradient, x, labels, exclude, pull, settings):
+        """The gradients [B, D] that the sweep has summed, times those of the losses [B]."""
         return (gradient[:, None] * pull,)
 
     @staticmethod
@@ -166,6 +167,7 @@ class _Hessians(LoopedFunction):
 
     @staticmethod
     def forward(x, vectors, labels, exclude, settings: _Settings):
+        """The products of each loss's Hessian with a vector, in another sweep."""
         bank, temperature, margin = settings
         if bank.sharded:
             raise NotImplementedError("nca_loss over a sharded bank is differentiable once alone")

@@ -29,6 +29,7 @@ from nnlib.neighbors.base import CenterClassifier, ProbabilisticClassifier
 from nnlib.neighbors.classifier import DynamicClassifier
 from nnlib.neighbors.dynamic import CondensingSettings
 from nnlib.neighbors.prototypes import PrototypeClassifier
+from nnlib.neighbors.tuning import is_lower
 
 
 class BaseStack(ProbabilisticClassifier, SafetensorsMixin, BaseEstimator, torch.nn.Module):
@@ -249,7 +250,7 @@ class StackedClassifier(BaseStack):
         classes = np.unique(labels)
         folds = StratifiedKFold(self.folds, shuffle=True, random_state=seed)
         layers: list[CenterClassifier] = []
-        right_before = np.zeros(len(held), bool)
+        wrong_before = torch.ones(len(held), dtype=torch.float64)
         self.validation_scores_ = []
         bar = {"unit": " layers", "delay": 5, "leave": False, "disable": not self.progress}
         for number in tqdm(range(self.num_layers), **bar):
@@ -258,10 +259,11 @@ class StackedClassifier(BaseStack):
             held_x = next_features(layer, held_x)
             right = classes[held_x.argmax(1).cpu().numpy()] == held_labels
             self.validation_scores_.append(float(right.mean()))
-            if layers and not _is_better(right, right_before):
+            wrong = torch.from_numpy(~right).to(torch.float64)
+            if layers and not is_lower(wrong, wrong_before, errors=2.0):
                 break
             layers.append(layer)
-            right_before = right
+            wrong_before = wrong
             if number + 1 < self.num_layers:  # 0 for a class that a fold's fit lacks
                 rows = like_input(x, None)
                 left_out = {"cv": folds, "method": "predict_proba"}
@@ -301,9 +303,3 @@ class StackedClassifier(BaseStack):
             layer = getattr(self, name)
             wanted = "a DynamicClassifier or PrototypeClassifier, or None"
             check(layer is None or isinstance(layer, CenterClassifier), name, layer, wanted)
-
-
-def _is_better(right: np.ndarray, before: np.ndarray) -> bool:
-    """Whether more are right than before, by more than two standard errors of the difference."""
-    gain = right.astype(float) - before
-    return gain.mean() > 2 * gain.std() / len(gain) ** 0.5
